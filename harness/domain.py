@@ -1,0 +1,322 @@
+"""Every record, enum and error of the harness. Imported by all rooms, imports none of them.
+
+Records are frozen and keyword-only: a verdict that has been written cannot be changed by what
+runs after it. Numbers keep full precision and carry their unit in their name; reports round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+"""Version of the JSON document. History: 1 first form."""
+
+
+class Blame(enum.Enum):
+    """Whose fault a status is: decides who has to act next."""
+
+    NOBODY = "nobody"
+    SOLUTION = "solution"
+    PROBLEM = "problem"
+    HARNESS = "harness"
+
+
+class Status(enum.Enum):
+    """What the harness found out about one pair. One status per pair, each with a fixed blame."""
+
+    PASSED = "PASSED"
+    """Every check of every mode held."""
+    SKIPPED = "SKIPPED"
+    """Could not be evaluated here; the message says what is missing."""
+    BUILD_FAILED = "BUILD_FAILED"
+    """The solution's extension did not compile, link or bind."""
+    LOAD_FAILED = "LOAD_FAILED"
+    """The solution file raised on import, has no ModelNew, or ModelNew could not be built."""
+    NO_KERNEL_LAUNCHED = "NO_KERNEL_LAUNCHED"
+    """It ships CUDA, but no kernel of its own extension ran."""
+    STATE_MISMATCHED = "STATE_MISMATCHED"
+    """The reference's parameters and buffers could not be given to the candidate."""
+    WRONG_STRUCTURE = "WRONG_STRUCTURE"
+    """The output is not of the reference's nesting, or not made of plain tensors."""
+    WRONG_SHAPE = "WRONG_SHAPE"
+    WRONG_DTYPE = "WRONG_DTYPE"
+    NOT_FINITE = "NOT_FINITE"
+    """NaN or infinity where the oracle is finite, or the other way round."""
+    WRONG_VALUES = "WRONG_VALUES"
+    """Values beyond the pair's tolerance."""
+    PRECISION_LOST = "PRECISION_LOST"
+    """Within the tolerance, but less precise than the pair declares: tf32 or fp16 in fp32."""
+    WRONG_GRADIENTS = "WRONG_GRADIENTS"
+    WRONG_STATE = "WRONG_STATE"
+    """Parameters or buffers after the call differ from the reference's."""
+    INPUT_MUTATED = "INPUT_MUTATED"
+    """An input changed that the reference leaves alone, or the output aliases an input."""
+    NONDETERMINISTIC = "NONDETERMINISTIC"
+    """The same call under the same RNG state gave different results beyond the budget."""
+    MEMORY_FAULT = "MEMORY_FAULT"
+    """Out of bounds, uninitialised, racing or otherwise invalid memory use was detected."""
+    CRASHED = "CRASHED"
+    """The worker died or the call raised."""
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMED_OUT = "TIMED_OUT"
+    TAMPERED = "TAMPERED"
+    """What the candidate's process claims contradicts what the judge saw."""
+    INVALID_REFERENCE = "INVALID_REFERENCE"
+    """The reference raises, is not finite on its own inputs, or disagrees with itself."""
+    WEAK_PROBLEM = "WEAK_PROBLEM"
+    """The comparison cannot tell an impostor from the reference."""
+    HARNESS_ERROR = "HARNESS_ERROR"
+    """Our own fault."""
+
+    @property
+    def blame(self) -> Blame:
+        """Return the fixed blame of this status."""
+        if self in (Status.PASSED, Status.SKIPPED):
+            return Blame.NOBODY
+        if self in (Status.INVALID_REFERENCE, Status.WEAK_PROBLEM):
+            return Blame.PROBLEM
+        if self is Status.HARNESS_ERROR:
+            return Blame.HARNESS
+        return Blame.SOLUTION
+
+
+class SpeedOutcome(enum.Enum):
+    """Second axis of a verdict: what can be said about speed."""
+
+    FASTER = "FASTER"
+    SAME = "SAME"
+    SLOWER = "SLOWER"
+    UNDECIDED = "UNDECIDED"
+    UNTIMED = "UNTIMED"
+
+
+class HarnessError(Exception):
+    """Our own fault: ends as HARNESS_ERROR, never as a verdict about a solution."""
+
+
+class UsageError(Exception):
+    """Bad usage or bad input of the user: names the file, the fault and the next step."""
+
+
+class BuildFailed(Exception):
+    """A solution's extension did not build.
+
+    Args:
+        message: one line: the compiler's first error with the solution's own file and line.
+        log: everything the tool chain printed.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Unsupported(Exception):
+    """The CPU runner cannot run this source; says which construct on which line. SKIPPED."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One defect that the CPU runner saw while a kernel ran.
+
+    Attributes:
+        kind: short name, e.g. ``out-of-bounds write``, ``data race``, ``divergent barrier``.
+        message: one sentence with kernel, line, block, thread and address.
+        kernel: name of the kernel, as written in the source.
+        file: source file the line belongs to (the solution, or the name of the inline source).
+        line: 1-based line of the access; 0 where unknown.
+        block: block index (x, y, z) of the thread at fault, None where it has none.
+        thread: thread index (x, y, z) within the block.
+        detail: further facts: the conflicting access, distance from the tensor, ...
+    """
+
+    kind: str
+    message: str
+    kernel: str = ""
+    file: str = ""
+    line: int = 0
+    block: tuple[int, int, int] | None = None
+    thread: tuple[int, int, int] | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A problem and a solution on disk.
+
+    Attributes:
+        name: ``problem/solution``, unique in one run.
+        problem: file with Model, get_inputs and get_init_inputs.
+        solution: file with ModelNew.
+    """
+
+    name: str
+    problem: Path
+    solution: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One comparison of one call: the worst element of one tensor.
+
+    Attributes:
+        phase: mode and trial, e.g. ``eval/3:signs``.
+        what: which tensor, e.g. ``output``, ``output[1]``, ``grad x``, ``state bn.running_mean``.
+        max_abs_diff: largest |candidate - reference| over the tensor; None where not comparable.
+        error: largest |candidate - oracle|.
+        budget: largest error that the precision budget allows.
+        precision: effective precision seen: fp64, fp32, tf32, bf16, fp16, exact or worse.
+    """
+
+    phase: str
+    what: str
+    max_abs_diff: float | None
+    error: float | None
+    budget: float | None
+    precision: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What the judge's clock says. Null figures where untimed.
+
+    Attributes:
+        outcome: see SpeedOutcome.
+        speedup: reference time / candidate time, ratio of medians.
+        low: lower end of the 95 % bootstrap interval of the ratio.
+        high: upper end.
+        reference_ms: median time of one call of the reference, milliseconds.
+        candidate_ms: the same for the candidate.
+        claimed_ms: what the candidate's own CUDA events claim; None where there is none.
+        batches: how many batches of each went into the figures.
+        calls_per_batch: calls in one batch.
+        note: why untimed, or what bounds the figure.
+    """
+
+    outcome: SpeedOutcome = SpeedOutcome.UNTIMED
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reference_ms: float | None = None
+    candidate_ms: float | None = None
+    claimed_ms: float | None = None
+    batches: int = 0
+    calls_per_batch: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Everything the harness knows about one pair after one evaluation.
+
+    Attributes:
+        pair: name of the pair.
+        status: see Status; blame follows from it.
+        message: one line: what happened and what to do next; empty for PASSED.
+        seed: the secret seed, revealed afterwards so that the verdict can be replayed.
+        device: what it ran on: ``cuda:0``, ``emulated`` or ``cpu``.
+        size: named size that was evaluated.
+        modes: modes that were checked, in order.
+        phases: seconds per phase, in order.
+        checks: one per tensor, the worst over all calls.
+        max_abs_diff: worst over all output checks.
+        precision: worst effective precision over all checks.
+        state_match: how the state was matched, one line per name that needed more than its name.
+        findings: what the CPU runner saw.
+        notes: what the reader should know: changed sizes, dropped variants, missing rights.
+        launches: kernel launches of the solution's own extension, None where not counted.
+        speed: second axis.
+        replay: command that replays this verdict.
+        reproducer: stand-alone script that shows the mismatch without the harness.
+        log: file with the compiler's output and the workers' stderr.
+        peak_bytes: peak resident memory by process role: judge, reference, candidate.
+    """
+
+    pair: str
+    status: Status
+    message: str = ""
+    seed: int = 0
+    device: str = ""
+    size: str = ""
+    modes: tuple[str, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    max_abs_diff: float | None = None
+    precision: str | None = None
+    state_match: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    launches: int | None = None
+    speed: Speed = field(default_factory=Speed)
+    replay: str = ""
+    reproducer: str | None = None
+    log: str | None = None
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse records that cannot be true."""
+        if self.status is not Status.PASSED and self.speed.outcome is not SpeedOutcome.UNTIMED:
+            raise HarnessError(f"{self.pair}: a {self.status.value} verdict cannot carry a speedup")
+
+    @property
+    def blame(self) -> Blame:
+        """Return whose fault the status is."""
+        return self.status.blame
+
+
+def to_json(value: Any) -> Any:
+    """Return plain dicts, lists and scalars for any record; non-finite floats become strings."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Verdict):
+            plain["blame"] = value.blame.value
+        return plain
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user asked for: one evaluation's settings, the same for all pairs of a run.
+
+    Attributes:
+        device: ``auto``, ``cuda``, ``cuda:N``, ``emulated`` or ``cpu``.
+        mode: ``forward``, ``eval``, ``train``, or None for what the problem's settings say.
+        size: ``full``, ``small``, another named size of the problem, or None for the default.
+        quick: small size and fewest trials.
+        seed: replay this seed; None draws a secret one.
+        timeout_s: limit for one phase of one pair, seconds.
+        jobs: pairs or builds side by side; None lets the fleet decide.
+        fail_fast: stop at the first pair that does not pass.
+        timed: whether speed is measured where the device allows it.
+        cache_dir: built extensions; None is the default cache.
+        log_dir: one log file per pair; None is the default folder.
+        thread_orders: orders in which the CPU runner runs threads.
+    """
+
+    device: str = "auto"
+    mode: str | None = None
+    size: str | None = None
+    quick: bool = False
+    seed: int | None = None
+    timeout_s: float = 60.0
+    jobs: int | None = None
+    fail_fast: bool = False
+    timed: bool = True
+    cache_dir: Path | None = None
+    log_dir: Path | None = None
+    thread_orders: tuple[str, ...] = ("forward", "reverse", "shuffled")
