@@ -320,3 +320,45 @@ class Options:
     cache_dir: Path | None = None
     log_dir: Path | None = None
     thread_orders: tuple[str, ...] = ("forward", "reverse", "shuffled")
+
+
+def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
+    """Return the verdict that ``to_json`` wrote.
+
+    Raises:
+        HarnessError: a field is missing, unknown or of the wrong type, or the record is illegal.
+    """
+    try:
+        given = dict(plain)
+        given.pop("blame", None)
+        given["status"] = Status(given["status"])
+        given["checks"] = tuple(_record(Check, c) for c in given.get("checks", ()))
+        given["findings"] = tuple(_record(Finding, f) for f in given.get("findings", ()))
+        speed = dict(given.get("speed") or {})
+        if "outcome" in speed:
+            speed["outcome"] = SpeedOutcome(speed["outcome"])
+        given["speed"] = _record(Speed, speed)
+        verdict: Verdict = _record(Verdict, given)
+    except (KeyError, TypeError, ValueError) as error:
+        raise HarnessError(f"not a verdict: {error!r}") from error
+    return verdict
+
+
+_NUMBERS = ("float", "float | None")
+
+
+def _record(cls: type[Any], plain: Mapping[str, Any]) -> Any:
+    """Return a record from plain JSON: lists become tuples, names of floats become floats."""
+    values: dict[str, Any] = {}
+    annotations = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    for name, value in plain.items():
+        annotation = annotations.get(name)
+        if annotation in _NUMBERS and isinstance(value, (str, int)):
+            values[name] = float(value)
+        elif isinstance(value, list):
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+        if annotation == "str" and not isinstance(value, str):
+            raise TypeError(f"{cls.__name__}.{name} must be text, not {value!r}")
+    return cls(**values)

@@ -1,0 +1,151 @@
+"""Pairs on disk, found without importing anybody's code.
+
+``problems/<problem>/reference.py`` is matched with every ``solutions/<problem>/<solution>.py``
+that defines ``ModelNew``; ``solution.py`` comes first.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.domain import Pair, UsageError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """What stands under one root.
+
+    Attributes:
+        pairs: in alphabetical order of problems, ``solution`` first within each.
+        warnings: folders that look like half a pair, one sentence each.
+    """
+
+    pairs: tuple[Pair, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def discover(root: Path) -> Catalogue:
+    """Return every pair under ``root/problems`` and ``root/solutions``.
+
+    Raises:
+        UsageError: there is no problems folder.
+    """
+    problems = root / "problems"
+    if not problems.is_dir():
+        raise UsageError(
+            f"{problems}: no such folder. Next: run_eval.py --new NAME writes a first pair"
+        )
+    pairs: list[Pair] = []
+    warnings: list[str] = []
+    for folder in sorted(path for path in problems.iterdir() if path.is_dir()):
+        if folder.name.startswith((".", "_")):
+            continue
+        reference = folder / "reference.py"
+        if not reference.is_file():
+            warnings.append(f"{folder}: no reference.py, so no pair")
+            continue
+        found = _solutions(root / "solutions" / folder.name)
+        if not found:
+            warnings.append(f"{folder}: no solution under solutions/{folder.name}/")
+        pairs += [
+            Pair(name=f"{folder.name}/{path.stem}", problem=reference, solution=path)
+            for path in found
+        ]
+    known = {pair.problem.parent.name for pair in pairs}
+    solutions = root / "solutions"
+    for folder in sorted(solutions.iterdir()) if solutions.is_dir() else []:
+        orphan = folder.is_dir() and folder.name not in known and bool(_solutions(folder))
+        if orphan and not (problems / folder.name / "reference.py").is_file():
+            warnings.append(f"{folder}: no problems/{folder.name}/reference.py")
+    return Catalogue(pairs=tuple(pairs), warnings=tuple(warnings))
+
+
+def select(pairs: Sequence[Pair], patterns: Iterable[str]) -> tuple[Pair, ...]:
+    """Return the pairs that any pattern names, in their own order; all where there is none.
+
+    Args:
+        pairs: what was discovered.
+        patterns: globs over ``problem/solution``; one without a slash names problems.
+
+    Raises:
+        UsageError: a pattern matches nothing; names the nearest pairs.
+    """
+    wanted = list(patterns)
+    if not wanted:
+        return tuple(pairs)
+    chosen: set[str] = set()
+    for pattern in wanted:
+        matched = {pair.name for pair in pairs if _matches(pair.name, pattern)}
+        if not matched:
+            names = {pair.name for pair in pairs} | {p.name.split("/")[0] for p in pairs}
+            close = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0.4)
+            hint = f"did you mean {', '.join(close)}?" if close else "--list shows all pairs"
+            raise UsageError(f"no pair matches {pattern!r}; {hint}")
+        chosen |= matched
+    return tuple(pair for pair in pairs if pair.name in chosen)
+
+
+def pair_from_files(problem: Path, solution: Path) -> Pair:
+    """Return the pair of any two files, named after them.
+
+    Raises:
+        UsageError: one of the files does not exist or is no Python file.
+    """
+    for role, path in (("problem", problem), ("solution", solution)):
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; --{role} takes a Python file")
+        if not path.is_file():
+            raise UsageError(f"{path}: no such {role} file")
+    problem, solution = problem.resolve(), solution.resolve()
+    stem = problem.parent.name if problem.stem == "reference" else problem.stem
+    return Pair(name=f"{_plain(stem)}/{_plain(solution.stem)}", problem=problem, solution=solution)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if "/" in pattern.rstrip("/"):
+        return fnmatch.fnmatchcase(name, pattern)
+    return fnmatch.fnmatchcase(name.split("/")[0], pattern.rstrip("/"))
+
+
+def _plain(stem: str) -> str:
+    """Return a stem that is safe in names of pairs and of log files."""
+    return re.sub(r"[^\w.+-]+", "_", stem) or "unnamed"
+
+
+def _solutions(folder: Path) -> list[Path]:
+    """Return the files of a solution folder that define ModelNew, solution.py first."""
+    if not folder.is_dir():
+        return []
+    files = [path for path in folder.glob("*.py") if not path.name.startswith((".", "_"))]
+    found = [path for path in files if path.name == "solution.py" or _defines_model_new(path)]
+    return sorted(found, key=lambda path: (path.name != "solution.py", path.name))
+
+
+def _defines_model_new(path: Path) -> bool:
+    """Say whether a file binds ModelNew; one that does not parse counts if it mentions it."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    if "ModelNew" not in text:
+        return False
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return True
+    return any(
+        (isinstance(node, ast.ClassDef) and node.name == "ModelNew")
+        or (isinstance(node, ast.alias) and (node.asname or node.name) == "ModelNew")
+        or (isinstance(node, ast.Name) and node.id == "ModelNew" and _is_store(node))
+        for node in ast.walk(tree)
+    )
+
+
+def _is_store(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Store)
