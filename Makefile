@@ -1,0 +1,58 @@
+# make eval   evaluate every pair           make test    run the tests
+# make check  ruff and mypy                 make bench   cold and warm wall time, peak memory
+# make clean  remove what was built
+#
+# ARGS is passed on: make eval ARGS="groupnorm --device cpu", make test ARGS="-k settings".
+# PYTHON is the interpreter that .venv is made from: make eval PYTHON=python3.12.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+LOCK := requirements.lock
+# A copy of the lock file that .venv was last filled from: contents, not dates, tell staleness.
+FILLED := $(VENV)/filled-from.lock
+
+.PHONY: help eval test check bench clean venv
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+eval: venv
+	@$(PY) run_eval.py $(ARGS)
+
+test: venv
+	@$(PY) -m pytest $(ARGS)
+
+check: venv
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+bench: venv
+	@$(PY) tests/bench_eval.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .cache results .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv:
+	@if cmp -s $(LOCK) $(FILLED) && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    echo "make: $(PYTHON) is missing or older than Python 3.10." \
+	        "Next: install Python 3.10 or newer, or name one: make eval PYTHON=python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    echo "Creating $(VENV) with $$($(PYTHON) --version)"; \
+	    if ! $(PYTHON) -m venv --clear $(VENV); then \
+	        echo "make: $(PYTHON) cannot create a virtual environment." \
+	            "Next: install its venv module (Debian: apt-get install python3-venv)" >&2; \
+	        exit 1; \
+	    fi; \
+	fi; \
+	echo "Filling $(VENV) from $(LOCK)"; \
+	if ! $(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK); then \
+	    echo "make: filling $(VENV) failed; pip's own words stand above." >&2; \
+	    exit 1; \
+	fi; \
+	cp $(LOCK) $(FILLED)

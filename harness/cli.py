@@ -1,0 +1,281 @@
+"""The command line: a thin layer over discover, fleet and report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from harness.discover import Catalogue, discover, pair_from_files, select
+from harness.domain import Options, Pair, Status, UsageError, Verdict
+from harness.environment import PROJECT_ROOT, describe_environment, torch_build
+from harness.fleet import Interrupted, run_pairs
+from harness.fleet.gpus import find_gpus
+
+OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
+
+_EPILOG = """\
+exit codes: 0 all passed or skipped; 1 some pair did not pass; 2 bad usage or input, or nothing
+was evaluated; 3 the harness itself failed; 128 + N ended by signal N (130: Ctrl-C).
+
+examples:
+  run_eval.py                                  every pair
+  run_eval.py groupnorm 'batchnorm*'           some problems
+  run_eval.py 'gemm*/hopper' --device cuda:1   one solution, on the second GPU
+  run_eval.py --problem p.py --solution s.py   any pair of files
+"""
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    root: Path = PROJECT_ROOT,
+    judge_command: Sequence[str] | None = None,
+) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: arguments without the program's name; None is ``sys.argv``.
+        root: folder with problems/ and solutions/.
+        judge_command: starts one judge; None is the real one.
+    """
+    arguments = _parser().parse_args(argv)
+    session = _Session(arguments, root, judge_command)
+    code, error = HARNESS_FAILED, None
+    try:
+        with _signals_interrupt(session.note_signal):
+            code = session.run()
+    except UsageError as usage:
+        code, error = BAD_USAGE, str(usage)
+    except KeyboardInterrupt:
+        code = session.interrupted_code
+    except BrokenPipeError:
+        # Whoever read our output has gone: no place is left to complain to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as failure:  # noqa: BLE001 - edge of the process: exit code 3 says whose fault
+        error = f"the harness failed: {failure!r}"
+        traceback.print_exc()
+    if error:
+        print(f"run_eval.py: {error}", file=sys.stderr)
+    return session.write_json(code, error)
+
+
+class _Session:
+    """One invocation: what was asked for and what has come of it so far."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, root: Path, judge_command: Sequence[str] | None
+    ) -> None:
+        self._arguments = arguments
+        self._root = root
+        self._judge_command = judge_command
+        self._verdicts: list[Verdict] = []
+        self._documented = False
+        self.interrupted_code = 128 + signal.SIGINT
+
+    def note_signal(self, number: int) -> None:
+        """Remember which signal ends the run."""
+        self.interrupted_code = 128 + number
+
+    def run(self) -> int:
+        """Do what was asked for and return the exit code."""
+        arguments = self._arguments
+        if arguments.doctor:
+            from harness.doctor import main as doctor
+
+            return doctor()
+        if arguments.new is not None:
+            from harness.new_pair import write_pair
+
+            print(write_pair(arguments.new, self._root))
+            return OK
+        if arguments.list:
+            return self._list()
+        _check_target(arguments.json)
+        self._documented = arguments.json is not None
+        return self._evaluate(self._chosen_pairs())
+
+    def write_json(self, code: int, error: str | None) -> int:
+        """Write the document, if one was asked for; returns the exit code."""
+        if not self._documented:
+            return code
+        from harness.report import render_document, write_document
+
+        try:
+            names = tuple(gpu.name for gpu in find_gpus().devices)
+            environment = describe_environment(names)
+            text = render_document(self._verdicts, environment, exit_code=code, error=error)
+            write_document(text, self._arguments.json)
+        except OSError as failure:
+            print(f"run_eval.py: {self._arguments.json}: {failure.strerror}", file=sys.stderr)
+            return code or HARNESS_FAILED
+        return code
+
+    def _chosen_pairs(self) -> tuple[Pair, ...]:
+        arguments = self._arguments
+        if arguments.problem or arguments.solution:
+            if not (arguments.problem and arguments.solution):
+                raise UsageError("--problem and --solution go together")
+            if arguments.patterns:
+                raise UsageError("name pairs, or give --problem and --solution, not both")
+            return (pair_from_files(arguments.problem, arguments.solution),)
+        pairs = select(self._discover().pairs, arguments.patterns)
+        if not pairs:
+            raise UsageError("no pairs found. Next: run_eval.py --new NAME writes a first one")
+        return pairs
+
+    def _discover(self) -> Catalogue:
+        catalogue = discover(self._root)
+        for warning in catalogue.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        return catalogue
+
+    def _list(self) -> int:
+        pairs = select(self._discover().pairs, self._arguments.patterns)
+        for pair in pairs:
+            print(pair.name)
+        return OK if pairs else BAD_USAGE
+
+    def _evaluate(self, pairs: Sequence[Pair]) -> int:
+        from harness.report import open_progress
+
+        if torch_build() is None:
+            raise UsageError(
+                f"PyTorch is not installed for {sys.executable}. "
+                "Next: make eval, which brings its own, or pip install torch"
+            )
+        arguments = self._arguments
+        began = time.monotonic()
+        try:
+            with open_progress(len(pairs), verbose=arguments.verbose) as progress:
+                self._verdicts = run_pairs(
+                    pairs,
+                    _options(arguments),
+                    listener=progress,
+                    judge_command=self._judge_command,
+                )
+        except Interrupted as interrupted:
+            self._verdicts = interrupted.verdicts
+            self._print_report(time.monotonic() - began)
+            raise
+        self._print_report(time.monotonic() - began)
+        return exit_code(self._verdicts)
+
+    def _print_report(self, wall_s: float) -> None:
+        """Print the table, then what is to be said about each pair."""
+        from harness.report import explain_run, render_table, summarize
+
+        out = sys.stderr if self._arguments.json == "-" else sys.stdout
+        verdicts = self._verdicts
+        print(f"\n{render_table(verdicts, self._arguments.format)}\n", file=out)
+        said = explain_run(verdicts, in_full=self._arguments.verbose)
+        if said:
+            print(f"{said}\n", file=out)
+        print(summarize(verdicts, wall_s), file=out)
+
+
+def exit_code(verdicts: Sequence[Verdict]) -> int:
+    """Return the exit code that a run's verdicts call for."""
+    statuses = {verdict.status for verdict in verdicts}
+    if Status.HARNESS_ERROR in statuses:
+        return HARNESS_FAILED
+    if statuses <= {Status.SKIPPED}:
+        return BAD_USAGE
+    return OK if statuses <= {Status.PASSED, Status.SKIPPED} else NOT_PASSED
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        device=arguments.device,
+        mode=arguments.mode,
+        size=arguments.size,
+        quick=arguments.quick,
+        seed=arguments.seed,
+        timeout_s=arguments.timeout,
+        jobs=arguments.jobs,
+        fail_fast=arguments.fail_fast,
+    )
+
+
+def _check_target(target: str | None) -> None:
+    """Refuse a --json file that could not be written, before anything is evaluated.
+
+    Raises:
+        UsageError: it could not.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    if path.is_dir():
+        raise UsageError(f"--json {target}: is a folder")
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"--json {target}: no such folder as {path.resolve().parent}")
+    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
+        raise UsageError(f"--json {target}: cannot be written")
+
+
+@contextmanager
+def _signals_interrupt(note: Callable[[int], None]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as cleanly as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        note(number)
+        raise KeyboardInterrupt
+
+    before: dict[signal.Signals, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, interrupt)
+    except ValueError:  # not the main thread: whoever runs us there owns the signals
+        pass
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from harness.report import FORMATS
+
+    parser = argparse.ArgumentParser(
+        prog="run_eval.py",
+        description="Check that each solution computes what its PyTorch reference computes, and "
+        "measure how much faster it is.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("patterns", nargs="*", metavar="PAIR", help="glob over problem or problem/solution")
+    add("--list", action="store_true", help="list the pairs and exit")
+    add("--problem", type=Path, metavar="FILE", help="a reference file, from anywhere")
+    add("--solution", type=Path, metavar="FILE", help="a solution file, from anywhere")
+    add("--new", metavar="NAME", help="write the skeleton of a pair that already passes")
+    add("--doctor", action="store_true", help="check this machine and exit")
+    add(
+        "--device",
+        default="auto",
+        help="auto (default: a GPU if there is one, else emulated), cuda, cuda:N, emulated (the "
+        "CUDA source run on the CPU) or cpu (the solution's own CPU path)",
+    )
+    add("--mode", choices=("forward", "eval", "train"), help="check this mode only")
+    add("--size", metavar="NAME", help="full, small (default off the GPU) or a problem's own")
+    add("--quick", action="store_true", help="small size, fewest trials")
+    add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
+    add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
+    add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
+    add("--json", metavar="FILE", help="write one JSON document; - is stdout")
+    add("--format", default="simple", choices=FORMATS, metavar="FMT", help="any tabulate format")
+    add("--fail-fast", action="store_true", help="stop at the first pair that does not pass")
+    add("-v", "--verbose", action="store_true", help="every phase, check and note")
+    return parser

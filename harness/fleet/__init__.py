@@ -1,0 +1,17 @@
+"""Which pair runs where and when. Starts judges as processes and imports none of their code."""
+
+from __future__ import annotations
+
+from harness.fleet.devices import Plan, make_plan
+from harness.fleet.judge_process import Deadlines
+from harness.fleet.run import JUDGE_COMMAND, Interrupted, Listener, run_pairs
+
+__all__ = [
+    "JUDGE_COMMAND",
+    "Deadlines",
+    "Interrupted",
+    "Listener",
+    "Plan",
+    "make_plan",
+    "run_pairs",
+]

@@ -1,0 +1,364 @@
+"""One judge: a process in a session of its own that turns a request into a verdict.
+
+Protocol, one JSON object a line:
+
+========================================  =====================================================
+fleet to judge, on stdin                  the request, then ``{"grant": "device"}`` once asked
+judge to fleet, on stdout
+  ``{"event": "phase", "phase": P}``      what it does now; also a sign of life
+  ``{"event": "await", "what": "device"}``  built; waits for the device
+  ``{"event": "problem_code"}``           the reference's code runs in the judge from here on
+  ``{"event": "harness_code"}``           and no longer
+  ``{"event": "verdict", "verdict": V}``  the end; the judge exits with 0
+========================================  =====================================================
+
+Its stderr is appended to the pair's log. A judge that dies, lies or hangs costs its own pair a
+HARNESS_ERROR, or an INVALID_REFERENCE while the reference's code was running, and nothing else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.domain import HarnessError, Status, Verdict, verdict_from_json
+from harness.fleet.slots import Slot
+
+_POLL_S = 0.05
+_LINE_LIMIT_BYTES = 64 * 1024**2
+_FAREWELL_S = 10.0
+"""How long a judge may take to exit after its verdict: a CUDA context needs a second or two."""
+_TERMINATE_S = 2.0
+"""How long a judge may take to end itself and its workers when asked to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long a judge may take; it keeps tighter limits itself, these catch one that does not.
+
+    Attributes:
+        silence_s: between two of its messages.
+        problem_code_s: for the reference's code at one stretch.
+        total_s: for everything but waiting for a device.
+    """
+
+    silence_s: float
+    problem_code_s: float
+    total_s: float
+
+    @classmethod
+    def from_timeout(cls, timeout_s: float) -> Deadlines:
+        """Return the deadlines that follow from the user's limit for one phase."""
+        return cls(
+            silence_s=3 * timeout_s + 60,
+            problem_code_s=timeout_s + 10,
+            total_s=30 * timeout_s + 600,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A judge that came to no verdict."""
+
+    status: Status
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What became of one judge.
+
+    Attributes:
+        verdict: its verdict; a failure or, where the run was stopped, None.
+        phases: seconds per phase that it announced, in order.
+    """
+
+    verdict: Verdict | Failure | None = None
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+class _Ended(Exception):
+    """The judge will say nothing more; carries what it came to."""
+
+    def __init__(self, verdict: Verdict | Failure | None) -> None:
+        super().__init__()
+        self.verdict = verdict
+
+
+_LIVE: set[JudgeProcess] = set()
+
+
+class JudgeProcess:
+    """Runs one judge to its end.
+
+    Args:
+        command: what starts a judge.
+        request: the first line it is given.
+        log: file that its stderr is appended to.
+        cwd: folder it starts in.
+        env: its environment.
+        deadlines: when to give up.
+        build_slot: the right to build, already taken; released when the judge asks for a device.
+        device_slot: the right to the device it asks for; None where it needs no other.
+        on_phase: called with each phase.
+        stop: set when the run is to end.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        request: Mapping[str, Any],
+        *,
+        log: Path,
+        cwd: Path,
+        env: Mapping[str, str],
+        deadlines: Deadlines,
+        build_slot: Slot,
+        device_slot: Slot | None,
+        on_phase: Callable[[str], None],
+        stop: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._command = command
+        self._request = request
+        self._log = log
+        self._cwd = cwd
+        self._env = env
+        self._deadlines = deadlines
+        self._build_slot = build_slot
+        self._device_slot = device_slot
+        self._on_phase = on_phase
+        self._stop = stop
+        self._clock = clock
+        self._outcome = Outcome()
+        self._phase = "start"
+        self._phase_began = self._heard = self._began = clock()
+        self._waited_s = 0.0
+        self._waiting = False
+        self._in_problem_code = False
+
+    def run(self) -> Outcome:
+        """Return what became of the judge; its process group is ended and reaped by then.
+
+        Raises:
+            HarnessError: the judge could not be started.
+        """
+        with self._log.open("ab") as log:
+            try:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    cwd=self._cwd,
+                    env=self._env,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise HarnessError(f"the judge cannot be started: {error}") from error
+        _LIVE.add(self)
+        try:
+            self._talk()
+        except _Ended as ended:
+            self._outcome.verdict = ended.verdict
+        finally:
+            complete = isinstance(self._outcome.verdict, Verdict)
+            self._end(farewell_s=_FAREWELL_S if complete else 0.0)
+            if self._device_slot is not None:
+                self._device_slot.release()
+            self._note_phase(None)
+            _LIVE.discard(self)
+        return self._outcome
+
+    def kill(self) -> None:
+        """End the judge's whole process group at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _talk(self) -> None:
+        """Send the request, then answer what the judge says; always raises _Ended."""
+        self._send(self._request)
+        assert self._process.stdout is not None
+        pipe = self._process.stdout.fileno()
+        pending = bytearray()
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while True:
+                if self._stop.is_set():
+                    raise _Ended(None)
+                self._grant_device()
+                if selector.select(_POLL_S):
+                    chunk = os.read(pipe, 1 << 16)
+                    if not chunk:
+                        raise _Ended(self._died())
+                    pending += chunk
+                    *lines, rest = pending.split(b"\n")
+                    pending = bytearray(rest)
+                    for line in lines:
+                        self._hear(bytes(line))
+                    if len(pending) > _LINE_LIMIT_BYTES:
+                        raise _Ended(self._fault("sent a line without an end"))
+                elif self._has_exited():
+                    raise _Ended(self._died())
+                self._check_deadlines()
+
+    def _hear(self, line: bytes) -> None:
+        """Act on one line."""
+        try:
+            message = json.loads(line)
+            event = message["event"]
+        except (ValueError, TypeError, KeyError):
+            raise _Ended(self._fault(f"sent {line[:80]!r}, which is no event")) from None
+        self._heard = self._clock()
+        if event == "phase" and isinstance(message.get("phase"), str):
+            self._note_phase(message["phase"])
+            self._on_phase(self._phase)
+        elif event == "await":
+            self._waiting = True
+            self._build_slot_is_left()
+        elif event in ("problem_code", "harness_code"):
+            self._in_problem_code = event == "problem_code"
+        elif event == "verdict":
+            raise _Ended(self._read_verdict(message.get("verdict")))
+        else:
+            raise _Ended(self._fault(f"sent an unknown event {event!r}"))
+
+    def _build_slot_is_left(self) -> None:
+        """Let the next pair build, where checking needs another right than building."""
+        if self._device_slot is not None:
+            self._build_slot.release()
+            self._on_phase("wait for the device")
+
+    def _grant_device(self) -> None:
+        if not self._waiting:
+            return
+        if self._device_slot is None or self._device_slot.try_take():
+            now = self._clock()
+            self._waited_s += now - self._heard
+            self._heard = now
+            self._waiting = False
+            self._send({"grant": "device"})
+
+    def _read_verdict(self, plain: Any) -> Verdict | Failure:
+        try:
+            if not isinstance(plain, Mapping):
+                raise HarnessError("not an object")
+            verdict = verdict_from_json(plain)
+        except HarnessError as error:
+            return self._fault(f"sent an impossible verdict ({error})")
+        expected = self._request["pair"]["name"]
+        if verdict.pair != expected:
+            return self._fault(f"sent the verdict of {verdict.pair!r} for {expected!r}")
+        return verdict
+
+    def _check_deadlines(self) -> None:
+        if self._waiting:
+            return
+        now = self._clock()
+        silent = now - self._heard
+        if self._in_problem_code and silent > self._deadlines.problem_code_s:
+            raise _Ended(
+                Failure(
+                    status=Status.INVALID_REFERENCE,
+                    message=f"the reference did not return within {silent:.0f} s. "
+                    "Next: a smaller --size, or a longer --timeout",
+                )
+            )
+        if silent > self._deadlines.silence_s:
+            raise _Ended(self._fault(f"said nothing for {silent:.0f} s"))
+        if now - self._began - self._waited_s > self._deadlines.total_s:
+            raise _Ended(self._fault(f"came to no verdict within {self._deadlines.total_s:.0f} s"))
+
+    def _died(self) -> Failure:
+        """Return what the end of a judge without a verdict means."""
+        how = self._how_it_ended()
+        if self._in_problem_code:
+            return Failure(
+                status=Status.INVALID_REFERENCE,
+                message=f"the reference ended the process that ran it ({how})",
+            )
+        return self._fault(f"ended without a verdict ({how})")
+
+    def _how_it_ended(self) -> str:
+        """Return ``exit code 1`` or ``SIGSEGV``; waits a moment for a process that is ending."""
+        limit = time.monotonic() + _TERMINATE_S
+        while not self._has_exited() and time.monotonic() < limit:
+            time.sleep(_POLL_S)
+        found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None:
+            return "it closed its output"
+        if found.si_code == os.CLD_EXITED:
+            return f"exit code {found.si_status}"
+        try:
+            return signal.Signals(found.si_status).name
+        except ValueError:
+            return f"signal {found.si_status}"
+
+    def _fault(self, what: str) -> Failure:
+        return Failure(
+            status=Status.HARNESS_ERROR,
+            message=f"the judge {what} in phase {self._phase!r}. This is a fault of the harness: "
+            "please report it with the log",
+        )
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        """Write one line; a judge that has gone is noticed when its output is read."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _note_phase(self, phase: str | None) -> None:
+        """Close the books of the phase that ends: ``check eval 3/12`` counts as ``check``."""
+        now = self._clock()
+        name = self._phase.split(" ")[0]
+        spent = self._outcome.phases.get(name, 0.0) + now - self._phase_began
+        self._outcome.phases[name] = spent
+        self._phase_began = now
+        self._phase = phase or self._phase
+
+    def _has_exited(self) -> bool:
+        """Say whether the judge has ended, without reaping it: its group's number stays ours."""
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags) is not None
+
+    def _end(self, *, farewell_s: float) -> None:
+        """End what is left of the process group and reap the judge.
+
+        It is asked first, so that it can end workers that stand in sessions of their own.
+        """
+        self._wait_for_exit(farewell_s)
+        if not self._has_exited():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            self._wait_for_exit(_TERMINATE_S)
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process.wait()
+
+    def _wait_for_exit(self, limit_s: float) -> None:
+        limit = time.monotonic() + limit_s
+        while not self._has_exited() and time.monotonic() < limit:
+            time.sleep(0.01)
+
+
+@atexit.register
+def _kill_survivors() -> None:
+    """End judges whose run was abandoned: the interpreter is leaving."""
+    for judge in list(_LIVE):
+        judge.kill()

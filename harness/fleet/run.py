@@ -1,0 +1,307 @@
+"""Evaluates many pairs: which one runs where and when, and what becomes of the results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import queue
+import secrets
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json
+from harness.environment import PROJECT_ROOT, find_compiler
+from harness.fleet.devices import Plan, make_plan
+from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
+from harness.fleet.logs import append, log_file, new_log_folder
+from harness.fleet.preflight import preflight
+from harness.fleet.replay import replay_command
+from harness.fleet.slots import Slot
+
+JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
+
+_MODES = (None, "forward", "eval", "train")
+_POLL_S = 0.05
+
+
+class Listener(Protocol):
+    """Is told what happens, from several threads."""
+
+    def started(self, pair: str, device: str) -> None:
+        """A pair begins."""
+
+    def phase(self, pair: str, phase: str) -> None:
+        """A pair enters a phase, e.g. ``build`` or ``check eval 3/12``."""
+
+    def finished(self, verdict: Verdict) -> None:
+        """A pair has its verdict."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was interrupted; everything it started has ended.
+
+    Attributes:
+        verdicts: one per pair, SKIPPED for those that had come to none.
+    """
+
+    def __init__(self, verdicts: list[Verdict]) -> None:
+        super().__init__()
+        self.verdicts = verdicts
+
+
+class _Silent:
+    """Listens to nothing."""
+
+    def started(self, pair: str, device: str) -> None:
+        pass
+
+    def phase(self, pair: str, phase: str) -> None:
+        pass
+
+    def finished(self, verdict: Verdict) -> None:
+        pass
+
+
+def run_pairs(
+    pairs: Sequence[Pair],
+    options: Options,
+    *,
+    listener: Listener | None = None,
+    judge_command: Sequence[str] | None = None,
+    deadlines: Deadlines | None = None,
+    plan: Plan | None = None,
+) -> list[Verdict]:
+    """Return one verdict per pair, in their order, whatever becomes of their judges.
+
+    Args:
+        pairs: what to evaluate; names must be unique.
+        options: what the user asked for.
+        listener: is told of progress.
+        judge_command: starts one judge; None is the real one.
+        deadlines: when to give up on a judge; None follows from ``options.timeout_s``.
+        plan: how to use the machine; None makes one from the options.
+
+    Raises:
+        UsageError: an option is not valid, or its device is not there.
+        Interrupted: Ctrl-C; carries the verdicts that were reached.
+    """
+    _validate(pairs, options)
+    run = _Run(
+        options,
+        plan or make_plan(options, len(pairs)),
+        listener or _Silent(),
+        judge_command or JUDGE_COMMAND,
+        deadlines or Deadlines.from_timeout(options.timeout_s),
+    )
+    return run.evaluate(pairs)
+
+
+def _validate(pairs: Sequence[Pair], options: Options) -> None:
+    names = [pair.name for pair in pairs]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(f"{', '.join(sorted(twice))}: named twice in one run")
+    if options.mode not in _MODES:
+        raise UsageError(f"unknown mode {options.mode!r}; valid: forward, eval, train")
+    if not 0 < options.timeout_s < float("inf"):
+        raise UsageError(f"the timeout must be positive seconds, not {options.timeout_s!r}")
+    if options.jobs is not None and options.jobs < 1:
+        raise UsageError(f"the number of jobs must be at least 1, not {options.jobs!r}")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise UsageError(f"the seed must be between 0 and 2**63 - 1, not {options.seed!r}")
+
+
+class _Run:
+    """One run over some pairs."""
+
+    def __init__(
+        self,
+        options: Options,
+        plan: Plan,
+        listener: Listener,
+        judge_command: Sequence[str],
+        deadlines: Deadlines,
+    ) -> None:
+        self._options = options
+        self._plan = plan
+        self._listener = listener
+        self._judge_command = judge_command
+        self._deadlines = deadlines
+        self._logs = new_log_folder(options.log_dir)
+        self._verdicts: dict[str, Verdict] = {}
+        self._stop = threading.Event()
+        self._why_stopped = ""
+        self._mutex = threading.Lock()
+
+    def evaluate(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """Return the verdicts of all pairs."""
+        waiting: queue.SimpleQueue[Pair] = queue.SimpleQueue()
+        for pair in pairs:
+            waiting.put(pair)
+        threads = [
+            threading.Thread(target=self._work, args=(waiting,), name=f"fleet-{i}", daemon=True)
+            for i in range(min(self._plan.alive, len(pairs)))
+        ]
+        interrupted = False
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            try:
+                for thread in threads:
+                    thread.join()
+            except KeyboardInterrupt:
+                interrupted = True
+                self._stop_all("interrupted before it came to a verdict")
+        verdicts = [self._verdicts.get(pair.name) or self._unreached(pair) for pair in pairs]
+        if interrupted:
+            raise Interrupted(verdicts)
+        return verdicts
+
+    def _work(self, waiting: queue.SimpleQueue[Pair]) -> None:
+        """Evaluate pairs until none waits."""
+        while not self._stop.is_set():
+            try:
+                pair = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                verdict = self._evaluate(pair)
+            except Exception:  # noqa: BLE001 - edge of a thread: a record is written whatever happens
+                verdict = self._failed(
+                    pair,
+                    self._options,
+                    Failure(
+                        status=Status.HARNESS_ERROR,
+                        message=f"the fleet failed: {traceback.format_exc(limit=-1).strip()}",
+                    ),
+                )
+            if verdict is None:
+                return
+            self._verdicts[pair.name] = verdict
+            self._listener.finished(verdict)
+            bad = verdict.status not in (Status.PASSED, Status.SKIPPED)
+            if self._options.fail_fast and bad:
+                self._stop_all(f"not evaluated: {pair.name} did not pass and --fail-fast is set")
+
+    def _stop_all(self, why: str) -> None:
+        with self._mutex:
+            self._why_stopped = self._why_stopped or why
+        self._stop.set()
+
+    def _evaluate(self, pair: Pair) -> Verdict | None:
+        """Return the verdict of one pair; None where the run was stopped before it."""
+        device = self._plan.assign()
+        try:
+            seed = self._options.seed
+            options = dataclasses.replace(
+                self._options,
+                device=device,
+                seed=secrets.randbits(63) if seed is None else seed,
+            )
+            self._listener.started(pair.name, device)
+            settings = preflight(pair, options)
+            if isinstance(settings, Failure):
+                return self._failed(pair, options, settings)
+            log = log_file(self._logs, pair.name)
+            request = {
+                "pair": to_json(pair),
+                "options": to_json(options),
+                "settings": settings.to_json(),
+                "log": str(log),
+            }
+            build_slot = self._plan.build_slot(device)
+            with self._taken(build_slot) as taken:
+                if not taken:
+                    return None
+                outcome = JudgeProcess(
+                    self._judge_command,
+                    request,
+                    log=log,
+                    cwd=PROJECT_ROOT,
+                    env=self._environment(),
+                    deadlines=self._deadlines,
+                    build_slot=build_slot,
+                    device_slot=self._plan.device_slot(device),
+                    on_phase=self._tell_phase(pair),
+                    stop=self._stop,
+                ).run()
+            return self._concluded(pair, options, outcome, log)
+        finally:
+            self._plan.leave(device)
+
+    def _tell_phase(self, pair: Pair) -> Callable[[str], None]:
+        return lambda phase: self._listener.phase(pair.name, phase)
+
+    @contextlib.contextmanager
+    def _taken(self, slot: Slot) -> Iterator[bool]:
+        """Wait for a slot; yields False where the run was stopped first."""
+        try:
+            while not slot.try_take():
+                if self._stop.is_set():
+                    yield False
+                    return
+                time.sleep(_POLL_S)
+            yield True
+        finally:
+            slot.release()
+
+    def _environment(self) -> Mapping[str, str]:
+        """Return a judge's environment: this one, with our package in reach."""
+        path = os.environ.get("PYTHONPATH")
+        env = dict(os.environ)
+        env["PYTHONPATH"] = str(PROJECT_ROOT) + (os.pathsep + path if path else "")
+        compiler = find_compiler()
+        if compiler is not None and shutil.which("c++") is None:
+            env.setdefault("CXX", compiler)  # torch tries c++ alone
+        side_by_side = (
+            self._plan.jobs if self._plan.device_slot(self._plan.devices[0]) is None else 1
+        )
+        if side_by_side > 1:
+            cores = len(os.sched_getaffinity(0))
+            env.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))
+        return env
+
+    def _concluded(
+        self, pair: Pair, options: Options, outcome: Outcome, log: Path
+    ) -> Verdict | None:
+        """Return the judge's verdict with what the fleet knows, or one of our own."""
+        result = outcome.verdict
+        if result is None:
+            return None
+        if isinstance(result, Failure):
+            append(log, f"{result.status.value}: {result.message}")
+            return dataclasses.replace(
+                self._failed(pair, options, result), phases=outcome.phases, log=str(log)
+            )
+        seed = result.seed
+        return dataclasses.replace(
+            result,
+            replay=result.replay or replay_command(pair, options, seed=seed),
+            log=result.log or str(log),
+        )
+
+    def _failed(self, pair: Pair, options: Options, failure: Failure) -> Verdict:
+        seed = options.seed or 0
+        return Verdict(
+            pair=pair.name,
+            status=failure.status,
+            message=failure.message,
+            seed=seed,
+            device=options.device,
+            size=options.size or "",
+            replay=replay_command(pair, options, seed=seed),
+        )
+
+    def _unreached(self, pair: Pair) -> Verdict:
+        return self._failed(
+            pair,
+            self._options,
+            Failure(status=Status.SKIPPED, message=self._why_stopped or "never started"),
+        )

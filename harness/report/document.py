@@ -1,0 +1,73 @@
+"""The JSON document: one per run, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.domain import SCHEMA_VERSION, Verdict, to_json
+
+
+def render_document(
+    verdicts: Sequence[Verdict],
+    environment: Mapping[str, Any],
+    *,
+    exit_code: int,
+    error: str | None = None,
+) -> str:
+    """Return the document as text.
+
+    Args:
+        verdicts: exactly one per pair.
+        environment: what the machine is.
+        exit_code: what the command line returns for this run.
+        error: why there are no verdicts, where bad usage is the reason.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "environment": dict(environment),
+        "exit_code": exit_code,
+        "error": error,
+        "verdicts": [to_json(verdict) for verdict in verdicts],
+    }
+    return json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+
+
+def write_document(text: str, target: str) -> None:
+    """Write a document to a file, or to stdout where the target is ``-``.
+
+    A reader sees the old file or the new one, never a part: it is written beside the target and
+    moved into its place.
+
+    Raises:
+        OSError: the target cannot be written.
+    """
+    if target == "-":
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    path = Path(target)
+    if path.exists() and not path.is_file():  # a pipe or /dev/null cannot be replaced
+        path.write_text(text, encoding="utf-8")
+        return
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.resolve().parent)
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
+        beside.replace(path.resolve())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise

@@ -1,0 +1,127 @@
+"""What to say about one verdict beyond its row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.domain import Finding, Status, Verdict
+from harness.report.text import clean, figure, mebibytes, one_line, seconds
+
+_TAIL_LINES = 12
+_NOTES = 8
+_TAIL_BYTES = 16 * 1024
+_QUIET = (Status.PASSED, Status.SKIPPED)
+
+
+def explain_run(verdicts: Sequence[Verdict], *, in_full: bool = False) -> str:
+    """Return what is to be said below the table: failures, skips, notes; each thing once.
+
+    Args:
+        verdicts: of one run.
+        in_full: say everything about every pair, as ``-v`` asks for.
+    """
+    said = [explain_in_full(verdict) for verdict in verdicts] if in_full else []
+    said += [explain(verdict) for verdict in verdicts if verdict.status not in _QUIET]
+    skipped: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.status is Status.SKIPPED:
+            skipped.setdefault(one_line(verdict.message), []).append(verdict.pair)
+        if not in_full:
+            for note in verdict.notes:
+                notes.setdefault(one_line(note), []).append(verdict.pair)
+    said += [f"SKIPPED {_names(pairs)}: {message}" for message, pairs in skipped.items()]
+    lines = [f"note, {_names(pairs)}: {note}" for note, pairs in list(notes.items())[:_NOTES]]
+    if len(notes) > _NOTES:
+        lines.append(f"{len(notes) - _NOTES} more notes: -v shows them")
+    if lines:
+        said.append("\n".join(lines))
+    return "\n\n".join(said)
+
+
+def _names(pairs: list[str]) -> str:
+    """Return up to three names, or how many there are."""
+    return f"{len(pairs)} pairs" if len(pairs) > 3 else ", ".join(map(clean, pairs))
+
+
+def explain(verdict: Verdict) -> str:
+    """Return why a pair did not pass and what to do next.
+
+    The first line is the news; below it stand the command that replays the verdict and the end
+    of the log.
+    """
+    head = f"{clean(verdict.pair)}: {verdict.status.value} (blame: {verdict.blame.value})"
+    lines = [f"{head}: {one_line(verdict.message) or 'no message'}"]
+    if verdict.replay:
+        lines.append(f"  replay: {one_line(verdict.replay)}")
+    if verdict.reproducer:
+        lines.append(f"  reproducer: {_reproducer(verdict.reproducer)}")
+    if verdict.log:
+        tail = read_tail(Path(verdict.log))
+        lines.append(f"  log: {clean(shorten(verdict.log))}{'' if tail else ' (empty)'}")
+        lines += [f"  | {line}" for line in tail]
+    return "\n".join(lines)
+
+
+def explain_in_full(verdict: Verdict) -> str:
+    """Return every fact of a verdict that a person may want: what ``-v`` prints."""
+    modes = f", modes {', '.join(verdict.modes)}" if verdict.modes else ""
+    size = f", size {verdict.size}" if verdict.size else ""
+    lines = [f"{clean(verdict.pair)}: {verdict.status.value} on {verdict.device}{size}{modes}"]
+    if verdict.phases:
+        spent = ", ".join(f"{name} {seconds(s)}" for name, s in verdict.phases.items())
+        lines.append(f"  phases: {clean(spent)}")
+    lines += [
+        f"  {one_line(c.phase)} {one_line(c.what)}: max |diff| {figure(c.max_abs_diff)}, error "
+        f"{figure(c.error)} of {figure(c.budget)} allowed, {c.precision or 'no precision'}"
+        for c in verdict.checks
+    ]
+    lines += [f"  state: {one_line(line)}" for line in verdict.state_match]
+    lines += [f"  finding: {_finding(finding)}" for finding in verdict.findings]
+    lines += [f"  note: {one_line(note)}" for note in verdict.notes]
+    if verdict.launches is not None:
+        lines.append(f"  kernel launches: {verdict.launches}")
+    if verdict.speed.note:
+        lines.append(f"  speed: {one_line(verdict.speed.note)}")
+    if verdict.peak_bytes:
+        peaks = ", ".join(f"{who} {mebibytes(n)}" for who, n in verdict.peak_bytes.items())
+        lines.append(f"  peak memory: {clean(peaks)}")
+    if verdict.replay:
+        lines.append(f"  replay: {one_line(verdict.replay)}")
+    return "\n".join(lines)
+
+
+def read_tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
+    """Return the last lines of a log, cleaned; none where it is empty or gone."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            size = stream.tell()
+            stream.seek(max(0, size - _TAIL_BYTES))
+            text = stream.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    kept = [line.rstrip() for line in clean(text).split("\n") if line.strip()]
+    return kept[-lines:]
+
+
+def shorten(path: str) -> str:
+    """Return a path relative to the current folder where it lies below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return path
+
+
+def _reproducer(text: str) -> str:
+    """Return a reproducer's path; one that is given as source is in the JSON document."""
+    if "\n" in text:
+        return "a stand-alone script, in the --json document"
+    return one_line(shorten(text))
+
+
+def _finding(finding: Finding) -> str:
+    where = f" ({finding.file}:{finding.line})" if finding.line else ""
+    return one_line(f"{finding.kind}: {finding.message}{where}")

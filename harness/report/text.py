@@ -1,0 +1,61 @@
+"""Figures rounded for reading, and text from elsewhere made safe for a terminal."""
+
+from __future__ import annotations
+
+import re
+
+from harness.domain import Speed, SpeedOutcome
+
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, links
+    r"|\x1b.?"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+
+
+def clean(text: str) -> str:
+    """Return text without control characters: a solution's output must not forge a report."""
+    return _ESCAPES.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def one_line(text: str) -> str:
+    """Return text on one line."""
+    return " ".join(clean(text).split())
+
+
+def figure(value: float | None) -> str:
+    """Return an error figure with two digits, e.g. ``9.5e-07``; ``-`` where there is none."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Return a time with four digits; ``-`` where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """Return a duration such as ``8.3 s`` or ``2 min 05 s``."""
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def mebibytes(value: int) -> str:
+    """Return a size such as ``412 MiB``."""
+    return f"{value / 1024**2:.0f} MiB"
+
+
+def speedup(speed: Speed) -> str:
+    """Return ``2.31x [2.29, 2.33] faster``; ``untimed`` or ``undecided`` where that is the news."""
+    if speed.outcome is SpeedOutcome.UNTIMED or speed.speedup is None:
+        return "untimed"
+    ends = ""
+    if speed.low is not None and speed.high is not None:
+        ends = f" [{speed.low:.2f}, {speed.high:.2f}]"
+    return f"{speed.speedup:.2f}x{ends} {speed.outcome.value.lower()}"

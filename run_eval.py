@@ -1,0 +1,10 @@
+"""Evaluate pairs: ``python run_eval.py --help``."""
+
+from __future__ import annotations
+
+import sys
+
+from harness.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
