@@ -1,0 +1,83 @@
+"""A judge process: one JSON request on stdin, events and the verdict as JSON lines on stdout."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from harness.domain import Options, Pair, to_json
+from harness.judge.judge import Judge
+from harness.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def _close_doors() -> None:
+    """Die with the fleet, hide memory from our own user, adopt what workers leave behind."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def options_from(raw: dict[str, Any]) -> Options:
+    """Return Options from the request's JSON; unknown fields are an error."""
+    fields = dict(raw)
+    for name in ("cache_dir", "log_dir"):
+        if fields.get(name) is not None:
+            fields[name] = Path(fields[name])
+    if fields.get("thread_orders") is not None:
+        fields["thread_orders"] = tuple(fields["thread_orders"])
+    return Options(**fields)
+
+
+def main() -> None:
+    """Judge the pair that the fleet asks for."""
+    _close_doors()
+    # A problem's prints must not reach the fleet's pipe: it gets a descriptor of its own.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    lock = threading.Lock()
+    request = json.loads(sys.stdin.readline())
+
+    def emit(event: str, **fields: Any) -> None:
+        with lock:
+            events.write(json.dumps({"event": event, **fields}) + "\n")
+            events.flush()
+
+    def await_device() -> None:
+        emit("await", what="device")
+        line = sys.stdin.readline()
+        if not line:
+            sys.exit(1)
+
+    raw = request["pair"]
+    pair = Pair(
+        name=raw["name"],
+        problem=Path(raw["problem"]).resolve(),
+        solution=Path(raw["solution"]).resolve(),
+    )
+    judge = Judge(
+        pair,
+        options_from(request["options"]),
+        Settings.from_json(request["settings"]),
+        Path(request["log"]),
+        emit,
+        await_device,
+    )
+    verdict = judge.verdict()
+    emit("verdict", verdict=to_json(verdict))
+    events.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

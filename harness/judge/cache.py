@@ -1,0 +1,149 @@
+"""Where built extensions are kept, one folder per solution file, so that none can reach another's.
+
+A build worker writes into a staging folder of its own. When it is done the judge moves what it
+built into the cache, in one rename per extension; a worker that runs the solution only reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+import harness
+from harness.domain import HarnessError
+
+CACHE_VERSION = 1
+
+
+class ExtensionCache:
+    """The part of the cache that belongs to one solution file on one device.
+
+    Args:
+        root: the cache's folder; created where missing.
+        solution: the solution's file; its content names the folder.
+        device: ``cuda``, ``emulated`` or ``cpu``.
+    """
+
+    def __init__(self, root: Path, solution: Path, device: str) -> None:
+        try:
+            digest = hashlib.sha256(solution.read_bytes()).hexdigest()[:24]
+        except OSError as error:
+            raise HarnessError(f"{solution}: {error}") from error
+        self.support = root / "support"
+        self.folder = root / f"v{CACHE_VERSION}" / f"{solution.stem}-{device}-{digest}"
+        self._staging_root = root / "staging"
+        for folder in (self.support, self.folder, self._staging_root):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def complete(self, environment: str) -> bool:
+        """Return whether everything the solution built last time is here and still valid.
+
+        Args:
+            environment: versions of torch, Python and compiler, as one text.
+        """
+        try:
+            manifest = json.loads((self.folder / "manifest.json").read_text())
+        except (OSError, ValueError):
+            return False
+        if manifest.get("environment") != environment:
+            return False
+        built = all((self.folder / key / "done").exists() for key in manifest["keys"])
+        return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
+
+    def staging(self, uid: int | None) -> Path:
+        """Return a new folder that a build worker under uid may write."""
+        folder = Path(tempfile.mkdtemp(dir=self._staging_root))
+        if uid is not None and os.geteuid() == 0:
+            os.chown(folder, uid, uid)
+        return folder
+
+    def adopt(
+        self, staging: Path, keys: Iterable[str], files: Iterable[str], environment: str
+    ) -> None:
+        """Move finished extensions out of a staging folder into the cache, and remember them."""
+        known = []
+        for key in dict.fromkeys(keys):
+            source, target = staging / key, self.folder / key
+            if Path(key).name != key:
+                continue
+            if not target.exists() and (source / "done").exists():
+                _take_ownership(source)
+                with contextlib.suppress(OSError):
+                    # Another judge of the same solution may have been first: the same content.
+                    source.rename(target)
+            if (target / "done").exists():
+                known.append(key)
+        manifest = {
+            "environment": environment,
+            "keys": known,
+            "files": {f: _digest(Path(f)) for f in files},
+        }
+        temporary = self.folder / f"manifest.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(manifest, indent=1))
+        temporary.replace(self.folder / "manifest.json")
+
+    def prepare_support(self, log: Path) -> str:
+        """Build the CPU runner's run-time library once; return why not, or an empty string.
+
+        In a process of its own: the judge imports nothing of a worker's. The marker names the
+        runner's sources, so that another version builds its own.
+        """
+        runner = Path(harness.__file__).parent / "worker" / "cuda_on_cpu"
+        digest = hashlib.sha256(f"{torch.__version__} {sys.version}".encode())
+        for path in sorted(runner.rglob("*")):
+            if path.is_file() and path.suffix in (".py", ".h", ".cpp", ".cuh", ""):
+                digest.update(path.read_bytes())
+        marker = self.support / f"ready-{digest.hexdigest()[:24]}"
+        if marker.exists():
+            return ""
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return "no C++ compiler: install g++, or set CXX"
+        with log.open("ab") as out:
+            done = subprocess.run(
+                [sys.executable, "-m", "harness.worker.cuda_on_cpu", "prepare", str(self.support)],
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+                cwd=Path(harness.__file__).parent.parent,
+            )
+        if done.returncode != 0:
+            raise HarnessError(f"the CPU runner's library did not build; {log} has the output")
+        marker.touch()
+        return ""
+
+    def discard(self, staging: Path) -> None:
+        """Delete a staging folder with all that is left in it."""
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return "missing"
+
+
+def _take_ownership(folder: Path) -> None:
+    """Make a built folder ours and read-only to others; links in it are dropped."""
+    if os.geteuid() == 0:
+        os.chown(folder, 0, 0)
+    folder.chmod(0o755)
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            path.unlink()
+        elif path.is_dir():
+            _take_ownership(path)
+        else:
+            if os.geteuid() == 0:
+                os.chown(path, 0, 0)
+            path.chmod(0o755 if path.suffix == ".so" else 0o644)

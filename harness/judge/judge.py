@@ -1,0 +1,571 @@
+"""Judges one pair from its files to its verdict."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.domain import (
+    Check,
+    Finding,
+    HarnessError,
+    Options,
+    Pair,
+    Speed,
+    Status,
+    UsageError,
+    Verdict,
+)
+from harness.judge import check, compare, diagnose, reduce, state, timing, trials
+from harness.judge.cache import ExtensionCache
+from harness.judge.clock import ClockPolicy
+from harness.judge.policy import Policy
+from harness.judge.problem import InvalidReference, Problem
+from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.modules import describe_state
+from harness.settings import Settings
+
+Emit = Callable[..., None]
+
+_SHIPS_CUDA = re.compile(r"__global__|<<<")
+_USES_BUILD = re.compile(r"cpp_extension|load_inline")
+_KERNEL_NAME = re.compile(
+    r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*|static\s+|"
+    r"inline\s+)*void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^)]*\))*\)\s*)?(\w+)"
+)
+
+
+class Settled(Exception):
+    """The verdict's status is known; carries status and message."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Facts:
+    """What becomes the verdict, gathered on the way."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    state_match: tuple[str, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    launches: int | None = None
+    report: check.Report | None = None
+    speed: Speed = field(default_factory=Speed)
+    reproducer: str | None = None
+    size: str = ""
+    modes: tuple[str, ...] = ()
+    peak: dict[str, int] = field(default_factory=dict)
+
+
+class Judge:
+    """One pair's evaluation.
+
+    Args:
+        pair, options, settings: what is judged and how; options.device is resolved.
+        log: file for the workers' output.
+        emit: called with an event's name and fields; the fleet listens.
+        await_device: returns when this judge may use the device.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: Options,
+        settings: Settings,
+        log: Path,
+        emit: Emit,
+        await_device: Callable[[], None],
+        policy: Policy | None = None,
+    ) -> None:
+        self._pair = pair
+        self._options = options
+        self._settings = settings
+        self._log = log
+        self._emit = emit
+        self._await_device = await_device
+        self._policy = policy or Policy()
+        self._seed = options.seed if options.seed is not None else secrets.randbits(48)
+        self._kind = options.device.partition(":")[0]
+        self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
+        self._facts = Facts()
+        self._workers: list[RemoteWorker] = []
+        self._init: Any = None
+        self._source: Mapping[str, str] = {}
+        self._phase = ""
+        self._phase_since = time.monotonic()
+        cache_root = options.cache_dir or Path(".cache")
+        self._cache_root = Path(cache_root).resolve()
+        self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind)
+        self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
+
+    def verdict(self) -> Verdict:
+        """Judge the pair; every way this can end is a verdict."""
+        status, message = Status.PASSED, ""
+        try:
+            self._judge()
+        except Settled as settled:
+            status, message = settled.status, str(settled)
+        except check.Refused as refused:
+            status, message = refused.mismatch.status, self._refused(refused)
+        except timing.TimedWrongly as wrong:
+            status = wrong.mismatch.status
+            message = f"in a timed batch, {wrong}: what is checked is not what was timed"
+        except WorkerFailed as failed:
+            status, message = self._worker_failed(failed)
+        except InvalidReference as invalid:
+            status, message = Status.INVALID_REFERENCE, str(invalid)
+        except UsageError as error:
+            status, message = Status.INVALID_REFERENCE, str(error)
+        except HarnessError as error:
+            status, message = Status.HARNESS_ERROR, str(error)
+        finally:
+            self._enter("")
+            for worker in self._workers:
+                self._gather(worker)
+                worker.close()
+        status, message = self._with_findings(status, message)
+        return self._record(status, message)
+
+    # --- phases ---------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        self._enter("load")
+        overrides = self._overrides()
+        self._emit("problem_code")
+        problem = Problem(
+            self._pair.problem,
+            overrides,
+            torch.device("cpu"),
+            trials.derived(self._seed, "construction") % 2**31,
+        )
+        self._init = problem.init_inputs
+        self._emit("harness_code")
+        self._facts.modes = (
+            (self._options.mode,) if self._options.mode else tuple(self._settings.modes)
+        )
+        self._refuse_missing_hardware()
+        self._enter("build")
+        self._build(problem)
+        self._await_device()
+        self._enter("load")
+        problem.move(self._device)
+        worker = self._start("candidate", self._timeout())
+        loaded = self._load(worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder)
+        match = self._match(problem, loaded)
+        standard = self._standard()
+        quick = self._options.quick
+        calls = self._policy.quick_calls if quick else self._policy.calls
+        checker = check.Checker(
+            problem,
+            worker,
+            match,
+            standard,
+            self._domain(),
+            count_launches=self._kind == "cuda" and self._ships_cuda(),
+            orders=self._options.thread_orders,
+        )
+        self._facts.report = checker.report
+        plan = trials.plan(self._seed, self._facts.modes, calls, self._settings.fold_state)
+        counts = {m: sum(t.mode == m for t in plan) for m in self._facts.modes}
+
+        def progress(trial: trials.Trial) -> None:
+            self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
+
+        self._emit("problem_code")
+        checker.run(plan, progress)
+        self._require_launches(worker, loaded)
+        self._require_strength(checker)
+        if self._options.timed and self._kind in ("cuda", "cpu"):
+            self._time(problem, checker, worker, match)
+        self._emit("harness_code")
+
+    def _timeout(self) -> float:
+        # Below the limit itself, so that a hang's whole verdict is there within it.
+        return self._options.timeout_s * 0.75
+
+    def _overrides(self) -> dict[str, Any]:
+        size = self._options.size
+        if size is None:
+            size = "full" if self._kind == "cuda" and not self._options.quick else "small"
+        self._facts.size = size
+        if size == "full":
+            return {}
+        named = self._settings.sizes.get(size)
+        if named is not None:
+            return dict(named)
+        if size != "small":
+            known = ", ".join(["full", "small", *self._settings.sizes])
+            raise UsageError(f"{self._pair.problem}: no size {size!r}. Next: one of {known}.")
+        self._emit("problem_code")
+        changes = reduce.reduced(self._pair.problem, self._policy.small_input_bytes)
+        self._emit("harness_code")
+        if changes:
+            text = ", ".join(f"{n}={v}" for n, v in changes.items())
+            self._facts.notes.append(f"reduced size: {text}; paths for the full size did not run")
+        return changes
+
+    def _refuse_missing_hardware(self) -> None:
+        wanted = self._solution_settings("requires")
+        if not wanted:
+            return
+        if self._kind != "cuda":
+            raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is {self._kind}")
+        major, minor = torch.cuda.get_device_capability(self._device)
+        digits = re.sub(r"\D", "", str(wanted))
+        exact = str(wanted)[-1] in "af"
+        have = major * 10 + minor
+        if have < int(digits) or (exact and have != int(digits)):
+            raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is sm_{have}")
+
+    def _build(self, problem: Problem) -> None:
+        """Import the solution once in a worker that is thrown away, to fill the cache."""
+        if not _USES_BUILD.search(self._text):
+            return
+        environment = f"{torch.__version__} {torch.version.cuda} {os.environ.get('CXX', 'c++')}"
+        if self._cache.complete(environment):
+            return
+        if self._kind != "cuda":
+            why = self._cache.prepare_support(self._log)
+            if why:
+                raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
+        worker = self._start("build", self._timeout())
+        staging = self._cache.staging(worker.uid)
+        try:
+            loaded = self._load(
+                worker, problem, "ModelNew", self._pair.solution, {}, staging
+            )
+            worker.kill()
+            self._cache.adopt(
+                staging,
+                [str(k) for k in loaded.get("built", [])],
+                [str(f) for f in loaded.get("files", [])],
+                environment,
+            )
+        finally:
+            self._gather(worker)
+            worker.close()
+            self._workers.remove(worker)
+            self._cache.discard(staging)
+
+    def _start(self, role: str, timeout_s: float) -> RemoteWorker:
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cap = int(max(self._policy.memory_floor_bytes, 4 * held))
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        worker = RemoteWorker(
+            role=role,
+            log=self._log,
+            timeout_s=timeout_s,
+            build_timeout_s=self._policy.build_timeout_s,
+            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
+            threads=0,
+            device=self._options.device,
+            untrusted=role != "reference",
+        )
+        self._workers.append(worker)
+        for note in worker.notes:
+            if note not in self._facts.notes:
+                self._facts.notes.append(note)
+        return worker
+
+    def _load(
+        self,
+        worker: RemoteWorker,
+        problem: Problem,
+        class_name: str,
+        path: Path,
+        overrides: dict[str, Any],
+        built: Path,
+    ) -> dict[str, Any]:
+        candidate = class_name == "ModelNew"
+        private = worker.folder / "build"
+        building = worker.role == "build"
+        fields = worker.encode(init=problem.init_inputs)
+        try:
+            return worker.ask(
+                "load",
+                file=str(path),
+                device=self._options.device,
+                tf32=self._solution_settings("precision") == "tf32",
+                cache=str(self._cache.folder),
+                staging=str(built if building else private),
+                support=str(self._cache.support),
+                guarded=self._kind != "cuda" and candidate and self._guarded(),
+                seed=trials.derived(self._seed, "construction") % 2**31,
+                overrides=overrides,
+                compile=None,
+                **{"class": class_name},
+                **fields,
+            )
+        except WorkerFailed as failed:
+            if failed.status is Status.CRASHED and failed.error.get("kind") == "raised":
+                raise Settled(Status.LOAD_FAILED, str(failed)) from None
+            raise
+
+    def _guarded(self) -> bool:
+        """Return whether the CPU runner's memory checks are to be had for this candidate."""
+        why = self._cache.prepare_support(self._log)
+        if why:
+            note = f"memory is neither guarded nor poisoned: {why}"
+            if note not in self._facts.notes:
+                self._facts.notes.append(note)
+        return not why
+
+    def _match(self, problem: Problem, loaded: dict[str, Any]) -> state.Match:
+        described = describe_state(problem.reference)
+        tensors = problem.state()
+        constants = frozenset(
+            d["name"]
+            for d in described
+            if d["kind"] == "buffer" and state.is_constant(d["name"], tensors[d["name"]], "buffer")
+        )
+        try:
+            match = state.match(described, loaded.get("state"), constants)
+        except state.StateMismatch as mismatch:
+            raise Settled(Status.STATE_MISMATCHED, str(mismatch)) from None
+        self._facts.state_match = match.notes
+        self._source = match.source
+        return match
+
+    def _time(
+        self, problem: Problem, checker: check.Checker, worker: RemoteWorker, match: state.Match
+    ) -> None:
+        self._enter("time")
+        reference = self._start("reference", self._timeout())
+        self._load(
+            reference, problem, "Model", self._pair.problem, problem.overrides,
+            reference.folder / "build",
+        )
+        mode = "train" if "train" in self._facts.modes else self._facts.modes[0]
+        policy = ClockPolicy()
+        if self._options.quick:
+            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
+        self._facts.speed = timing.Stopwatch(
+            problem,
+            checker.oracle,
+            reference,
+            worker,
+            match,
+            checker.standard,
+            mode,
+            self._seed,
+            policy,
+        ).run()
+
+    # --- requirements ---------------------------------------------------------------------------
+
+    def _ships_cuda(self) -> bool:
+        return bool(_SHIPS_CUDA.search(self._text))
+
+    def _require_launches(self, worker: RemoteWorker, loaded: dict[str, Any]) -> None:
+        files = [Path(str(f)) for f in loaded.get("files", [])]
+        sources = [self._text]
+        for path in files:
+            if path.suffix in (".cu", ".cuh") and path.is_file():
+                sources.append(path.read_text(errors="replace"))
+        if not any(_SHIPS_CUDA.search(s) for s in sources) or self._kind == "cpu":
+            return
+        failures = [str(f) for f in loaded.get("build_failures", [])]
+        unsupported = [str(u) for u in loaded.get("unsupported", [])]
+        if self._kind == "emulated":
+            self._facts.launches = worker.launches or 0
+        else:
+            own = {n for s in sources for n in _KERNEL_NAME.findall(s)}
+            kernels = self._facts.report.kernels if self._facts.report else {}
+            launched = {
+                k: n for k, n in kernels.items() if any(_names_kernel(k, o) for o in own)
+            }
+            self._facts.launches = sum(launched.values())
+            if not kernels and not own:
+                self._facts.notes.append("kernel launches could not be counted")
+                return
+        if self._facts.launches:
+            return
+        if unsupported:
+            raise Settled(Status.SKIPPED, f"the CPU runner cannot run it: {unsupported[0]}")
+        why = f"; its build failed: {failures[0]}" if failures else ""
+        raise Settled(
+            Status.NO_KERNEL_LAUNCHED,
+            f"it ships CUDA, but none of its own kernels ran in {self._calls()} calls{why}",
+        )
+
+    def _calls(self) -> int:
+        return self._facts.report.calls if self._facts.report else 0
+
+    def _require_strength(self, checker: check.Checker) -> None:
+        survivors = sorted(checker.report.survivors)
+        if survivors:
+            names = ", ".join(survivors)
+            raise Settled(
+                Status.WEAK_PROBLEM,
+                f"an impostor passes every check: {names}; a PASSED here would mean nothing",
+            )
+
+    # --- records --------------------------------------------------------------------------------
+
+    def _solution_settings(self, key: str) -> Any:
+        entry = self._settings.solutions.get(self._pair.solution.stem)
+        return getattr(entry, key, None) if entry is not None else None
+
+    def _standard(self) -> compare.Standard:
+        tolerances = self._settings.tolerances
+        return compare.Standard(
+            policy=self._policy,
+            atol=tolerances.atol if tolerances else None,
+            rtol=tolerances.rtol if tolerances else None,
+            precision=self._solution_settings("precision"),
+        )
+
+    def _domain(self) -> dict[str, dict[str, float]]:
+        domain: dict[str, dict[str, float]] = {}
+        for name, interval in self._settings.domain.items():
+            limits = {"min": interval.min, "max": interval.max}
+            domain[name] = {k: v for k, v in limits.items() if v is not None}
+        return domain
+
+    def _enter(self, phase: str, detail: str = "") -> None:
+        now = time.monotonic()
+        if self._phase:
+            spent = now - self._phase_since
+            self._facts.phases[self._phase] = self._facts.phases.get(self._phase, 0.0) + spent
+        self._phase, self._phase_since = phase, now
+        if phase:
+            self._emit("phase", phase=f"{phase} {detail}".strip())
+
+    def _gather(self, worker: RemoteWorker) -> None:
+        self._facts.peak[worker.role] = max(
+            self._facts.peak.get(worker.role, 0), worker.peak_bytes
+        )
+        if worker.role != "reference":
+            self._facts.findings += [_finding(f) for f in worker.findings]
+            worker.findings = []
+        if self._kind == "emulated" and worker.role == "candidate" and worker.launches is not None:
+            self._facts.launches = worker.launches
+
+    def _refused(self, refused: check.Refused) -> str:
+        trial, case, mismatch = refused.trial, refused.case, refused.mismatch
+        folder = self._cache_root / "reproducers" / re.sub(r"\W+", "_", self._pair.name)
+        self._facts.reproducer = diagnose.write_reproducer(
+            folder,
+            self._pair,
+            device=self._options.device,
+            mode=trial.mode,
+            rng=trial.rng,
+            init=self._init,
+            state={theirs: case.before[ours] for theirs, ours in self._source.items()},
+            inputs=case.inputs,
+            expected=case.reference.output,
+            message=f"{mismatch.status.value}: {mismatch.message}",
+        )
+        where = f"in trial {trial.name}: "
+        return where + mismatch.message
+
+    def _worker_failed(self, failed: WorkerFailed) -> tuple[Status, str]:
+        message = str(failed)
+        unsupported = failed.error.get("unsupported")
+        if failed.status in (Status.LOAD_FAILED, Status.CRASHED) and unsupported:
+            return Status.SKIPPED, str(unsupported[0])
+        return failed.status, f"during {self._phase}: {message}" if self._phase else message
+
+    def _with_findings(self, status: Status, message: str) -> tuple[Status, str]:
+        if not self._facts.findings or status in (Status.TAMPERED, Status.HARNESS_ERROR):
+            return status, message
+        first = self._facts.findings[0]
+        more = len(self._facts.findings) - 1
+        text = first.message + (f" ({more} more findings)" if more else "")
+        self._facts.speed = Speed()
+        return Status.MEMORY_FAULT, text
+
+    def _record(self, status: Status, message: str) -> Verdict:
+        report = self._facts.report
+        checks: tuple[Check, ...] = tuple(report.checks.values()) if report else ()
+        notes = list(self._facts.notes)
+        if report:
+            notes += report.notes
+            if report.dropped:
+                notes.append("variants dropped: " + ", ".join(dict.fromkeys(report.dropped)))
+        outputs = [c.max_abs_diff for c in checks if c.what.startswith("output")]
+        known = [d for d in outputs if d is not None]
+        self._facts.peak["judge"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if status is not Status.PASSED:
+            message = diagnose.advised(status, message)
+        speed = self._facts.speed if status is Status.PASSED else Speed()
+        if speed.speedup is None and not speed.note:
+            why = "emulated: correctness only" if self._kind == "emulated" else "not measured"
+            speed = Speed(note=why)
+        return Verdict(
+            pair=self._pair.name,
+            status=status,
+            message=message,
+            seed=self._seed,
+            device=self._options.device,
+            size=self._facts.size,
+            modes=self._facts.modes,
+            phases=self._facts.phases,
+            checks=checks,
+            max_abs_diff=max(known) if known else None,
+            precision=compare.worst_precision(report.precisions) if report else None,
+            state_match=self._facts.state_match,
+            findings=tuple(self._facts.findings[:20]),
+            notes=tuple(notes),
+            launches=self._facts.launches,
+            speed=speed,
+            replay=self._replay(),
+            reproducer=self._facts.reproducer,
+            log=str(self._log),
+            peak_bytes=self._facts.peak,
+        )
+
+    def _replay(self) -> str:
+        problem, solution = self._pair.problem, self._pair.solution
+        root = Path(__file__).resolve().parents[2]
+        named = problem.is_relative_to(root / "problems") and solution.is_relative_to(
+            root / "solutions"
+        )
+        words = ["python", "run_eval.py"]
+        words += (
+            [self._pair.name]
+            if named
+            else ["--problem", str(problem), "--solution", str(solution)]
+        )
+        words += ["--device", self._options.device, "--seed", str(self._seed)]
+        words += ["--size", self._facts.size] if self._facts.size else []
+        words += ["--mode", self._options.mode] if self._options.mode else []
+        words += ["--quick"] if self._options.quick else []
+        return shlex.join(words)
+
+
+def _names_kernel(launched: str, own: str) -> bool:
+    return re.search(rf"\b{re.escape(own)}\b", launched) is not None
+
+
+def _finding(raw: dict[str, Any]) -> Finding:
+    def index(value: Any) -> tuple[int, int, int] | None:
+        if isinstance(value, list) and len(value) == 3 and all(type(v) is int for v in value):
+            return (value[0], value[1], value[2])
+        return None
+
+    line = raw.get("line")
+    return Finding(
+        kind=str(raw.get("kind", ""))[:100],
+        message=str(raw.get("message", ""))[:2000],
+        kernel=str(raw.get("kernel", ""))[:200],
+        file=str(raw.get("file", ""))[:500],
+        line=line if type(line) is int else 0,
+        block=index(raw.get("block")),
+        thread=index(raw.get("thread")),
+        detail=str(raw.get("detail", ""))[:2000],
+    )
+

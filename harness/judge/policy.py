@@ -1,0 +1,51 @@
+"""Every threshold of the judge, in one record that is passed, never global."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Thresholds of one evaluation.
+
+    Attributes:
+        calls: checked calls over all modes, at least; spread over the modes.
+        quick_calls: the same under --quick.
+        reference_factor: error budget as a multiple of the reference's own error, per dtype class.
+        eps_factor: error budget floor as a multiple of eps * max|y|.
+        atol, rtol: allclose tolerances for float32.
+        low_tolerance: both, for float16 and bfloat16.
+        double_tolerance: both, for float64.
+        memory_floor_bytes: a worker may always use this much resident memory.
+        memory_factor: and this multiple of what the judge itself holds for the pair.
+        build_timeout_s: limit of one build worker while it compiles.
+        output_factor: an answer may be this many times as large as the reference's.
+        small_input_bytes: inputs of a problem without sizes of its own are halved to this.
+    """
+
+    calls: int = 12
+    quick_calls: int = 4
+    reference_factor: float = 32.0
+    low_reference_factor: float = 4.0
+    eps_factor: float = 8.0
+    low_eps_factor: float = 2.0
+    atol: float = 1e-4
+    rtol: float = 1e-4
+    low_tolerance: float = 1e-2
+    double_tolerance: float = 1e-7
+    memory_floor_bytes: int = 3 << 30
+    memory_factor: float = 16.0
+    build_timeout_s: float = 600.0
+    output_factor: float = 8.0
+    small_input_bytes: int = 1 << 20
+
+    def tolerance(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Return (atol, rtol) for outputs of a dtype."""
+        if dtype in (torch.float16, torch.bfloat16):
+            return self.low_tolerance, self.low_tolerance
+        if dtype in (torch.float64, torch.complex128):
+            return self.double_tolerance, self.double_tolerance
+        return self.atol, self.rtol

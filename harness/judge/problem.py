@@ -1,0 +1,183 @@
+"""Holds the problem in the judge: the reference in its own precision and in float64.
+
+This is the only room of the judge that runs a problem's code. The reference in its own precision
+gives the expected structure, state and its own error; the float64 copy is the oracle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import modules, pretend_cuda, source
+from harness.domain import HarnessError, UsageError
+from harness.modules import mapped, module_state, seed_everything
+
+
+class InvalidReference(Exception):
+    """The problem's own code does not do what a reference must; says what."""
+
+
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return floating tensors as float64, complex ones as complex128, others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one call of a module gave.
+
+    Attributes:
+        output: any nesting of tensors, in the module's precision.
+        inputs: the arguments after the call.
+        state: parameters and buffers after the call, by name.
+        input_grads: one per input tensor, None where there is none; empty without gradients.
+        state_grads: by parameter name.
+        aliases: [output index, input index] of outputs that share storage with an input.
+    """
+
+    output: Any
+    inputs: Any
+    state: dict[str, torch.Tensor]
+    input_grads: list[torch.Tensor | None] = field(default_factory=list)
+    state_grads: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    aliases: list[list[int]] = field(default_factory=list)
+
+
+class Problem:
+    """The imported problem file, its module, and the oracle.
+
+    Args:
+        path: the problem's file.
+        overrides: module-level constants to replace: a named or a reduced size.
+        device: torch device that calls run on.
+        seed: seed of the construction.
+    """
+
+    def __init__(
+        self, path: Path, overrides: Mapping[str, Any], device: torch.device, seed: int
+    ) -> None:
+        self.path = path
+        self.overrides = dict(overrides)
+        self.device = device
+        with self._user_code("importing it"):
+            self._namespace = source.execute(path, "judged_problem", overrides)
+        for name in ("Model", "get_inputs"):
+            if not hasattr(self._namespace, name):
+                raise UsageError(
+                    f"{path} defines no {name}. Next: a problem needs Model, get_inputs() and "
+                    "get_init_inputs()."
+                )
+        self._construction_seed = seed
+        with self._user_code("get_init_inputs()"):
+            seed_everything(seed)
+            get_init = getattr(self._namespace, "get_init_inputs", list)
+            self.init_inputs = list(get_init())
+        self.reference = self._constructed().to(device)
+
+    def _constructed(self) -> torch.nn.Module:
+        with self._user_code("constructing Model(*get_init_inputs())"):
+            seed_everything(self._construction_seed)
+            module = self._namespace.Model(*copy.deepcopy(self.init_inputs))
+        if not isinstance(module, torch.nn.Module):
+            raise InvalidReference(f"{self.path}: Model is not a torch.nn.Module")
+        return module
+
+    def move(self, device: torch.device) -> None:
+        """Move the reference to the device that the pair is checked on."""
+        self.device = device
+        self.reference = self.reference.to(device)
+
+    def build_oracle(self) -> torch.nn.Module:
+        """Return a float64 copy of the reference, on its device."""
+        return self._constructed()._apply(to_double).to(self.device)
+
+    def forward_names(self) -> list[str]:
+        """Return the names of forward's positional arguments, for the domain of inputs."""
+        try:
+            parameters = inspect.signature(self.reference.forward).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+    def inputs(self, seed: int) -> list[Any]:
+        """Return nominal inputs, drawn from get_inputs() under a seed, on the device.
+
+        On a GPU they are drawn there (torch.device as default), which is what makes gigabytes of
+        random numbers affordable; where get_inputs() refuses that, on the CPU.
+        """
+        seed_everything(seed)
+        drawn: Any = None
+        if self.device.type == "cuda":
+            with contextlib.suppress(Exception), self.device:
+                drawn = self._namespace.get_inputs()
+        if drawn is None:
+            with self._user_code("get_inputs()"):
+                seed_everything(seed)
+                drawn = self._namespace.get_inputs()
+        if not isinstance(drawn, (list, tuple)):
+            raise InvalidReference(
+                f"{self.path}: get_inputs() returned a {type(drawn).__name__}, not a list"
+            )
+        return [mapped(v, lambda t: t.detach().to(self.device)) for v in drawn]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the reference's parameters and buffers by name, every alias under its own name."""
+        return module_state(self.reference)
+
+    def call(
+        self,
+        module: torch.nn.Module,
+        mode: str,
+        inputs: list[Any],
+        rng: int,
+        output_grads: modules.OutputGrads,
+    ) -> Outcome:
+        """Call a module once on private copies of the inputs.
+
+        Raises:
+            InvalidReference: the problem's code raised.
+        """
+        own = [mapped(v, lambda t: t.detach().clone(memory_format=torch.preserve_format))
+               for v in inputs]
+        with self._user_code(f"calling Model in mode {mode}"):
+            output, gradients = modules.call(module, mode, own, rng, output_grads)
+        gradients = gradients or modules.Gradients()
+        if gradients.missing.startswith("backward raised"):
+            raise InvalidReference(f"{self.path}: in mode {mode}, {gradients.missing}")
+        return Outcome(
+            output=mapped(output, lambda t: t.detach()),
+            inputs=own,
+            state={n: t.detach().clone() for n, t in module_state(module).items()},
+            input_grads=gradients.inputs,
+            state_grads=gradients.state,
+            aliases=modules.aliases(output, own),
+        )
+
+    @contextlib.contextmanager
+    def _user_code(self, what: str) -> Iterator[None]:
+        try:
+            if self.device.type == "cuda":
+                yield
+            else:
+                with pretend_cuda.pretend(answer_cuda=False):
+                    yield
+        except (UsageError, HarnessError, InvalidReference):
+            raise
+        except Exception as error:  # the problem's code may raise anything: an edge
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InvalidReference(
+                f"{self.path}: {what} raised {type(error).__name__}: {str(error)[:500]}"
+            ) from error
+        except SystemExit as error:
+            raise InvalidReference(f"{self.path}: {what} called sys.exit") from error

@@ -1,0 +1,420 @@
+"""The judge's end of a worker: starts it, asks it, limits it, ends it and all it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+import harness
+from harness import wire
+from harness.domain import HarnessError, Status
+
+_LOG_HEAD_BYTES = 256 << 10
+_LOG_TAIL_BYTES = 64 << 10
+
+
+class WorkerFailed(Exception):
+    """A worker's request ended without an answer that can be used.
+
+    Args:
+        status: the verdict that follows where the candidate's worker failed.
+        message: one line.
+        error: what the worker itself said, {} where it said nothing.
+    """
+
+    def __init__(self, status: Status, message: str, error: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.error = dict(error or {})
+
+
+class _Drain(threading.Thread):
+    """Reads a pipe to its end and keeps its head and its tail: a flood costs no disk."""
+
+    def __init__(self, pipe: BinaryIO, log: Path, title: str) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._log = log
+        self._title = title
+        self._dropped = 0
+        self._tail = bytearray()
+
+    def run(self) -> None:
+        kept = 0
+        with self._log.open("ab", buffering=0) as out:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                if kept == 0:
+                    out.write(f"--- {self._title}\n".encode())
+                room = max(_LOG_HEAD_BYTES - kept, 0)
+                out.write(chunk[:room])
+                kept += len(chunk)
+                self._tail += chunk[room:]
+                if len(self._tail) > _LOG_TAIL_BYTES:
+                    self._dropped += len(self._tail) - _LOG_TAIL_BYTES
+                    del self._tail[:-_LOG_TAIL_BYTES]
+            if self._dropped:
+                out.write(f"\n... {self._dropped} bytes left out ...\n".encode())
+            out.write(self._tail)
+        self._pipe.close()
+
+
+class RemoteWorker:
+    """One worker process with its own folder, user id, arenas and limits.
+
+    Args:
+        role: ``reference``, ``candidate`` or ``build``: names the log section and the figures.
+        log: file that takes the process's stdout and stderr.
+        timeout_s: limit for one request.
+        build_timeout_s: limit for one request while an extension compiles.
+        memory_bytes: resident memory above which the process is ended.
+        threads: CPU threads of torch in the worker; 0 leaves the default.
+        device: ``cuda:N`` gets device arenas, anything else host arenas.
+    """
+
+    _next_uid = 0
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        log: Path,
+        timeout_s: float,
+        build_timeout_s: float,
+        memory_bytes: int,
+        threads: int,
+        device: str,
+        untrusted: bool,
+    ) -> None:
+        self.role = role
+        self._timeout_s = timeout_s
+        self._build_timeout_s = build_timeout_s
+        self._memory_bytes = memory_bytes
+        self._device = device
+        self._inbox: Any = None
+        self._outbox: Any = None
+        self._sequence = secrets.randbelow(1 << 30)
+        self.peak_bytes = 0
+        self.launches: int | None = None
+        self.findings: list[dict[str, Any]] = []
+        self.max_outbox_bytes = 1 << 40
+        self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        root = os.geteuid() == 0
+        self.uid = None
+        if untrusted:
+            RemoteWorker._next_uid += 1
+            # Ids that no account has: unique while this judge lives.
+            self.uid = 1_600_000_000 + os.getpid() * 64 + RemoteWorker._next_uid % 64
+            if root:
+                os.chown(self.folder, self.uid, self.uid)
+        ours, theirs = socket.socketpair()
+        self._channel = wire.Channel(ours)
+        package_root = str(Path(harness.__file__).parent.parent)
+        environment = {
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith(("CUDA", "LD_", "NVIDIA", "TORCH", "LANG", "LC_", "OMP_", "MKL_"))
+            or k in ("PATH", "CC", "CXX", "TZ", "VIRTUAL_ENV", "MAX_JOBS", "CCACHE_DIR")
+        }
+        environment |= {
+            "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(self.folder),
+            "TMPDIR": str(self.folder),
+            "USER": "worker",
+            "LOGNAME": "worker",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
+            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "harness.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=package_root,
+            start_new_session=True,
+        )
+        _live.add(self._process.pid)
+        theirs.close()
+        assert self._process.stdout is not None
+        self._drain = _Drain(self._process.stdout, log, f"{role} worker")  # type: ignore[arg-type]
+        self._drain.start()
+        try:
+            self.notes: list[str] = self.ask(
+                "confine",
+                uid=self.uid,
+                hide=not untrusted,
+                max_data_bytes=None if device.startswith("cuda") else memory_bytes + (4 << 30),
+                environment={},
+                folder=str(self.folder),
+                threads=threads,
+            )["notes"]
+        except WorkerFailed as error:
+            self.close()
+            raise HarnessError(f"the {role} worker did not start: {error}") from error
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def ask(self, do: str, *, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            WorkerFailed: no answer, a forged one, or one that says that user code failed.
+        """
+        self.send(do, **fields)
+        return self.answer(timeout_s)
+
+    def send(self, do: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        """Send one request without waiting for its answer."""
+        self._sequence += 1 + secrets.randbelow(1 << 16)
+        if do != "confine" and self._channel.pending():
+            raise self._tampered("it sent an answer that nothing had asked for")
+        try:
+            self._channel.send({"id": self._sequence, "do": do, **fields}, fds)
+        except wire.WireClosed:
+            raise self._dead() from None
+
+    def answer(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return the answer to the last request; compile events extend the deadline."""
+        limit = timeout_s or self._timeout_s
+        deadline = time.monotonic() + limit
+        hard = time.monotonic() + max(self._build_timeout_s, limit)
+        compiling_since: float | None = None
+        while True:
+            try:
+                message = self._channel.receive(deadline, self._watch)
+            except wire.WireClosed:
+                raise self._dead() from None
+            except wire.WireTimeout:
+                self.kill()
+                if compiling_since is not None:
+                    text = f"was still compiling after {self._build_timeout_s:.0f} s"
+                else:
+                    text = f"gave no answer within {limit:.0f} s"
+                raise WorkerFailed(Status.TIMED_OUT, text) from None
+            except wire.WireViolation as error:
+                raise self._tampered(str(error)) from None
+            if message.get("event") == "compiling" and compiling_since is None:
+                compiling_since = time.monotonic()
+                deadline = hard
+                continue
+            if message.get("event") == "compiled" and compiling_since is not None:
+                compiling_since = None
+                deadline = min(hard, time.monotonic() + limit)
+                continue
+            if message.get("id") != self._sequence:
+                raise self._tampered("its answer carries another request's number")
+            break
+        self._note_facts(message)
+        if message.get("ok") is not True:
+            raise self._failed(message.get("error"))
+        if "too_small" in message:
+            return self._grown(message["too_small"], timeout_s)
+        return message
+
+    def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of an answer as private copies.
+
+        Raises:
+            WorkerFailed: their description is not what the protocol allows (TAMPERED).
+        """
+        try:
+            decoder = wire.Decoder(self._outbox, answer.get("table", []))
+            described = answer.get("values")
+            if not isinstance(described, dict):
+                raise wire.WireViolation("an answer without values")
+            return {str(k): decoder.decode(v) for k, v in described.items()}
+        except wire.WireViolation as error:
+            raise self._tampered(str(error)) from None
+
+    def encode(self, **values: Any) -> dict[str, Any]:
+        """Write values into the worker's inbox and return the request fields describing them."""
+        encoder = wire.Encoder(self._inbox)
+        described = {name: encoder.encode(value) for name, value in values.items()}
+        needed = encoder.needed_bytes
+        if needed and (self._inbox is None or needed > self._inbox.size_bytes):
+            self._inbox = self._new_arena("in", needed)
+            encoder = wire.Encoder(self._inbox)
+            described = {name: encoder.encode(value) for name, value in values.items()}
+        encoder.finish()
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return {**described, "table": encoder.table}
+
+    def _new_arena(self, which: str, size_bytes: int) -> Any:
+        size_bytes = int(size_bytes * 1.05) + (1 << 16)
+        old = self._inbox if which == "in" else self._outbox
+        if self._device.startswith("cuda"):
+            from harness import wire_cuda
+
+            if old is not None:
+                old.close()
+            arena = wire_cuda.DeviceArena.create(size_bytes, self._device)
+            self.ask(
+                "arena", which=which, kind="cuda", bytes=arena.size_bytes,
+                handle=arena.handle().hex(), device=self._device,
+            )
+            return arena
+        host = wire.HostArena.create(size_bytes)
+        if old is not None:
+            old.close()
+        self.send("arena", (host.fd,), which=which, kind="host", bytes=host.size_bytes)
+        self.answer()
+        return host
+
+    def _grown(self, needed: Any, timeout_s: float | None) -> dict[str, Any]:
+        if type(needed) is not int or needed <= 0:
+            raise self._tampered("a malformed size")
+        if needed > self.max_outbox_bytes:
+            raise WorkerFailed(
+                Status.WRONG_SHAPE,
+                f"its answer takes {needed} bytes, over the cap of {self.max_outbox_bytes}",
+            )
+        self._outbox = self._new_arena("out", needed)
+        answer = self.ask("again", timeout_s=timeout_s)
+        if "too_small" in answer:
+            raise self._tampered("its answer grew while it was read")
+        return answer
+
+    # --- failures -------------------------------------------------------------------------------
+
+    def _note_facts(self, message: Mapping[str, Any]) -> None:
+        findings = message.get("findings")
+        if isinstance(findings, list):
+            self.findings += [f for f in findings if isinstance(f, dict)][:50]
+        launches = message.get("launches")
+        if type(launches) is int and launches >= 0:
+            self.launches = launches
+
+    def _tampered(self, what: str) -> WorkerFailed:
+        self.kill()
+        return WorkerFailed(Status.TAMPERED, f"the {self.role} worker broke the protocol: {what}")
+
+    def _failed(self, error: Any) -> WorkerFailed:
+        if not isinstance(error, dict):
+            return self._tampered("an error without description")
+        kind = error.get("kind")
+        status = {
+            "build": Status.BUILD_FAILED,
+            "unsupported": Status.SKIPPED,
+            "load": Status.LOAD_FAILED,
+            "oom": Status.OUT_OF_MEMORY,
+            "memory": Status.MEMORY_FAULT,
+            "exit": Status.CRASHED,
+        }.get(str(kind), Status.CRASHED)
+        place = f" at {error['place']}" if error.get("place") else ""
+        message = str(error.get("message"))
+        return WorkerFailed(status, message + (place if place not in message else ""), error)
+
+    def _dead(self) -> WorkerFailed:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        code = self._process.poll()
+        self.kill()
+        if code is None:
+            return WorkerFailed(Status.CRASHED, "closed its end of the wire")
+        if code < 0:
+            name = signal.Signals(-code).name
+            return WorkerFailed(Status.CRASHED, f"died with {name}")
+        return WorkerFailed(
+            Status.CRASHED, f"exited with code {code} in the middle of a request"
+        )
+
+    def _watch(self) -> None:
+        used = resident_bytes(self._process.pid)
+        self.peak_bytes = max(self.peak_bytes, used)
+        if used > self._memory_bytes:
+            self.kill()
+            raise WorkerFailed(
+                Status.OUT_OF_MEMORY,
+                f"used {used >> 20} MiB of memory, over its cap of {self._memory_bytes >> 20} MiB",
+            )
+
+    def kill(self) -> None:
+        """End the process, its group, and everything that runs under its user id; reap them."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        _live.discard(self._process.pid)
+        kill_leftovers(self.uid if os.geteuid() == 0 else None)
+
+    def close(self) -> None:
+        """End the worker and free all that belongs to it."""
+        with contextlib.suppress(OSError):
+            self.peak_bytes = max(self.peak_bytes, resident_bytes(self._process.pid))
+        self.kill()
+        self._channel.close()
+        self._drain.join(2)
+        for arena in (self._inbox, self._outbox):
+            if arena is not None:
+                arena.close()
+        self._inbox = self._outbox = None
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's private resident memory, 0 where it is gone.
+
+    Shared pages are left out: they are arenas of ours and the libraries of all.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+
+def kill_leftovers(uid: int | None) -> None:
+    """Kill what a worker left behind: processes of its user id, and orphans adopted by us.
+
+    The judge is a subreaper, so a grandchild that left its session becomes the judge's child. A
+    process that is still a child of a live one is found through its user id, where it has one.
+    """
+    me = os.getpid()
+    for _ in range(50):
+        found = False
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit() or int(entry.name) in _live:
+                continue
+            pid = int(entry.name)
+            try:
+                stat = Path(f"/proc/{pid}/stat").read_text()
+                owner = entry.stat().st_uid
+            except OSError:
+                continue
+            fields = stat.rpartition(")")[2].split()
+            state, parent = fields[0], int(fields[1])
+            if parent != me and (uid is None or owner != uid):
+                continue
+            found = found or state != "Z" or parent == me
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            if parent == me:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+        if not found:
+            return
+        time.sleep(0.005)
+
+
+_live: set[int] = set()
+"""Process ids of workers that have not been ended: the judge's only rightful children."""

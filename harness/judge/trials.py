@@ -1,0 +1,268 @@
+"""What is tried: nominal inputs and variants of them, states, RNG seeds, from one secret seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness.modules import mapped
+
+PLAN = (
+    "nominal",
+    "nominal",
+    "signs",
+    "samples",
+    "nominal",
+    "shift",
+    "large",
+    "tails",
+    "permuted",
+    "small",
+    "nominal",
+    "samples",
+)
+"""Order of input kinds over the calls of one mode; a later call starts over."""
+
+STATE_CHANGES = frozenset({1, 4, 8})
+"""Calls before which the state is perturbed anew; call 0 runs on the constructed values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One checked call.
+
+    Attributes:
+        index: position within its mode.
+        mode: forward, eval or train.
+        variant: kind of input, an entry of PLAN.
+        input_seed: of the nominal draw.
+        variant_seed: of the variant's own draws.
+        rng: seed of all generators right before the call, the same in every process.
+        grad_seed: of the output gradients.
+        new_state: seed of a new state before this call, None keeps the state.
+    """
+
+    index: int
+    mode: str
+    variant: str
+    input_seed: int
+    variant_seed: int
+    rng: int
+    grad_seed: int
+    new_state: int | None
+
+    @property
+    def name(self) -> str:
+        """Return how reports call this trial."""
+        return f"{self.mode}/{self.index}:{self.variant}"
+
+
+def derived(seed: int, *parts: object) -> int:
+    """Return a 62-bit seed that depends on the master seed and on what it is for.
+
+    A hash: whoever learns one derived seed (a worker is told its RNG seed) learns no other.
+    """
+    text = "/".join(map(str, (seed, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 2
+
+
+def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[Trial]:
+    """Return the trials of one evaluation.
+
+    Args:
+        seed: the secret master seed.
+        modes: checked in this order; the first gets all calls, further ones half as many.
+        calls: checked calls of the first mode.
+        fold_state: the problem allows folding the state once: it then never changes.
+    """
+    trials = []
+    for position, mode in enumerate(modes):
+        count = calls if position == 0 else max(calls // 2, 4)
+        for i in range(count):
+            changes = i in STATE_CHANGES or (position > 0 and i == 0)
+            trials.append(
+                Trial(
+                    index=i,
+                    mode=mode,
+                    variant=PLAN[i % len(PLAN)],
+                    input_seed=derived(seed, mode, i, "input"),
+                    variant_seed=derived(seed, mode, i, "variant"),
+                    rng=derived(seed, mode, i, "rng") % 2**31,
+                    grad_seed=derived(seed, mode, i, "grad"),
+                    new_state=(
+                        derived(seed, mode, i, "state") if changes and not fold_state else None
+                    ),
+                )
+            )
+    return trials
+
+
+def varied(
+    inputs: list[Any],
+    variant: str,
+    seed: int,
+    names: Sequence[str],
+    domain: Mapping[str, Mapping[str, float]],
+) -> tuple[list[Any], bool]:
+    """Return a variant of nominal inputs, and whether any tensor differs from its nominal draw.
+
+    Structure is kept: zeros stay zero, infinities stay, duplicates stay equal, sorted stays
+    sorted, integers stay within the values that occur, masks stay masks.
+
+    Args:
+        inputs: nominal inputs.
+        variant: an entry of PLAN.
+        seed: of the draws here.
+        names: the forward arguments' names, for the domain.
+        domain: by argument name: ``min`` and ``max`` that floating elements must keep to.
+    """
+    if variant == "nominal":
+        return inputs, False
+    changed = False
+    done: dict[int, torch.Tensor] = {}
+
+    def one(tensor: torch.Tensor, limits: Mapping[str, float] | None, salt: int) -> torch.Tensor:
+        nonlocal changed
+        if id(tensor) in done:
+            return done[id(tensor)]
+        generator = torch.Generator(device=tensor.device).manual_seed((seed + salt) % 2**62)
+        fresh = _varied_tensor(tensor, variant, generator)
+        if limits and tensor.is_floating_point():
+            fresh = fresh.clamp(limits.get("min"), limits.get("max"))
+        # A tensor whose bytes did not change is no variant of its own.
+        changed = changed or not torch.equal(fresh, tensor)
+        done[id(tensor)] = restored(fresh, tensor)
+        return done[id(tensor)]
+
+    result = []
+    for i, value in enumerate(inputs):
+        limits = domain.get(names[i]) if i < len(names) else None
+        result.append(mapped(value, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
+    return result, changed
+
+
+def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return fresh in the dtype and, where dense, the strides of like."""
+    fresh = fresh.to(like.dtype)
+    if fresh.stride() == like.stride() or like.numel() == 0 or 0 in like.stride():
+        return fresh.contiguous()
+    return torch.empty_like(like, memory_format=torch.preserve_format).copy_(fresh)
+
+
+def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    if x.numel() < 2 and variant != "signs":
+        return x
+    if x.dtype is torch.bool:
+        return _varied_mask(x, variant, generator)
+    if not x.is_floating_point() and not x.is_complex():
+        return _permuted(x, generator) if variant in ("permuted", "signs", "tails") else x
+    if x.is_complex():
+        factor = {"large": 8.0, "small": 2.0**-6}.get(variant)
+        return x * factor if factor else _permuted(x, generator)
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        return torch.where(finite, _varied_float(torch.where(finite, x, 0), variant, generator), x)
+    return _varied_float(x, variant, generator)
+
+
+def _varied_mask(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    if x.dim() >= 2 and (torch.equal(x, x.tril()) or torch.equal(x, x.triu())):
+        return x
+    if variant == "signs":
+        return ~x
+    return _permuted(x, generator) if variant in ("permuted", "tails") else x
+
+
+def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    zero = x == 0
+    structured = _is_structured(x)
+    if variant == "large":
+        return x * 8.0
+    if variant == "small":
+        return x * 2.0**-6
+    if structured:
+        # Only maps of the whole tensor: they keep sortedness, duplicates and symmetry.
+        if variant == "signs" and not _is_sorted(x) and not _is_binary(x):
+            return -x
+        if variant == "samples" and x.dim() > 1 and not _is_sorted(x):
+            return x[torch.randperm(x.shape[0], generator=generator, device=x.device)]
+        return x
+    if variant == "signs":
+        flips = torch.randint(0, 2, x.shape, generator=generator, device=x.device)
+        return torch.where(flips.bool(), -x, x)
+    if variant == "samples":
+        shape = (x.shape[0],) + (1,) * (x.dim() - 1)
+        size = torch.exp(torch.randn(shape, generator=generator, device=x.device))
+        offset = torch.randn(shape, generator=generator, device=x.device)
+        spread = x.float().abs().mean()
+        return torch.where(zero, x.float(), x.float() * size + offset * spread)
+    if variant == "shift":
+        # A mean of 64 standard deviations: E[x^2] - E[x]^2 loses three of seven digits.
+        spread = x.float().std().clamp_min(1e-6)
+        return torch.where(zero, x.float(), x.float() + 64 * spread)
+    if variant == "tails":
+        chosen = torch.rand(x.shape, generator=generator, device=x.device) < 0.01
+        return torch.where(chosen, x * 20, x)
+    if variant == "permuted" and not bool(zero.any()):
+        return _permuted(x, generator)
+    return x
+
+
+def _permuted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    if _is_sorted(x) or x.numel() < 2:
+        return x
+    if _is_binary(x) and x.dim() > 1:
+        # One-hot rows stay one-hot under a permutation of rows and of columns.
+        rows = torch.randperm(x.shape[0], generator=generator, device=x.device)
+        columns = torch.randperm(x.shape[-1], generator=generator, device=x.device)
+        return x[rows][..., columns]
+    if x.numel() > 1 << 24:
+        # Rolling keeps large inputs affordable: a permutation's indices take twice the tensor.
+        return torch.roll(x.flatten(), x.numel() // 3).view(x.shape)
+    order = torch.randperm(x.numel(), generator=generator, device=x.device)
+    return x.flatten()[order].view(x.shape)
+
+
+def _sample(x: torch.Tensor) -> torch.Tensor:
+    flat = x.flatten()
+    return flat if flat.numel() <= 1 << 16 else flat[: 1 << 16]
+
+
+def _is_binary(x: torch.Tensor) -> bool:
+    part = _sample(x)
+    return bool(((part == 0) | (part == 1)).all())
+
+
+def _is_sorted(x: torch.Tensor) -> bool:
+    if x.numel() < 4 or x.shape[-1] < 4:
+        return False
+    rows = x.reshape(-1, x.shape[-1])[:256]
+    step = rows[:, 1:] >= rows[:, :-1]
+    return bool(step.all()) or not bool((rows[:, 1:] > rows[:, :-1]).any())
+
+
+def _is_structured(x: torch.Tensor) -> bool:
+    """Return whether elements depend on one another: patterns, duplicates, sums, symmetry."""
+    if x.numel() < 8:
+        return False
+    if _is_binary(x) or _is_sorted(x):
+        return True
+    part = _sample(x)
+    nonzero = part[part != 0]
+    # Half-precision draws collide by themselves: few distinct values mean less there.
+    least = 0.5 if x.element_size() >= 4 else 0.02
+    if nonzero.numel() and nonzero.unique().numel() < nonzero.numel() * least:
+        return True
+    if x.dim() >= 2:
+        rows = x.reshape(-1, x.shape[-1])[:256].double()
+        sums = rows.sum(-1)
+        if bool((rows >= 0).all()) and bool((sums - 1).abs().max() < 1e-3):
+            return True
+        square = x.shape[-1] == x.shape[-2]
+        if square and x.shape[-1] > 1 and bool(torch.equal(x, x.transpose(-1, -2))):
+            return True
+    return False

@@ -1,0 +1,215 @@
+"""What judge and worker do alike with a module: seed, state, one call with or without gradients.
+
+Neutral ground below both: it knows tensors and torch.nn.Module, and nothing of pairs or verdicts.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in a nesting of lists, tuples and dicts, depth first."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [t for v in value.values() for t in tensors_of(v)]
+    if isinstance(value, (list, tuple)):
+        return [t for v in value for t in tensors_of(v)]
+    return []
+
+
+def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """Return value with change(tensor) in place of every tensor; the structure is kept."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(v, change) for v in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(v, change) for v in value)
+    return value
+
+
+def seed_everything(seed: int) -> None:
+    """Set the generators of Python, NumPy (where imported) and torch to the same seed."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def module_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return parameters and buffers by name, persistent or not, every alias under its own name."""
+    state: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    state.update(module.named_buffers(remove_duplicate=False))
+    return state
+
+
+def describe_state(module: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return name, kind, dtype, shape and tie of each state tensor.
+
+    ``tie`` is the first name that holds the very same tensor: tied weights share it.
+    """
+    first: dict[int, str] = {}
+    return [
+        {
+            "name": name,
+            "kind": "parameter" if isinstance(tensor, torch.nn.Parameter) else "buffer",
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+            "tie": first.setdefault(id(tensor), name),
+        }
+        for name, tensor in module_state(module).items()
+    ]
+
+
+def write_state(module: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Copy values into the module's tensors in place, converting precision.
+
+    Under no_grad and through copy_, which advances each tensor's version counter: a solution that
+    re-packs its weights when the version changes must see the change.
+    """
+    tensors = module_state(module)
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].copy_(value)
+
+
+def set_mode(module: torch.nn.Module, mode: str) -> None:
+    """Put the module into ``eval`` or ``train``; ``forward`` leaves it as constructed."""
+    if mode == "eval":
+        module.eval()
+    elif mode == "train":
+        module.train()
+
+
+def differentiable(tensor: torch.Tensor) -> bool:
+    """Return whether autograd can have a gradient for a tensor of this dtype."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+@dataclass(slots=True)
+class Gradients:
+    """What a gradient call gave.
+
+    Attributes:
+        inputs: one per input tensor, None where autograd gave none or none was asked.
+        state: by parameter name.
+        missing: says so where an output that should be differentiable is detached.
+    """
+
+    inputs: list[torch.Tensor | None] = field(default_factory=list)
+    state: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    missing: str = ""
+
+
+def differentiate(
+    output: Any,
+    inputs: Any,
+    module: torch.nn.Module,
+    output_grads: list[torch.Tensor | None],
+) -> Gradients:
+    """Return the gradients of every input and parameter for given output gradients.
+
+    Args:
+        output: what the call returned.
+        inputs: its arguments; floating tensors in them require grad.
+        module: its parameters that require grad are differentiated too.
+        output_grads: one per output tensor, None for those that are not differentiable.
+    """
+    outputs = tensors_of(output)
+    chosen = [(o, g) for o, g in zip(outputs, output_grads) if g is not None]
+    attached = [(o, g) for o, g in chosen if o.requires_grad]
+    flat = tensors_of(inputs)
+    parameters = {
+        n: t
+        for n, t in module.named_parameters(remove_duplicate=False)
+        if t.requires_grad
+    }
+    unique = {id(t): t for t in [*flat, *parameters.values()] if t.requires_grad}
+    found: dict[int, torch.Tensor | None] = {}
+    if attached and unique:
+        grads = torch.autograd.grad(
+            [o for o, _ in attached],
+            list(unique.values()),
+            [g.to(o.device, o.dtype) for o, g in attached],
+            allow_unused=True,
+        )
+        found = dict(zip(unique, grads))
+    return Gradients(
+        [found.get(id(t)) for t in flat],
+        {n: found.get(id(t)) for n, t in parameters.items()},
+        "an output is detached: it does not require grad" if len(attached) < len(chosen) else "",
+    )
+
+
+OutputGrads = (
+    list[torch.Tensor | None]
+    | Callable[[list[torch.Tensor]], list[torch.Tensor | None]]
+    | None
+)
+
+
+def require_grad(inputs: Any) -> Any:
+    """Return inputs over the same memory, as leaves that require grad where they can."""
+    return mapped(inputs, lambda t: t.detach().requires_grad_(differentiable(t)))
+
+
+def call(
+    module: torch.nn.Module,
+    mode: str,
+    inputs: Any,
+    rng: int,
+    output_grads: OutputGrads,
+) -> tuple[Any, Gradients | None]:
+    """Call a module once under an RNG state; return its output, and gradients where asked.
+
+    Args:
+        module: its mode is set first.
+        mode: forward, eval or train.
+        inputs: positional arguments; used as they are, not copied.
+        rng: seed of all generators before the call.
+        output_grads: see differentiate, or a function that makes them from the output's tensors;
+            None calls without gradients.
+
+    What backward raises is not raised here but named in Gradients.missing: the output is there
+    and deserves to be compared first.
+    """
+    set_mode(module, mode)
+    seed_everything(rng)
+    if output_grads is None:
+        with torch.no_grad():
+            return module(*inputs), None
+    leaves = require_grad(inputs)
+    with torch.enable_grad():
+        output = module(*leaves)
+        if callable(output_grads):
+            output_grads = output_grads(tensors_of(output))
+        try:
+            return output, differentiate(output, leaves, module, output_grads)
+        except Exception as error:  # autograd runs the module's own code
+            return output, Gradients(missing=f"backward raised {type(error).__name__}: {error}")
+
+
+def aliases(output: Any, inputs: Any) -> list[list[int]]:
+    """Return [output index, input index] for each output that shares storage with an input."""
+    where: dict[int, int] = {}
+    for i, tensor in enumerate(tensors_of(inputs)):
+        if tensor.numel():
+            where.setdefault(tensor.untyped_storage().data_ptr(), i)
+    found = []
+    for o, tensor in enumerate(tensors_of(output)):
+        if tensor.numel() and tensor.layout is torch.strided and tensor.device.type != "meta":
+            hit = where.get(tensor.untyped_storage().data_ptr())
+            if hit is not None:
+                found.append([o, hit])
+    return found

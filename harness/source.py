@@ -1,0 +1,117 @@
+"""Reads a problem or solution file and executes it under other module-level constants.
+
+Sizes live in a KernelBench file as module-level constants, and other constants are derived from
+them (``scale_shape = (out_features,)``). Changing a constant after the import would leave what
+was derived from it stale: the assignments are rewritten before the source is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.domain import UsageError
+
+
+def parse(path: Path) -> ast.Module:
+    """Return the syntax tree of a file.
+
+    Raises:
+        UsageError: the file cannot be read or is not Python; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}). Next: check the path.") from error
+    try:
+        return ast.parse(text, filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", 0) or 0
+        raise UsageError(f"{path}:{line}: not valid Python: {error}. Next: fix that line.") from (
+            error
+        )
+
+
+def integer_constants(tree: ast.Module) -> dict[str, int]:
+    """Return the module-level names that are assigned one integer literal, in file order."""
+    found = {}
+    for statement in tree.body:
+        target = _single_target(statement)
+        if target is None:
+            continue
+        value = _value(statement)
+        try:
+            literal = ast.literal_eval(value) if value is not None else None
+        except ValueError:
+            continue
+        if type(literal) is int:
+            found[target] = literal
+    return found
+
+
+def overridden(tree: ast.Module, overrides: Mapping[str, Any]) -> ast.Module:
+    """Return a tree whose module-level assignments to the given names assign other values.
+
+    Raises:
+        UsageError: a name is not assigned at module level.
+    """
+    missing = set(overrides)
+    body: list[ast.stmt] = []
+    for statement in tree.body:
+        name = _single_target(statement)
+        if name in overrides:
+            missing.discard(str(name))
+            literal = ast.parse(repr(overrides[str(name)]), mode="eval").body
+            replaced = ast.Assign(targets=[ast.Name(id=str(name), ctx=ast.Store())], value=literal)
+            statement = ast.fix_missing_locations(ast.copy_location(replaced, statement))
+        body.append(statement)
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise UsageError(f"no module-level assignment of {names}. Next: check SETTINGS sizes.")
+    return ast.Module(body=body, type_ignores=[])
+
+
+def execute(
+    path: Path, module_name: str, overrides: Mapping[str, Any] | None = None
+) -> types.ModuleType:
+    """Execute a file as a module of its own and return it.
+
+    Args:
+        path: the file; its folder is put first on sys.path, as running it would do.
+        module_name: name under which it is registered, so that pickling and inspect work.
+        overrides: module-level constants to replace before execution.
+
+    Raises:
+        UsageError: not readable, not Python, or an override names no constant.
+        BaseException: whatever the file itself raises.
+    """
+    tree = parse(path)
+    if overrides:
+        tree = overridden(tree, overrides)
+    module = types.ModuleType(module_name)
+    module.__file__ = str(path)
+    sys.modules[module_name] = module
+    folder = str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    linecache.checkcache(str(path))
+    exec(compile(tree, str(path), "exec"), module.__dict__)
+    return module
+
+
+def _single_target(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target = statement.targets[0]
+        return target.id if isinstance(target, ast.Name) else None
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return statement.target.id
+    return None
+
+
+def _value(statement: ast.stmt) -> ast.expr | None:
+    return statement.value if isinstance(statement, (ast.Assign, ast.AnnAssign)) else None

@@ -1,0 +1,324 @@
+"""A worker process: ``python -m harness.worker FD``. Loads one module and does what it is told.
+
+The same code serves the reference and the candidate; they differ in what they load. The worker
+holds no expected value and no seed of the judge's, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import modules, pretend_cuda, wire
+from harness.domain import BuildFailed, Unsupported, UsageError, to_json
+from harness.worker import calls, launches, sandbox
+from harness.worker.build import Builder
+from harness.worker.model import LoadError, load_module
+
+
+class Worker:
+    """Answers the judge's requests, one at a time, until the wire closes."""
+
+    def __init__(self, channel: wire.Channel) -> None:
+        self._channel = channel
+        self._send_lock = threading.Lock()
+        self._inbox: wire.Arena | None = None
+        self._outbox: wire.Arena | None = None
+        self._module: torch.nn.Module | None = None
+        self._device = torch.device("cpu")
+        self._kind = "cpu"
+        self._builder: Builder | None = None
+        self._runtime: Any = None
+        self._last: tuple[Any, dict[str, Any]] | None = None
+        self._previous_output: Any = None
+        self._output_bytes: list[int] = []
+
+    def serve(self) -> None:
+        """Answer requests until the judge closes the wire."""
+        while True:
+            try:
+                request = self._channel.receive()
+            except wire.WireClosed:
+                return
+            reply: dict[str, Any] = {"id": request["id"], "ok": True}
+            try:
+                handler = getattr(self, "do_" + request["do"])
+                reply.update(handler(request) or {})
+            except BaseException as error:  # the process edge: everything becomes an answer
+                reply = {"id": request["id"], "ok": False, "error": describe(error)}
+                traceback.print_exc()
+                if self._builder is not None:
+                    reply["error"]["build_failures"] = self._builder.failures[:5]
+                    reply["error"]["unsupported"] = self._builder.unsupported[:5]
+                    reply["error"]["built"] = self._builder.keys
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            reply.update(self._runner_facts())
+            self._send(reply)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        with self._send_lock:
+            self._channel.send(message)
+
+    def _announce(self, event: str, name: str) -> None:
+        self._send({"event": event, "name": name})
+
+    def _runner_facts(self) -> dict[str, Any]:
+        if self._runtime is None:
+            return {}
+        return {
+            "findings": [to_json(f) for f in self._runtime.take_findings()][:20],
+            "launches": self._runtime.launches,
+        }
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def do_confine(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Give up rights; must come before any user code."""
+        notes = sandbox.confine(
+            request["uid"], hide=request["hide"], max_data_bytes=request["max_data_bytes"]
+        )
+        os.environ.update(request["environment"])
+        os.chdir(request["folder"])
+        if request["threads"]:
+            torch.set_num_threads(request["threads"])
+        return {"notes": notes}
+
+    def do_arena(self, request: dict[str, Any]) -> None:
+        """Map an arena that the judge allocated."""
+        arena: wire.Arena
+        if request["kind"] == "host":
+            (fd,) = self._channel.take_fds()
+            arena = wire.HostArena(fd, request["bytes"])
+        else:
+            from harness import wire_cuda
+
+            arena = wire_cuda.DeviceArena.open(
+                bytes.fromhex(request["handle"]), request["bytes"], request["device"]
+            )
+        if request["which"] == "in":
+            self._inbox = arena
+        else:
+            self._outbox = arena
+
+    def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Import a file, construct its module, move it to the device."""
+        self._kind = request["device"].partition(":")[0]
+        on_gpu = self._kind == "cuda"
+        self._device = torch.device(request["device"] if on_gpu else "cpu")
+        if on_gpu:
+            torch.cuda.set_device(self._device)
+            torch.backends.cuda.matmul.allow_tf32 = bool(request["tf32"])
+            torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
+        path = Path(request["file"])
+        init = self._decode(request["init"], request["table"])
+        self._builder = Builder(
+            device=self._kind,
+            cache=Path(request["cache"]),
+            staging=Path(request["staging"]),
+            support=Path(request["support"]),
+            solution=path,
+            announce=self._announce,
+        )
+        self._builder.install()
+        if request["guarded"]:
+            from harness.worker.cuda_on_cpu import Runtime
+
+            self._runtime = Runtime(
+                Path(request["support"]), answer_cuda=self._kind == "emulated"
+            )
+            self._runtime.install_allocator()
+        with self._user_code():
+            module = load_module(
+                path, request["class"], init, request["seed"], request["overrides"]
+            )
+            self._module = module.to(self._device)
+            if request["compile"]:
+                self._module = torch.compile(self._module, mode=request["compile"])
+        self._inputs = calls.Inputs(self._device)
+        self._batch = calls.Batch(self._device)
+        return {
+            "state": modules.describe_state(self._module),
+            "built": self._builder.keys,
+            "files": sorted(self._builder.files),
+            "build_failures": self._builder.failures[:5],
+            "unsupported": self._builder.unsupported[:5],
+        }
+
+    def do_state(self, request: dict[str, Any]) -> None:
+        """Copy values into the module's state, in place."""
+        values = self._decode(request["values"], request["table"])
+        with self._user_code():
+            modules.write_state(self._model(), values)
+
+    def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Call the module once and hand back everything that the judge compares."""
+        module = self._model()
+        inputs = self._inputs.refresh(self._decode(request["args"], request["table"]))
+        grads = request["grads"]
+        output_grads = None if grads is None else self._decode(grads, request["table"])
+        if output_grads is not None:
+            output_grads = [g if g is None else g.to(self._device) for g in output_grads]
+        previous = self._previous_output
+        if self._runtime is not None:
+            self._runtime.set_thread_order(request["order"], request["rng"])
+        sizes = self._output_bytes or [
+            t.numel() * t.element_size() for t in modules.tensors_of(inputs)
+        ]
+        calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], self._device)
+        with launches.counted(self._device, request["count_launches"]) as kernels:
+            with self._user_code():
+                output, gradients = modules.call(
+                    module, request["mode"], inputs, request["rng"], output_grads
+                )
+                calls.synchronize(self._device)
+        odd = calls.oddities(output)
+        self._output_bytes = [
+            t.numel() * t.element_size() for t in modules.tensors_of(output)
+        ]
+        self._previous_output = output if request["keep"] else None
+        answer: dict[str, Any] = {
+            "odd": odd[:10],
+            "aliases": modules.aliases(output, inputs)[:100],
+            "missing_grads": gradients.missing if gradients else "",
+            "kernels": kernels,
+        }
+        values: dict[str, Any] = {"output": None if odd else output}
+        if request["return_inputs"]:
+            values["inputs"] = inputs
+        if request["return_state"]:
+            values["state"] = modules.module_state(module)
+        if gradients is not None:
+            values["input_grads"] = gradients.inputs
+            values["state_grads"] = gradients.state
+        if request["return_previous"] and previous is not None:
+            values["previous"] = previous
+        return self._encoded(values, answer)
+
+    def do_stage(self, request: dict[str, Any]) -> None:
+        """Keep one set of inputs for timed batches; slot -1 clears all."""
+        if request["slot"] < 0:
+            self._batch.clear()
+            return
+        inputs = self._inputs.fresh(self._decode(request["args"], request["table"]))
+        grads = request["grads"]
+        decoded = None if grads is None else self._decode(grads, request["table"])
+        if decoded is not None:
+            decoded = [g if g is None else g.to(self._device, copy=True) for g in decoded]
+        self._batch.stage(request["slot"], inputs, decoded)
+
+    def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run a batch; the judge's clock runs from its *go* until this answer arrives."""
+        claimed = self._batch.run(
+            self._model(), request["slots"], request["each"], request["poison"]
+        )
+        return {"claimed_ms": claimed}
+
+    def do_ready(self, request: dict[str, Any]) -> None:
+        """Enter a mode before a batch, and wait for the device."""
+        modules.set_mode(self._model(), request["mode"])
+        calls.synchronize(self._device)
+
+    def do_fetch(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand back the output of one call of the last batch, chosen after *done*."""
+        output = self._batch.outputs[request["position"]]
+        values: dict[str, Any] = {}
+        if isinstance(output, tuple) and len(output) == 2 and isinstance(
+            output[1], modules.Gradients
+        ):
+            output, gradients = output
+            values = {"input_grads": gradients.inputs, "state_grads": gradients.state}
+        odd = calls.oddities(output)
+        values["output"] = None if odd else output
+        return self._encoded(values, {"odd": odd})
+
+    def do_again(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Encode the last answer once more, into an arena that can hold it."""
+        if self._last is None:
+            raise RuntimeError("nothing to encode again")
+        return self._encoded(*self._last)
+
+    def do_library(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say which extension libraries were loaded, for launch counting."""
+        return {"libraries": self._builder.libraries if self._builder else []}
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _user_code(self) -> Iterator[None]:
+        if self._kind == "cuda":
+            yield
+        else:
+            with pretend_cuda.pretend(answer_cuda=self._kind == "emulated"):
+                yield
+
+    def _model(self) -> torch.nn.Module:
+        if self._module is None:
+            raise RuntimeError("no module is loaded")
+        return self._module
+
+    def _decode(self, description: Any, table: Any) -> Any:
+        return wire.Decoder(self._inbox, table, private=False).decode(description)
+
+    def _encoded(self, values: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+        self._last = (values, answer)
+        encoder = wire.Encoder(self._outbox)
+        described = {name: encoder.encode(value) for name, value in values.items()}
+        try:
+            encoder.finish()
+        except wire.TooSmall as error:
+            return {"too_small": error.needed_bytes}
+        calls.synchronize(self._device)
+        self._last = None
+        return {**answer, "values": described, "table": encoder.table}
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return kind and message of what user code raised, as JSON."""
+    text = f"{type(error).__name__}: {error}"
+    lowered = text.lower()
+    kind = "raised"
+    if isinstance(error, Unsupported):
+        kind = "unsupported"
+    elif isinstance(error, BuildFailed):
+        kind = "build"
+    elif isinstance(error, (LoadError, UsageError, SyntaxError)):
+        kind, text = "load", str(error)
+    elif isinstance(error, MemoryError) or "out of memory" in lowered or (
+        "can't allocate memory" in lowered or "cannot allocate memory" in lowered
+    ):
+        kind = "oom"
+    elif "illegal memory access" in lowered or "misaligned address" in lowered:
+        kind = "memory"
+    elif isinstance(error, (SystemExit, KeyboardInterrupt)):
+        kind = "exit"
+    message = text if kind in ("unsupported", "build", "load") else text
+    if kind in ("unsupported", "build"):
+        message = str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    user = [f for f in frames if os.sep + "harness" + os.sep not in f.filename]
+    place = f"{user[-1].filename}:{user[-1].lineno}" if user else ""
+    return {"kind": kind, "message": message[:4000], "place": place}
+
+
+def main() -> None:
+    """Serve the judge on the inherited socket."""
+    sandbox.die_with_parent()
+    channel = wire.Channel(socket.socket(fileno=int(sys.argv[1])))
+    Worker(channel).serve()
+    # Threads and exit handlers of a candidate have no say in how this process ends.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,329 @@
+"""Builds and loads a solution's extensions: ``load_inline`` and ``load`` as the solution calls them.
+
+Both are replaced before the solution is imported. An extension is looked up by the content of
+everything that went into it, first in the cache (read-only here), else it is built in the staging
+folder of this worker, which the judge moves into the cache when the build worker is done. Two
+solutions that use the same extension name therefore never meet, and a build that is killed leaves
+nothing but a folder that is thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from harness.domain import BuildFailed, Unsupported
+
+_HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
+
+
+class ExtensionBuildError(BuildFailed, RuntimeError):
+    """BuildFailed as the solution sees it: cpp_extension raises RuntimeError there."""
+
+
+def _strings(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, (str, os.PathLike)):
+        return [os.fspath(value)]
+    return [os.fspath(v) for v in value]
+
+
+class Builder:
+    """Stands in for torch.utils.cpp_extension's JIT entry points in one worker.
+
+    Args:
+        device: ``cuda``, ``emulated`` or ``cpu``.
+        cache: folder with finished extensions by key; only read.
+        staging: folder of this worker, where missing ones are built.
+        support: folder of the CPU runner's run-time library and headers.
+        solution: the solution's file, to point compiler errors at its own lines.
+        announce: called with (event, extension name) around each compilation.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: str,
+        cache: Path,
+        staging: Path,
+        support: Path,
+        solution: Path,
+        announce: Callable[[str, str], None],
+    ) -> None:
+        self._device = device
+        self._cache = cache
+        self._staging = staging
+        self._support = support
+        self._solution = solution
+        self._announce = announce
+        self.keys: list[str] = []
+        self.files: set[str] = set()
+        self.failures: list[str] = []
+        self.libraries: list[str] = []
+        self.unsupported: list[str] = []
+
+    def install(self) -> None:
+        """Replace load_inline and load in torch.utils.cpp_extension for this process."""
+        from torch.utils import cpp_extension
+
+        self._torch_load_inline = cpp_extension.load_inline
+        self._torch_load = cpp_extension.load
+        cpp_extension.load_inline = self.load_inline
+        cpp_extension.load = self.load
+
+    def load_inline(  # the signature of torch.utils.cpp_extension.load_inline
+        self,
+        name: str,
+        cpp_sources: Any,
+        cuda_sources: Any = None,
+        sycl_sources: Any = None,
+        functions: Any = None,
+        extra_cflags: Any = None,
+        extra_cuda_cflags: Any = None,
+        extra_sycl_cflags: Any = None,
+        extra_ldflags: Any = None,
+        extra_include_paths: Any = None,
+        build_directory: Any = None,
+        verbose: bool = False,
+        with_cuda: bool | None = None,
+        with_sycl: bool | None = None,
+        is_python_module: bool = True,
+        with_pytorch_error_handling: bool = True,
+        keep_intermediates: bool = True,
+        use_pch: bool = False,
+        no_implicit_headers: bool = False,
+    ) -> Any:
+        """Build inline sources for this worker's device; see cpp_extension.load_inline."""
+        if sycl_sources or with_sycl:
+            raise Unsupported(f"extension {name!r} has SYCL sources")
+        request = {
+            "cpp_sources": _strings(cpp_sources),
+            "cuda_sources": _strings(cuda_sources),
+            "functions": functions,
+            "extra_cflags": _strings(extra_cflags),
+            "extra_cuda_cflags": _strings(extra_cuda_cflags),
+            "extra_ldflags": _strings(extra_ldflags),
+            "extra_include_paths": _strings(extra_include_paths),
+            "with_pytorch_error_handling": with_pytorch_error_handling,
+        }
+
+        def build(folder: Path) -> None:
+            if self._device == "cuda":
+                more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
+                self._torch_load_inline(
+                    name,
+                    request["cpp_sources"],
+                    cuda_sources=request["cuda_sources"],
+                    functions=functions,
+                    extra_cflags=request["extra_cflags"],
+                    extra_cuda_cflags=request["extra_cuda_cflags"],
+                    extra_ldflags=request["extra_ldflags"],
+                    extra_include_paths=request["extra_include_paths"],
+                    build_directory=str(folder),
+                    with_cuda=with_cuda,
+                    is_python_module=is_python_module,
+                    with_pytorch_error_handling=with_pytorch_error_handling,
+                    **more,
+                )
+            else:
+                from harness.worker import cuda_on_cpu
+
+                cuda_on_cpu.compile_inline(
+                    name=name,
+                    build_dir=folder,
+                    support_dir=self._support,
+                    solution_file=str(self._solution),
+                    **request,
+                )
+
+        return self._obtain(name, {"inline": request}, build, is_python_module)
+
+    def load(  # the signature of torch.utils.cpp_extension.load
+        self,
+        name: str,
+        sources: Any,
+        extra_cflags: Any = None,
+        extra_cuda_cflags: Any = None,
+        extra_sycl_cflags: Any = None,
+        extra_ldflags: Any = None,
+        extra_include_paths: Any = None,
+        build_directory: Any = None,
+        verbose: bool = False,
+        with_cuda: bool | None = None,
+        with_sycl: bool | None = None,
+        is_python_module: bool = True,
+        is_standalone: bool = False,
+        keep_intermediates: bool = True,
+    ) -> Any:
+        """Build source files for this worker's device; see cpp_extension.load."""
+        files = [str(self._resolve(s)) for s in _strings(sources)]
+        flags = {
+            "extra_cflags": _strings(extra_cflags),
+            "extra_cuda_cflags": _strings(extra_cuda_cflags),
+            "extra_ldflags": _strings(extra_ldflags),
+            "extra_include_paths": _strings(extra_include_paths),
+        }
+        contents = self._contents(files, flags["extra_include_paths"])
+
+        def build(folder: Path) -> None:
+            if self._device == "cuda":
+                self._torch_load(
+                    name,
+                    files,
+                    build_directory=str(folder),
+                    with_cuda=with_cuda,
+                    is_python_module=is_python_module,
+                    **flags,
+                )
+            else:
+                from harness.worker import cuda_on_cpu
+
+                cuda_on_cpu.compile_files(
+                    name=name,
+                    sources=files,
+                    build_dir=folder,
+                    support_dir=self._support,
+                    solution_file=str(self._solution),
+                    **flags,
+                )
+
+        return self._obtain(name, {"files": contents, "flags": flags}, build, is_python_module)
+
+    def _resolve(self, source: str) -> Path:
+        path = Path(source)
+        if not path.is_absolute() and not path.exists():
+            path = self._solution.parent / path
+        if not path.is_file():
+            raise self._failed(f"{self._solution}: no source file {source!r}", "")
+        return path.resolve()
+
+    def _contents(self, files: Sequence[str], include_paths: Sequence[str]) -> dict[str, str]:
+        """Return the hash of each source and of the headers beside them, and remember the files."""
+        seen = {Path(f) for f in files}
+        for folder in {p.parent for p in seen} | {Path(i) for i in include_paths}:
+            if folder.is_dir():
+                seen |= {p for p in folder.iterdir() if p.suffix in _HEADERS}
+        self.files |= {str(p) for p in seen}
+        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
+
+    def _obtain(
+        self, name: str, content: dict[str, Any], build: Callable[[Path], None], as_module: bool
+    ) -> Any:
+        key = content_key(name, content, self._device)
+        self.keys.append(key)
+        finished = self._cache / key
+        if not (finished / "done").exists():
+            finished = self._staging / key
+            if not (finished / "done").exists():
+                self._build(name, finished, build)
+        library = next((p for p in finished.glob("*.so")), None)
+        if library is None:
+            raise self._failed(f"extension {name!r} was built but left no library", "")
+        self.libraries.append(str(library))
+        if not as_module:
+            torch.ops.load_library(str(library))
+            return str(library)
+        return self._import(name, library)
+
+    def _build(self, name: str, folder: Path, build: Callable[[Path], None]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._announce("compiling", name)
+        try:
+            build(folder)
+        except Unsupported as error:
+            self.unsupported.append(str(error))
+            raise
+        except BuildFailed as error:
+            raise self._failed(str(error), error.log) from error
+        except (RuntimeError, OSError, subprocess.SubprocessError, ImportError) as error:
+            log = str(error)
+            raise self._failed(self._first_error(log, folder), log) from error
+        finally:
+            self._announce("compiled", name)
+        (folder / "done").touch()
+
+    def _import(self, name: str, library: Path) -> ModuleType:
+        loader = importlib.machinery.ExtensionFileLoader(name, str(library))
+        spec = importlib.util.spec_from_file_location(name, str(library), loader=loader)
+        assert spec is not None
+        try:
+            module = importlib.util.module_from_spec(spec)
+            loader.exec_module(module)
+        except ImportError as error:
+            raise self._failed(f"extension {name!r} does not load: {error}", str(error)) from error
+        return module
+
+    def _failed(self, message: str, log: str) -> ExtensionBuildError:
+        self.failures.append(message)
+        print(log, file=sys.stderr)
+        return ExtensionBuildError(message, log)
+
+    def _first_error(self, log: str, folder: Path) -> str:
+        """Return the tool chain's first error, pointed at the solution's own line if it is there."""
+        found = re.search(r"^(\S+?)[:(](\d+)\)?(?::\d+)?: (?:fatal )?error:? .*$", log, re.MULTILINE)
+        if found is None:
+            linker = re.search(r"^.*(?:undefined reference|undefined symbol|error:|Error).*$", log, re.M)
+            return (linker.group(0) if linker else log.strip().splitlines()[-1])[:400]
+        message = found.group(0)
+        source = Path(found.group(1))
+        source = source if source.is_absolute() else folder / source
+        if source.parent == folder and source.is_file():
+            lines = source.read_text(errors="replace").splitlines()
+            number = int(found.group(2))
+            text = lines[number - 1].strip() if number <= len(lines) else ""
+            own = self._solution.read_text(errors="replace").splitlines()
+            hits = [i + 1 for i, line in enumerate(own) if text and line.strip() == text]
+            if hits:
+                what = message.split("error", 1)[1].lstrip(": ")
+                return f"{self._solution}:{hits[0]}: error: {what}"
+        return message
+
+
+def content_key(name: str, content: dict[str, Any], device: str) -> str:
+    """Return a key over everything that decides what the built library is.
+
+    Sources, flags and bindings, torch, CUDA, compiler, architectures, Python's ABI and device.
+    """
+    environment = {
+        "name": name,
+        "device": device,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": sys.implementation.cache_tag,
+        "arch": _architectures() if device == "cuda" else "",
+        "compiler": _compiler(),
+        "content": content,
+    }
+    text = json.dumps(environment, sort_keys=True, default=str)
+    return f"{name[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+
+def _architectures() -> str:
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if listed:
+        return listed
+    return ",".join(
+        str(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())
+    )
+
+
+def _compiler() -> str:
+    command = os.environ.get("CXX", "c++")
+    try:
+        output = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return output.stdout.splitlines()[0] if output.stdout else "none"

@@ -1,0 +1,181 @@
+"""Calls the module: one checked call, or a batch for the judge's clock. Reports raw tensors only.
+
+Everything that this room says is a claim: it shares a process with the candidate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from harness import modules
+from harness.modules import require_grad
+
+_POISON_BYTE = 0xFF
+"""All bits set is a NaN in float16, bfloat16, float32 and float64, and -1 in integers."""
+
+
+def oddities(value: Any, path: str = "output") -> list[str]:
+    """Return where a value is not made of plain tensors: subclasses, attributes, lazy ones."""
+    if isinstance(value, torch.Tensor):
+        found = []
+        if type(value) not in (torch.Tensor, torch.nn.Parameter):
+            found.append(f"{path} is a {type(value).__qualname__}, not a plain torch.Tensor")
+        elif type(value) is torch.Tensor and value.__dict__:
+            names = ", ".join(sorted(value.__dict__))
+            found.append(f"{path} carries Python attributes: {names}")
+        return found
+    if isinstance(value, dict):
+        return [o for k, v in value.items() for o in oddities(v, f"{path}[{k!r}]")]
+    if isinstance(value, (list, tuple)):
+        return [o for i, v in enumerate(value) for o in oddities(v, f"{path}[{i}]")]
+    return []
+
+
+def _same_form(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        return len(a) == len(b) and all(_same_form(x, y) for x, y in zip(a, b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(_same_form(a[k], b[k]) for k in a)
+    nesting = (torch.Tensor, list, tuple, dict)
+    return not isinstance(a, nesting) and not isinstance(b, nesting)
+
+
+class Inputs:
+    """Input buffers that are refreshed in place, so that a cache keyed by pointer is wrong."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffers: Any = []
+
+    def refresh(self, value: Any) -> Any:
+        """Return value with every tensor in a buffer of this process, reused where it fits."""
+        if not _same_form(self._buffers, value):
+            self._buffers = []  # freed before the new ones are taken
+            self._buffers = self.fresh(value)
+            return self._buffers
+        with torch.no_grad():
+            self._buffers = self._copied(self._buffers, value)
+        return self._buffers
+
+    def fresh(self, value: Any) -> Any:
+        """Return value with every tensor copied into new memory on this worker's device."""
+        if isinstance(value, torch.Tensor):
+            return own_copy(value, self._device)
+        if isinstance(value, dict):
+            return {k: self.fresh(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.fresh(v) for v in value)
+        return value
+
+    def _copied(self, buffer: Any, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            buffer = buffer.detach()
+            if 0 in buffer.stride() and buffer.numel() > 1:
+                return own_copy(value, self._device)
+            return buffer.copy_(value)
+        if isinstance(value, dict):
+            return {k: self._copied(buffer[k], v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._copied(b, v) for b, v in zip(buffer, value))
+        return value
+
+
+def own_copy(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return value in memory of this process on device, with its strides; expanded stays so."""
+    base = value
+    for d, step in enumerate(value.stride()):
+        if step == 0 and value.shape[d] > 1:
+            base = base.narrow(d, 0, 1)
+    buffer = torch.empty_strided(base.shape, base.stride(), dtype=base.dtype, device=device)
+    buffer.copy_(base)
+    return buffer.expand_as(value) if base is not value else buffer
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def poison(sizes_bytes: Sequence[int], device: torch.device) -> None:
+    """Leave NaN patterns in the memory that the allocator will hand out next.
+
+    On a GPU, blocks of the given sizes are taken, filled and given back to the caching allocator.
+    On the CPU the allocator itself poisons (see cuda_on_cpu), and this does nothing.
+    """
+    if device.type != "cuda":
+        return
+    held = []
+    for size in sizes_bytes:
+        if size:
+            block = torch.empty(size, dtype=torch.uint8, device=device)
+            held.append(block.fill_(_POISON_BYTE))
+    synchronize(device)
+
+
+class Batch:
+    """Staged inputs and the outputs of the last timed run over them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._inputs: dict[int, Any] = {}
+        self._grads: dict[int, list[Any] | None] = {}
+        self.outputs: list[Any] = []
+
+    def stage(self, slot: int, inputs: Any, output_grads: list[Any] | None) -> None:
+        """Keep one distinct set of inputs for later runs."""
+        self._inputs[slot] = inputs if output_grads is None else require_grad(inputs)
+        self._grads[slot] = output_grads
+
+    def clear(self) -> None:
+        """Forget all inputs and outputs."""
+        self._inputs.clear()
+        self._grads.clear()
+        self.outputs = []
+
+    def run(
+        self, module: torch.nn.Module, order: Sequence[int], each: bool, poison_bytes: Sequence[int]
+    ) -> float | None:
+        """Call the module on the slots in order; return the milliseconds that CUDA events claim.
+
+        Args:
+            module: already in its mode.
+            order: slots, in the judge's secret order.
+            each: synchronize after every call (latency), else once at the end (throughput).
+            poison_bytes: block sizes to poison before, outside the timed part.
+        """
+        self.outputs = []
+        device = self._device
+        poison(poison_bytes, device)
+        events = None
+        if device.type == "cuda":
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+        kept = []
+        synchronize(device)
+        if events:
+            events[0].record()
+        started = time.perf_counter()
+        for slot in order:
+            grads = self._grads[slot]
+            if grads is None:
+                with torch.no_grad():
+                    kept.append(module(*self._inputs[slot]))
+            else:
+                output = module(*self._inputs[slot])
+                kept.append(
+                    (output, modules.differentiate(output, self._inputs[slot], module, grads))
+                )
+            if each:
+                synchronize(device)
+        if events:
+            events[1].record()
+        synchronize(device)
+        claimed = (time.perf_counter() - started) * 1e3
+        self.outputs = kept
+        return float(events[0].elapsed_time(events[1])) if events else claimed

@@ -1,0 +1,30 @@
+"""Counts GPU kernel launches of one call, by kernel name, through torch's profiler (CUPTI)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def counted(device: torch.device, wanted: bool) -> Iterator[dict[str, int]]:
+    """Fill the yielded dict with launches by kernel name when the block ends.
+
+    Args:
+        device: nothing is counted unless it is a GPU.
+        wanted: profiling costs host time, so only calls that ask for it pay.
+    """
+    kernels: dict[str, int] = {}
+    if device.type != "cuda" or not wanted:
+        yield kernels
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        yield kernels
+        torch.cuda.synchronize(device)
+    for event in profiler.events() or []:
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels[event.name] = kernels.get(event.name, 0) + 1
