@@ -1,0 +1,182 @@
+"""The corpus: what is wrong must be named, what is right must pass.
+
+``tests/fixtures/faulty`` and ``honest`` hold solutions, ``problems`` the references they answer.
+The comment lines on top of a solution say what it is evaluated against and what must come out::
+
+    # problem: linear                    a file of tests/fixtures/problems
+    # expect: WRONG_VALUES|CRASHED       PASSED where absent; two only where both are equally right
+    # device: cpu                        cpu where absent, or emulated, or cuda
+    # mode: train                        what evaluate's mode is set to
+    # size: small                        what evaluate's size is set to
+    # timeout: 4                         what evaluate's timeout_s is set to, in seconds
+    # why: one line
+
+All selected solutions are evaluated side by side, two at a time; each test then looks at one.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness import Blame, Status, Verdict, evaluate
+
+FOLDER = Path(__file__).parent / "fixtures"
+KEYS = {"problem", "expect", "device", "mode", "size", "timeout", "why"}
+SIDE_BY_SIDE = 2
+SLEEPS = ("sleep 3311", "sleep 3322", "sleep 3344", "sleep 3366")
+"""What the processes are called that fixtures try to leave behind."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One solution of the corpus and what its header says."""
+
+    name: str
+    solution: Path
+    problem: Path
+    expected: frozenset[Status]
+    device: str = "cpu"
+    mode: str | None = None
+    size: str | None = None
+    timeout_s: float = 30.0
+    why: str = ""
+
+
+def read_case(solution: Path) -> Case:
+    """Return what a solution's header says; the file itself is never imported."""
+    header: dict[str, str] = {}
+    for line in solution.read_text().splitlines():
+        key, colon, value = line.removeprefix("# ").partition(": ")
+        if not line.startswith("# ") or not colon or key not in KEYS:
+            break
+        assert key not in header, f"{solution}: {key!r} is given twice"
+        header[key] = value.strip()
+    assert {"problem", "why"} <= header.keys(), f"{solution}: needs '# problem:' and '# why:'"
+    return Case(
+        name=f"{solution.parent.name}/{solution.stem}",
+        solution=solution,
+        problem=FOLDER / "problems" / f"{header['problem']}.py",
+        expected=frozenset(Status[s] for s in header.get("expect", "PASSED").split("|")),
+        device=header.get("device", "cpu"),
+        mode=header.get("mode"),
+        size=header.get("size"),
+        timeout_s=float(header.get("timeout", 30)),
+        why=header["why"],
+    )
+
+
+CASES = [
+    read_case(path) for kind in ("faulty", "honest") for path in sorted((FOLDER / kind).glob("*.py"))
+]
+
+
+def run(case: Case, seed: int | None = None) -> Verdict:
+    """Evaluate one case as its header says."""
+    return evaluate(
+        case.problem,
+        case.solution,
+        device=case.device,
+        mode=case.mode,
+        size=case.size,
+        timeout_s=case.timeout_s,
+        timed=False,
+        seed=seed,
+    )
+
+
+@pytest.fixture(scope="session")
+def verdict_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Verdict]]:
+    """Start every case that this session selected and return the verdict of one on demand."""
+    chosen = [
+        item.callspec.params["case"]
+        for item in request.session.items
+        if item.path == Path(__file__) and "case" in getattr(item, "callspec", _NO_CALLSPEC).params
+    ]
+    runnable = [case for case in chosen if case.device != "cuda" or torch.cuda.is_available()]
+    with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        futures = {case.name: pool.submit(run, case) for case in runnable}
+        yield lambda case: futures[case.name].result()
+        pool.shutdown(cancel_futures=True)
+
+
+class _NO_CALLSPEC:  # noqa: N801  stands in for a test without parameters
+    params: dict[str, Case] = {}  # noqa: RUF012
+
+
+def parameters() -> list[pytest.param]:
+    """Return one parameter set per case; those that need a GPU carry its marker."""
+    return [
+        pytest.param(c, id=c.name, marks=[pytest.mark.gpu] if c.device == "cuda" else [])
+        for c in CASES
+    ]
+
+
+@pytest.mark.parametrize("case", parameters())
+def test_corpus_gets_its_status(case: Case, verdict_of: Callable[[Case], Verdict]) -> None:
+    if case.device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    verdict = verdict_of(case)
+    told = f"{verdict.status.value}: {verdict.message}\nwhy: {case.why}"
+    assert verdict.status in case.expected, told
+    if verdict.status is Status.PASSED:
+        assert verdict.message == "", told
+        assert verdict.blame is Blame.NOBODY
+        assert verdict.checks, "a pass without a comparison is no pass"
+    else:
+        assert verdict.blame is next(iter(case.expected)).blame, told
+        assert "Next:" in verdict.message, f"says no next step: {told}"
+        assert "\n" not in verdict.message, f"more than one line: {told}"
+        assert verdict.speed.speedup is None
+    assert verdict.seed or verdict.status is not Status.PASSED, "a pass must be replayable"
+
+
+def test_corpus_leaves_no_process_behind(verdict_of: Callable[[Case], Verdict]) -> None:
+    for case in CASES:
+        if case.name in ("faulty/leftover_children", "faulty/many_children", "faulty/build_hangs"):
+            verdict_of(case)
+    deadline = time.monotonic() + 5
+    while (left := _sleepers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def _sleepers() -> list[str]:
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+        if command.endswith(SLEEPS):
+            commands.append(f"{path.parent.name}: {command}")
+    return commands
+
+
+def test_corpus_covers_every_status_that_blames_somebody() -> None:
+    certain = {status for case in CASES for status in case.expected if len(case.expected) == 1}
+    possible = {status for case in CASES for status in case.expected}
+    wanted = {s for s in Status if s.blame in (Blame.SOLUTION, Blame.PROBLEM)}
+    assert wanted <= possible
+    assert wanted - certain <= {Status.TAMPERED}
+
+
+def test_corpus_is_large_and_well_formed() -> None:
+    faulty = [case for case in CASES if Status.PASSED not in case.expected]
+    assert len(faulty) >= 80
+    assert len(CASES) - len(faulty) >= 40
+    for case in CASES:
+        assert case.problem.is_file(), f"{case.name}: no such problem"
+        assert len({status.blame for status in case.expected}) == 1, case.name
+        assert case.name.startswith("honest/") == (case.expected == {Status.PASSED}), case.name
+
+
+def test_corpus_names_no_problem_that_nobody_uses() -> None:
+    used = {case.problem.stem for case in CASES}
+    assert used == {path.stem for path in (FOLDER / "problems").glob("*.py")}
