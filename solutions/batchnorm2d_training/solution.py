@@ -787,9 +787,7 @@ class ModelNew(nn.Module):
     never called.
     """
 
-    def __init__(
-        self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1
-    ) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1) -> None:
         super().__init__()
         self.bn = nn.BatchNorm2d(num_features, eps=eps, momentum=momentum)
 
