@@ -1,0 +1,121 @@
+import pytest
+import torch
+
+PAIR = "groupnorm"
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def make(bench, shape, dtype=torch.float32, mean=0.0, seed=0):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + mean
+    return x.to(bench.torch_device, dtype)
+
+
+def check_call(model, new, x, checks):
+    with torch.no_grad():
+        checks.assert_precise(new(x), model(x), checks.oracle_of(model, x))
+
+
+# (channels, groups, shape): both kernels' forms, planes that are not a multiple of 16 bytes, no
+# spatial dimensions, one and three of them, one group, one channel per group.
+CASES = [
+    (8, 4, (3, 8, 5, 7)),
+    (8, 1, (1, 8, 4, 4)),
+    (6, 6, (2, 6, 9)),
+    (10, 5, (4, 10)),
+    (6, 3, (1, 6, 3, 4, 5)),
+    (4, 2, (2, 4, 99, 97)),
+    (2, 1, (1, 2, 200, 201)),
+    (1, 1, (1, 1, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("channels", "groups", "shape"), CASES, ids=str)
+def test_odd_shapes_match(bench, checks, channels, groups, shape):
+    model, new = bench.pair(PAIR, channels, groups)
+    check_call(model, new, make(bench, shape), checks)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
+def test_every_floating_dtype_matches(bench, checks, dtype, shape):
+    model, new = bench.pair(PAIR, 6, 2, dtype=dtype)
+    check_call(model, new, make(bench, shape, dtype), checks)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
+def test_large_means_keep_their_digits(bench, checks, shape):
+    model, new = bench.pair(PAIR, 6, 2)
+    for mean in (1e3, -1e5):
+        check_call(model, new, make(bench, shape, mean=mean), checks)
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 9, 7), (2, 6, 93, 94)], ids=str)
+def test_other_layouts_match(bench, checks, shape):
+    model, new = bench.pair(PAIR, 6, 2)
+    x = make(bench, shape)
+    check_call(model, new, x.contiguous(memory_format=torch.channels_last), checks)
+    check_call(model, new, x.transpose(2, 3), checks)
+    shifted = torch.empty(x.numel() + 1, device=x.device)[1:].view(x.shape)
+    check_call(model, new, shifted.copy_(x), checks)
+
+
+def test_state_loads_strictly_and_seeds_alike(bench):
+    torch.manual_seed(0)
+    model = bench.reference(PAIR).Model(6, 3)
+    torch.manual_seed(0)
+    new = bench.solution(PAIR).ModelNew(6, 3)
+    assert list(model.state_dict()) == list(new.state_dict())
+    new.load_state_dict(model.state_dict(), strict=True)
+
+
+def test_channels_must_be_divisible_by_groups(bench):
+    with pytest.raises(ValueError, match="divisible"):
+        bench.reference(PAIR).Model(10, 3)
+    with pytest.raises(ValueError, match="divisible"):
+        bench.solution(PAIR).ModelNew(10, 3)
+
+
+def test_wrong_inputs_are_refused(bench):
+    _, new = bench.pair(PAIR, 6, 3)
+    with pytest.raises(RuntimeError, match="at least 2 dimensions"):
+        new(make(bench, (6,)))
+    with pytest.raises(RuntimeError, match="shape"):
+        new(make(bench, (2, 9, 3)))
+    with pytest.raises(RuntimeError, match="Convert one"):
+        new(make(bench, (2, 6, 3), torch.float64))
+
+
+def test_backward_raises_instead_of_detaching(bench):
+    _, new = bench.pair(PAIR, 6, 3)
+    y = new(make(bench, (2, 6, 3, 3)))
+    with pytest.raises(RuntimeError, match="forward only"):
+        y.sum().backward()
+
+
+@pytest.mark.gpu
+def test_graph_capture_and_current_stream(gpu):
+    model, new = gpu.pair(PAIR, 8, 2)
+    x = make(gpu, (2, 8, 96, 96))
+    with torch.no_grad():
+        graph = torch.cuda.CUDAGraph()
+        new(x)
+        with torch.cuda.graph(graph):
+            y = new(x)
+        x.add_(1.0)
+        graph.replay()
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements(gpu):
+    _, new = gpu.pair(PAIR, 4, 2, dtype=torch.bfloat16)
+    x = torch.empty(2, 4, 16387, 16411, device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    x.normal_(1.0, 1.0)
+    with torch.no_grad():
+        y = new(x)
+        for n in range(2):
+            for c in range(4):
+                part = x[n, c, -8:].float() - 1.0
+                want = part * new.gn.weight[c].float() + new.gn.bias[c].float()
+                torch.testing.assert_close(y[n, c, -8:].float(), want, rtol=2e-2, atol=2e-2)
