@@ -339,7 +339,7 @@ def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
             speed["outcome"] = SpeedOutcome(speed["outcome"])
         given["speed"] = _record(Speed, speed)
         verdict: Verdict = _record(Verdict, given)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HarnessError(f"not a verdict: {error!r}") from error
     return verdict
 

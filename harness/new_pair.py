@@ -1,10 +1,191 @@
-"""Writes the skeleton of a pair."""
+"""Writes the skeleton of a pair: a real kernel, small, that already evaluates to PASSED."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from harness.domain import UsageError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+_REFERENCE = '''\
+"""NAME: say in one sentence what it computes."""
+
+import torch
+import torch.nn as nn
+
+
+class Model(nn.Module):
+    """The truth: plain PyTorch, as slow and as clear as you like."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``relu(x * scale)``; x is (rows, features)."""
+        return torch.relu(x * self.scale)
+
+
+# Sizes are module-level constants, so that SETTINGS can name other values for them.
+rows = 16384
+features = 4096
+
+
+def get_inputs():
+    return [torch.randn(rows, features)]
+
+
+def get_init_inputs():
+    return [features]
+
+
+SETTINGS = {
+    "modes": ["forward"],
+    "sizes": {
+        "small": {"rows": 65, "features": 1031},
+        "odd": {"rows": 1, "features": 33},
+    },
+}
+'''
+
+_SOLUTION = '''\
+"""NAME in CUDA, with a path for CPU tensors.
+
+Layout   x and y are (rows, features), row-major; scale is (features,).
+Mapping  a grid-stride loop: neighbouring threads take neighbouring elements of x.
+Bytes    one read and one write of x: 8 bytes per element in float32.
+Bound    bandwidth.
+"""
+
+import torch
+import torch.nn as nn
+from torch.utils.cpp_extension import load_inline
+
+CPP_SOURCE = r"""
+#include <torch/extension.h>
+
+void NAME_cuda(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& y);
+
+at::Tensor NAME(const at::Tensor& input, const at::Tensor& scale) {
+  TORCH_CHECK(input.dim() == 2 && input.size(1) == scale.numel(),
+              "NAME: x must be (rows, ", scale.numel(), "), not ", input.sizes());
+  TORCH_CHECK(input.scalar_type() == at::kFloat && scale.scalar_type() == at::kFloat,
+              "NAME: only float32 is supported, x is ", input.scalar_type());
+  TORCH_CHECK(input.device() == scale.device(), "NAME: x is on ", input.device(),
+              " and scale is on ", scale.device());
+  const at::Tensor x = input.contiguous();
+  const at::Tensor y = at::empty_like(x);
+  if (x.numel() == 0) return y;
+  if (x.is_cuda()) {
+    NAME_cuda(x, scale, y);
+    return y;
+  }
+  const int64_t features = x.size(1);
+  const float* px = x.data_ptr<float>();
+  const float* ps = scale.data_ptr<float>();
+  float* py = y.data_ptr<float>();
+  for (int64_t row = 0; row < x.size(0); ++row) {
+    for (int64_t i = 0; i < features; ++i) {
+      const float value = px[row * features + i] * ps[i];
+      py[row * features + i] = value < 0.0f ? 0.0f : value;  // keeps NaN, as torch.relu does
+    }
+  }
+  return y;
+}
+"""
+
+CUDA_SOURCE = r"""
+#include <torch/extension.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+__global__ void NAME_kernel(const float* __restrict__ x, const float* __restrict__ scale,
+                            float* __restrict__ y, int64_t n, int64_t features) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += stride) {
+    const float value = x[i] * scale[i % features];
+    y[i] = value < 0.0f ? 0.0f : value;
+  }
+}
+
+void NAME_cuda(const at::Tensor& x, const at::Tensor& scale, const at::Tensor& y) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const int threads = 256;
+  const int64_t wanted = (x.numel() + threads - 1) / threads;
+  const int blocks = static_cast<int>(wanted < 4096 ? wanted : 4096);
+  NAME_kernel<<<blocks, threads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      x.data_ptr<float>(), scale.data_ptr<float>(), y.data_ptr<float>(), x.numel(), x.size(1));
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+"""
+
+extension = load_inline(
+    name="NAME_solution",
+    cpp_sources=[CPP_SOURCE],
+    cuda_sources=[CUDA_SOURCE],
+    functions=["NAME"],
+    extra_cflags=["-O3"],
+    extra_cuda_cflags=["-O3"],
+)
+
+
+class _ForwardOnly(torch.autograd.Function):
+    """Keeps the output attached to the graph, so that a backward pass fails loudly."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        return extension.NAME(x, scale)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("NAME is forward only: it has no backward kernel")
+
+
+class ModelNew(nn.Module):
+    """The same function as the reference's Model, with the same constructor and state names."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``relu(x * scale)``; x is (rows, features)."""
+        return _ForwardOnly.apply(x, self.scale)
+'''
 
 
 def write_pair(name: str, root: Path) -> str:
-    """Write a pair."""
-    raise NotImplementedError
+    """Write ``problems/NAME/reference.py`` and ``solutions/NAME/solution.py``.
+
+    Args:
+        name: lower-case letters, digits and underscores: it also names the kernel.
+        root: folder with problems/ and solutions/; they are created where they are missing.
+
+    Returns:
+        What was written and what to do next.
+
+    Raises:
+        UsageError: the name is not valid, or one of the files is there already.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"--new {name!r}: a name is lower-case letters, digits and underscores, "
+            "and starts with a letter"
+        )
+    files = {
+        root / "problems" / name / "reference.py": _REFERENCE,
+        root / "solutions" / name / "solution.py": _SOLUTION,
+    }
+    for path in files:
+        if path.exists():
+            raise UsageError(f"{path}: is there already; --new overwrites nothing")
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text.replace("NAME", name))
+    reference, solution = files
+    return f"wrote {reference}\nwrote {solution}\nnext: python run_eval.py {name}"

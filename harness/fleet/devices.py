@@ -103,10 +103,11 @@ def default_jobs(*, on_gpu: bool) -> int:
     Beside a GPU half of the cores are left to the pair that is being measured.
     """
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores // 2 if on_gpu else cores, _available_bytes() // _BYTES_PER_JOB))
+    return max(1, min(cores // 2 if on_gpu else cores, available_bytes() // _BYTES_PER_JOB))
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
+    """Return the memory that new processes can have without swapping."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

@@ -227,19 +227,17 @@ class JudgeProcess:
             self._on_phase(self._phase)
         elif event == "await":
             self._waiting = True
-            self._build_slot_is_left()
+            if self._device_slot is not None:
+                self._build_slot.release()  # the next pair may build while this one waits
+            self._grant_device()
+            if self._waiting:
+                self._on_phase("wait for the device")
         elif event in ("problem_code", "harness_code"):
             self._in_problem_code = event == "problem_code"
         elif event == "verdict":
             raise _Ended(self._read_verdict(message.get("verdict")))
         else:
             raise _Ended(self._fault(f"sent an unknown event {event!r}"))
-
-    def _build_slot_is_left(self) -> None:
-        """Let the next pair build, where checking needs another right than building."""
-        if self._device_slot is not None:
-            self._build_slot.release()
-            self._on_phase("wait for the device")
 
     def _grant_device(self) -> None:
         if not self._waiting:

@@ -1,0 +1,153 @@
+"""A judge that speaks the fleet's protocol and plays the part that its solution is named after.
+
+``t/passes``, ``t/dies``, ``t/hangs`` ...: the part is the pair's solution name, up to a ``-``.
+It imports nothing of the harness: what it says is what is written here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def say(event: str, **more: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **more}) + "\n")
+    sys.stdout.flush()
+
+
+def phase(name: str) -> None:
+    say("phase", phase=name)
+
+
+def await_device() -> None:
+    say("await", what="device")
+    grant = json.loads(sys.stdin.readline())
+    assert grant == {"grant": "device"}, grant
+
+
+def journal(request: dict[str, Any], what: str) -> None:
+    """Append a moment to a file that the test reads: who had what, and when."""
+    path = Path(request["log"]).parent.parent / "journal"
+    with path.open("a") as stream:
+        stream.write(json.dumps([request["pair"]["name"], what, time.monotonic()]) + "\n")
+
+
+def verdict(request: dict[str, Any], status: str = "PASSED", **more: Any) -> dict[str, Any]:
+    options = request["options"]
+    return {
+        "pair": request["pair"]["name"],
+        "status": status,
+        "seed": options["seed"],
+        "device": options["device"],
+        "size": "small",
+        "modes": request["settings"]["modes"],
+        "phases": {"build": 0.1, "check": 0.2},
+        **more,
+    }
+
+
+def main() -> None:
+    request = json.loads(sys.stdin.readline())
+    part = request["pair"]["name"].split("/")[1].split("-")[0]
+    print(f"stderr of {part}", file=sys.stderr, flush=True)
+    if part == "dies_at_once":
+        os._exit(3)
+    phase("build")
+    journal(request, "build")
+    if part == "slow_build":
+        time.sleep(0.4)
+    journal(request, "built")
+    await_device()
+    journal(request, "device")
+    if part in ("slow", "slow_build"):
+        time.sleep(0.4)
+    phase("check eval 3/12")
+    play(part, request)
+    journal(request, "end")
+    say("verdict", verdict=verdict(request))
+
+
+def play(part: str, request: dict[str, Any]) -> None:
+    """Say what the part says; a part that comes to an end passes."""
+    if part == "wrong":
+        ending(
+            verdict(
+                request,
+                "WRONG_VALUES",
+                message="off by one. Next: look again",
+                max_abs_diff=1.0,
+                precision="worse",
+            )
+        )
+    elif part == "fast":
+        speed = {
+            "outcome": "FASTER",
+            "speedup": 2.0,
+            "low": 1.9,
+            "high": 2.1,
+            "reference_ms": 4.0,
+            "candidate_ms": 2.0,
+        }
+        ending(verdict(request, speed=speed, max_abs_diff=1e-7, precision="fp32"))
+    elif part == "skipped":
+        ending(verdict(request, "SKIPPED", message="needs sm_90a"))
+    elif part == "harness_error":
+        ending(verdict(request, "HARNESS_ERROR", message="our own fault"))
+    elif part == "dies":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif part == "exits_0":
+        os._exit(0)
+    elif part == "hangs":
+        time.sleep(600)
+    elif part == "hangs_and_will_not_go":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
+    elif part == "chatters":
+        while True:
+            phase("check eval 3/12")
+            time.sleep(0.02)
+    elif part == "garbage":
+        print("PASSED, believe me", flush=True)
+        time.sleep(600)
+    elif part == "unknown_event":
+        say("celebrate")
+        time.sleep(600)
+    elif part == "impossible":
+        ending(verdict(request, "WRONG_VALUES", speed={"outcome": "FASTER", "speedup": 9.0}))
+    elif part == "unknown_status":
+        ending(verdict(request, "PERFECT"))
+    elif part == "somebody_elses":
+        ending({**verdict(request), "pair": "t/another"})
+    elif part == "reference_dies":
+        say("problem_code")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif part == "reference_hangs":
+        say("problem_code")
+        time.sleep(600)
+    elif part == "dies_after_reference":
+        say("problem_code")
+        say("harness_code")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif part == "leaves_a_child":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        (Path(request["log"]).parent.parent / "child").write_text(str(child.pid))
+    elif part == "lingers":
+        say("verdict", verdict=verdict(request))
+        time.sleep(600)
+    elif part == "reports_request":
+        (Path(request["log"]).parent.parent / "request").write_text(json.dumps(request))
+
+
+def ending(plain: dict[str, Any]) -> None:
+    say("verdict", verdict=plain)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
