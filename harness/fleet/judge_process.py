@@ -61,8 +61,8 @@ class Deadlines:
     def from_timeout(cls, timeout_s: float) -> Deadlines:
         """Return the deadlines that follow from the user's limit for one phase."""
         return cls(
-            silence_s=3 * timeout_s + 60,
-            problem_code_s=timeout_s + 10,
+            silence_s=3 * timeout_s + 720,  # a build may be silent for ten minutes
+            problem_code_s=2 * timeout_s + 30,
             total_s=30 * timeout_s + 600,
         )
 
