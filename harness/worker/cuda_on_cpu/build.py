@@ -1,0 +1,270 @@
+"""Builds extensions as torch.utils.cpp_extension's load_inline and load would, for the CPU."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from harness.domain import BuildFailed, Unsupported
+from harness.worker.cuda_on_cpu import toolchain
+from harness.worker.cuda_on_cpu.locate import locate
+from harness.worker.cuda_on_cpu.rewrite import has_definitions, rewrite_cuda, rewrite_host
+from harness.worker.cuda_on_cpu.support import Support, obtain
+from harness.worker.cuda_on_cpu.unsupported import find_unsupported
+
+_CUDA_PREFIX = (
+    '#include "prefix.h"\n#include <emu/torch_device.h>\n'
+    "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
+    "{restrict}"
+)
+_HOST_PREFIX = '#include "prefix.h"\n#include <emu/torch_device.h>\n#include <torch/extension.h>\n'
+_FULL_TORCH = re.compile(r"\btorch::(nn|optim|data|jit|serialize)\b")
+
+
+def _prefix_for_cuda() -> str:
+    # at::RestrictPtrTraits exists for nvcc only.
+    return _CUDA_PREFIX.format(
+        restrict="namespace at { template <typename T> struct RestrictPtrTraits "
+        "{ typedef T* __restrict__ PtrType; }; }\n"
+        "namespace torch { using at::RestrictPtrTraits; }\n"
+    )
+
+
+def _refuse_unsupported(sources: Sequence[str], solution_file: str | None, fallback: str) -> None:
+    for source in sources:
+        found = find_unsupported(source)
+        if found:
+            what, line = found
+            start = locate(source, solution_file)
+            file = Path(solution_file).name if start and solution_file else fallback
+            raise Unsupported(
+                f"{file}:{(start or 1) + line - 1}: {what} cannot run on the CPU; "
+                "next: evaluate it on a GPU with --device cuda"
+            )
+
+
+def _bindings(
+    functions: Mapping[str, str] | Sequence[str] | str | None, error_handling: bool
+) -> str:
+    """Return the pybind module that load_inline generates; all on one line each, as there."""
+    if functions is None:
+        return ""
+    if isinstance(functions, str):
+        functions = [functions]
+    if not isinstance(functions, Mapping):
+        functions = {f: f for f in functions}
+    lines = [toolchain.line_directive(1, "functions="), "PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {"]
+    for function, doc in functions.items():
+        target = f"torch::wrap_pybind_function({function})" if error_handling else function
+        text = doc.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        lines.append(f'm.def("{function}", {target}, "{text}");')
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _unit_flags(sources: Sequence[str]) -> list[str]:
+    return ["-DEMU_FULL_TORCH"] if any(_FULL_TORCH.search(s) for s in sources) else []
+
+
+def _host_flags(flags: Sequence[str]) -> list[str]:
+    return [part for f in flags for part in f.split()]
+
+
+def compile_inline(
+    *,
+    name: str,
+    cpp_sources: Sequence[str] | str,
+    cuda_sources: Sequence[str] | str | None,
+    functions: Mapping[str, str] | Sequence[str] | str | None,
+    build_dir: Path,
+    support_dir: Path,
+    extra_cflags: Sequence[str] = (),
+    extra_cuda_cflags: Sequence[str] = (),
+    extra_ldflags: Sequence[str] = (),
+    extra_include_paths: Sequence[str] = (),
+    with_pytorch_error_handling: bool = True,
+    solution_file: str | None = None,
+    source_files: Sequence[str] | None = None,
+) -> Path:
+    """Build what ``load_inline`` would build; return the library, a Python module ``name``.
+
+    Where ``cpp_sources`` only declares, everything is one translation unit: declarations,
+    bindings, CUDA. Where it defines functions (a CPU path), it is a unit of its own, compiled
+    without checks as the user's flags say, as on the real tool chain.
+
+    Raises:
+        BuildFailed: the compiler's first error, at the solution's own line where it can be found.
+        Unsupported: a construct that the CPU runner does not run, with its line.
+    """
+    cpp = [cpp_sources] if isinstance(cpp_sources, str) else list(cpp_sources)
+    cuda = [cuda_sources] if isinstance(cuda_sources, str) else list(cuda_sources or [])
+    _refuse_unsupported(cuda, solution_file, f"{name} cuda_sources")
+    if source_files is None and not re.fullmatch(r"[A-Za-z_]\w*", name):
+        raise BuildFailed(f"load_inline(name={name!r}): not a name that Python can import")
+    support = obtain(support_dir)
+    build_dir.mkdir(parents=True, exist_ok=True)
+    cpp_text = "".join(_rewritten(cpp, solution_file, f"{name} cpp_sources", host=True))
+    cuda_text = "".join(_rewritten(cuda, solution_file, f"{name} cuda_sources", host=False))
+    bindings = _bindings(functions, with_pytorch_error_handling)
+    units: list[tuple[Path, bool, list[str]]] = []
+    if cuda and not any(has_definitions(s) for s in cpp):
+        unit = build_dir / "extension.cpp"
+        head = _prefix_for_cuda() + "#include <torch/extension.h>\n"
+        unit.write_text(head + cpp_text + bindings + cuda_text)
+        flags = _macros(extra_cflags) + toolchain.cuda_flags(extra_cuda_cflags)
+        units.append((unit, True, flags))
+    else:
+        unit = build_dir / "main.cpp"
+        unit.write_text(_HOST_PREFIX + cpp_text + bindings)
+        units.append((unit, False, _host_flags(extra_cflags)))
+        if cuda:
+            unit = build_dir / "cuda.cpp"
+            unit.write_text(_prefix_for_cuda() + cuda_text)
+            units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
+    full = _unit_flags([*cpp, *cuda])
+    return _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
+                  extra_include_paths, extra_ldflags)  # fmt: skip
+
+
+def _rewritten(
+    sources: Sequence[str], solution_file: str | None, fallback: str, *, host: bool
+) -> list[str]:
+    """Rewrite each source under a #line that points at the solution where it stands there."""
+    out = []
+    for i, source in enumerate(sources):
+        line = locate(source, solution_file)
+        name = fallback if len(sources) == 1 else f"{fallback}[{i}]"
+        file = Path(solution_file).name if line and solution_file else name
+        text = rewrite_host(source) if host else rewrite_cuda(source)
+        out.append(toolchain.line_directive(line or 1, file) + text + "\n")
+    return out
+
+
+def _macros(flags: Sequence[str]) -> list[str]:
+    """Return what a declarations-only unit needs of the C++ flags."""
+    return [f for f in _host_flags(flags) if f.startswith(("-D", "-U", "-I"))]
+
+
+def compile_files(
+    *,
+    name: str,
+    sources: Sequence[str],
+    build_dir: Path,
+    support_dir: Path,
+    extra_cflags: Sequence[str] = (),
+    extra_cuda_cflags: Sequence[str] = (),
+    extra_ldflags: Sequence[str] = (),
+    extra_include_paths: Sequence[str] = (),
+    solution_file: str | None = None,
+) -> Path:
+    """Build what ``load(sources=[...])`` would build from .cpp and .cu files.
+
+    The files bring their own bindings (PYBIND11_MODULE or TORCH_LIBRARY). Headers with kernels
+    (.cuh) beside them are rewritten too.
+
+    Raises:
+        BuildFailed: the compiler's first error, at the file's own line.
+        Unsupported: a construct that the CPU runner does not run, with its line.
+    """
+    del solution_file  # errors point into the files
+    support = obtain(support_dir)
+    build_dir.mkdir(parents=True, exist_ok=True)
+    includes = _rewritten_headers(sources, extra_include_paths, build_dir)
+    units: list[tuple[Path, bool, list[str]]] = []
+    for i, source in enumerate(sources):
+        path = Path(source)
+        if not path.is_file():
+            raise BuildFailed(f"{source}: no such source file")
+        text = path.read_text(encoding="utf-8", errors="replace")
+        unit = build_dir / f"{i}_{path.stem}.cpp"
+        directive = toolchain.line_directive(1, str(path))
+        full = _unit_flags([text])
+        if path.suffix in (".cu", ".cuh"):
+            _refuse_unsupported_file(path, text)
+            unit.write_text(_prefix_for_cuda() + directive + rewrite_cuda(text))
+            units.append((unit, True, [*full, *toolchain.cuda_flags(extra_cuda_cflags)]))
+        else:
+            # Only what the file includes itself is visible, as on the real tool chain; the
+            # precompiled prefix holds what <torch/extension.h> would bring.
+            head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
+            unit.write_text(head + directive + rewrite_host(text))
+            units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
+    return _build(name, units, build_dir, support, includes, extra_ldflags)
+
+
+def _refuse_unsupported_file(path: Path, text: str) -> None:
+    found = find_unsupported(text)
+    if found:
+        raise Unsupported(
+            f"{path}:{found[1]}: {found[0]} cannot run on the CPU; "
+            "next: evaluate it on a GPU with --device cuda"
+        )
+
+
+def _rewritten_headers(
+    sources: Sequence[str], include_paths: Sequence[str], build_dir: Path
+) -> list[str]:
+    """Copy headers with CUDA in them, rewritten, into a tree searched before the originals."""
+    folders = list(dict.fromkeys([*(str(Path(s).parent) for s in sources), *include_paths]))
+    includes: list[str] = []
+    for n, folder in enumerate(folders):
+        root = Path(folder)
+        if not root.is_dir():
+            continue
+        copy = build_dir / f"headers_{n}"
+        found = False
+        for path in sorted(root.rglob("*")):
+            if path.suffix not in (".cuh", ".h", ".hpp") or not path.is_file():
+                continue
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if "<<<" not in text and "__shared__" not in text and "is_cuda" not in text:
+                continue
+            _refuse_unsupported_file(path, text)
+            target = copy / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(toolchain.line_directive(1, str(path)) + rewrite_cuda(text))
+            found = True
+        includes += [str(copy)] * found + [str(root)]
+    return includes
+
+
+def _build(
+    name: str,
+    units: Sequence[tuple[Path, bool, list[str]]],
+    build_dir: Path,
+    support: Support,
+    include_paths: Sequence[str],
+    ldflags: Sequence[str],
+) -> Path:
+    objects = [unit.with_suffix(".o") for unit, _, _ in units]
+    logs: list[str] = []
+    # Two units are compiled side by side, as ninja would.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        futures: list[Future[str]] = [
+            pool.submit(
+                toolchain.compile_object,
+                unit,
+                output,
+                name=name,
+                support=support,
+                instrument=instrument,
+                flags=flags,
+                include_paths=include_paths,
+            )
+            for (unit, instrument, flags), output in zip(units, objects, strict=True)
+        ]
+        failures = [f.exception() for f in futures]
+    for failure in failures:
+        if failure is not None:
+            raise failure
+    logs += [f.result() for f in futures]
+    output = build_dir / f"{name}.so"
+    logs.append(toolchain.link(objects, output, support=support, flags=ldflags, python=True))
+    (build_dir / "build.log").write_text("\n".join(logs))
+    for path in objects:
+        path.unlink()
+    for folder in build_dir.glob("headers_*"):
+        shutil.rmtree(folder)
+    return output

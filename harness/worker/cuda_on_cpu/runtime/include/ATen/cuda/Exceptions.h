@@ -1,0 +1,5 @@
+#ifndef EMU_ATEN_CUDA_EXCEPTIONS_H
+#define EMU_ATEN_CUDA_EXCEPTIONS_H
+#include <c10/cuda/CUDAException.h>
+#define AT_CUDA_CHECK(EXPR) C10_CUDA_CHECK(EXPR)
+#endif

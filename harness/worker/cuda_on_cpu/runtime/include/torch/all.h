@@ -1,0 +1,5 @@
+#ifdef EMU_FULL_TORCH
+#include_next <torch/all.h>
+#else
+#include "extension.h"
+#endif

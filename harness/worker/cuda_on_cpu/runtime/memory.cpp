@@ -1,0 +1,233 @@
+// The guarded allocator and the map of what lies where.
+//
+// Each allocation ends at an inaccessible page, keeps torch's 64-byte base alignment (the up to 63
+// bytes between its end and the page are a redzone that is compared when it is freed), is filled
+// with a NaN pattern, and its addresses are never used again. A range of address space is reserved
+// once, so that an address tells at a glance whether it is ours. Freed ranges are adjacent
+// inaccessible mappings, which the kernel merges: only live allocations cost mappings.
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "launch.h"
+
+namespace emu {
+
+uint64_t allocations_changed = 1;
+
+namespace {
+
+constexpr size_t kAlign = 64;
+constexpr unsigned char kRedzone = 0xA5;
+constexpr size_t kFrontRedzone = 256;  // bytes before the base that are compared
+constexpr size_t kMostLive = 12000;  // two mappings each; vm.max_map_count is 65530 by default
+constexpr size_t kRememberedFrees = 4096;
+
+std::mutex lock;
+uintptr_t region_begin = 0, region_end = 0, cursor = 0;
+std::map<uintptr_t, Allocation> allocations;  // by map_begin; live and recently freed
+std::map<uintptr_t, Allocation> externals;  // by begin; memory that others own
+std::vector<uintptr_t> freed;
+size_t freed_head = 0, live = 0;
+uint64_t serial = 0;
+uint64_t live_bytes = 0;
+
+bool reserve_region() {
+    if (region_begin) return true;
+    for (size_t size = size_t{16} << 40; size >= size_t{64} << 30; size /= 2) {
+        void* p = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) continue;
+        region_begin = reinterpret_cast<uintptr_t>(p);
+        region_end = region_begin + size;
+        cursor = region_begin + (1 << 20);
+        return true;
+    }
+    return false;
+}
+
+void fill_poison(void* p, size_t bytes) {
+    uint32_t* words = static_cast<uint32_t*>(p);
+    const size_t n = bytes / 4;
+    for (size_t i = 0; i < n; ++i) words[i] = kPoison;
+    std::memcpy(words + n, &kPoison, bytes % 4);
+}
+
+void* allocate(size_t bytes, bool from_cuda_malloc) {
+    if (!bytes) return nullptr;
+    const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
+    const size_t mapped = (rounded + kPage - 1) / kPage * kPage;
+    std::lock_guard<std::mutex> guard(lock);
+    if (live >= kMostLive || !reserve_region() || cursor + mapped + kPage > region_end) {
+        // Out of mappings or addresses: plain memory, still poisoned, without a guard page.
+        void* p = nullptr;
+        if (posix_memalign(&p, kAlign, rounded)) return nullptr;
+        fill_poison(p, bytes);
+        Allocation a;
+        a.begin = reinterpret_cast<uintptr_t>(p);
+        a.end = a.begin + bytes;
+        a.poisoned = true;
+        a.from_cuda_malloc = from_cuda_malloc;
+        externals[a.begin] = a;
+        ++allocations_changed;
+        return p;
+    }
+    Allocation a;
+    a.map_begin = cursor;
+    a.map_end = cursor + mapped;
+    if (mprotect(reinterpret_cast<void*>(a.map_begin), mapped, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    cursor = a.map_end + kPage;
+    a.begin = a.map_end - rounded;
+    a.end = a.begin + bytes;
+    a.serial = ++serial;
+    a.poisoned = true;
+    a.from_cuda_malloc = from_cuda_malloc;
+    fill_poison(reinterpret_cast<void*>(a.begin), bytes);
+    std::memset(reinterpret_cast<void*>(a.end), kRedzone, a.map_end - a.end);
+    const size_t front = std::min(kFrontRedzone, static_cast<size_t>(a.begin - a.map_begin));
+    std::memset(reinterpret_cast<void*>(a.begin - front), kRedzone, front);
+    allocations[a.map_begin] = a;
+    ++live;
+    live_bytes += mapped;
+    ++allocations_changed;
+    return reinterpret_cast<void*>(a.begin);
+}
+
+std::map<uintptr_t, Allocation>::iterator below(std::map<uintptr_t, Allocation>& map, uintptr_t address) {
+    auto it = map.upper_bound(address);
+    return it == map.begin() ? map.end() : --it;
+}
+
+bool all_redzone(uintptr_t from, uintptr_t to, uintptr_t* where) {
+    for (uintptr_t p = from; p < to; ++p)
+        if (*reinterpret_cast<const unsigned char*>(p) != kRedzone) {
+            *where = p;
+            return false;
+        }
+    return true;
+}
+
+// Returns 0, or a cudaError_t for a pointer that cannot be freed.
+int release(void* pointer) {
+    if (!pointer) return 0;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+    std::string overrun;
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        auto outside = externals.find(address);
+        if (outside != externals.end() && outside->second.poisoned) {
+            externals.erase(outside);
+            ++allocations_changed;
+            std::free(pointer);
+            return 0;
+        }
+        auto it = below(allocations, address);
+        if (it == allocations.end() || it->second.begin != address || it->second.freed) return 1;
+        Allocation& a = it->second;
+        uintptr_t where = 0;
+        const size_t front = std::min(kFrontRedzone, static_cast<size_t>(a.begin - a.map_begin));
+        if (!all_redzone(a.end, a.map_end, &where))
+            overrun = std::to_string(where - a.end) + " bytes past the end";
+        else if (!all_redzone(a.begin - front, a.begin, &where))
+            overrun = std::to_string(a.begin - where) + " bytes before the start";
+        if (!overrun.empty())
+            overrun = "host code wrote " + overrun + " of a tensor of " + std::to_string(a.end - a.begin) + " bytes";
+        mmap(reinterpret_cast<void*>(a.map_begin), a.map_end - a.map_begin, PROT_NONE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        a.freed = true;
+        --live;
+        live_bytes -= a.map_end - a.map_begin;
+        ++allocations_changed;
+        if (freed.size() < kRememberedFrees) {
+            freed.push_back(a.map_begin);
+        } else {
+            allocations.erase(freed[freed_head]);
+            freed[freed_head] = a.map_begin;
+            freed_head = (freed_head + 1) % kRememberedFrees;
+        }
+    }
+    if (!overrun.empty()) report({"out-of-bounds write", overrun, {0, 0}, "found when the tensor was freed", 0, false});
+    return 0;
+}
+
+struct GuardedAllocator final : c10::Allocator {
+    static void deleter(void* p) { release(p); }
+    c10::DataPtr allocate(size_t n) override {
+        void* p = emu::allocate(n, false);
+        if (n && !p)
+            throw std::bad_alloc();
+        return {p, p, &deleter, c10::Device(c10::DeviceType::CPU)};
+    }
+    c10::DeleterFnPtr raw_deleter() const override { return &deleter; }
+    void copy_data(void* to, const void* from, std::size_t n) const override { std::memcpy(to, from, n); }
+};
+
+}  // namespace
+
+bool in_guarded_region(uintptr_t address) { return address - region_begin < region_end - region_begin; }
+
+bool find_allocation(uintptr_t address, Allocation* found) {
+    std::lock_guard<std::mutex> guard(lock);
+    if (!in_guarded_region(address)) {
+        auto it = below(externals, address);
+        if (it == externals.end() || address >= it->second.end) return false;
+        *found = it->second;
+        return true;
+    }
+    auto it = below(allocations, address);
+    auto next = allocations.upper_bound(address);
+    if (it == allocations.end() && next == allocations.end()) return false;
+    if (it == allocations.end() ||
+        (next != allocations.end() && address >= it->second.map_end &&
+         next->second.begin - address < address - it->second.end))
+        it = next;
+    *found = it->second;
+    return true;
+}
+
+}  // namespace emu
+
+using namespace emu;
+
+extern "C" {
+
+void emu_install_allocator() {
+    static GuardedAllocator allocator;
+    reserve_region();
+    c10::SetCPUAllocator(&allocator, 100);
+}
+
+// Memory that others own (a mapping of the wire): bounds and a name for the findings.
+void emu_register(uintptr_t begin, size_t bytes, const char* name) {
+    std::lock_guard<std::mutex> guard(lock);
+    if (in_guarded_region(begin)) {
+        auto it = below(allocations, begin);
+        if (it != allocations.end() && begin < it->second.end) it->second.name = name;
+        return;
+    }
+    Allocation a;
+    a.begin = begin;
+    a.end = begin + bytes;
+    a.name = name;
+    externals[begin] = a;
+    ++allocations_changed;
+}
+
+uint64_t emu_live_allocations() { return live; }
+
+void* emu_device_malloc(size_t bytes) { return allocate(bytes, true); }
+int emu_device_free(void* p) { return release(p); }
+
+int emu_pointer_is_device(const void* pointer, size_t* room) {
+    Allocation a;
+    const uintptr_t p = reinterpret_cast<uintptr_t>(pointer);
+    if (!find_allocation(p, &a) || a.freed || p < a.begin || p >= a.end) return 0;
+    if (room) *room = a.end - p;
+    return 1;
+}
+}
