@@ -56,7 +56,8 @@ def _bindings(
         functions = [functions]
     if not isinstance(functions, Mapping):
         functions = {f: f for f in functions}
-    lines = [toolchain.line_directive(1, "functions="), "PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {"]
+    lines = [toolchain.line_directive(1, "functions=").rstrip("\n")]
+    lines.append("PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {")
     for function, doc in functions.items():
         target = f"torch::wrap_pybind_function({function})" if error_handling else function
         text = doc.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -117,9 +117,7 @@ def prefix_key() -> str:
     """Return the content key of the precompiled header, which no device header enters."""
     source = [RUNTIME / "include" / "emu" / "prefix.h"]
     location = f"{Path(torch.__file__).parent} {sysconfig.get_paths()['include']}"
-    return _hash_of(
-        source, f"{torch.__version__} {_compiler_version()} {base_flags()} {location}"
-    )
+    return _hash_of(source, f"{torch.__version__} {_compiler_version()} {base_flags()} {location}")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ _TOKEN = re.compile(
   | (?P<number>\.?[0-9](?:[eEpP][+-]|'(?=[0-9A-Za-z])|[0-9A-Za-z_.])*)
   | (?P<name>[A-Za-z_]\w*)
   | (?P<space>(?:[ \t\r\f\v]|\\\r?\n|\n)+)
-  | (?P<punctuation><<<|>>>|::|->\*?|<<=|>>=|<<|>>|<=|>=|==|!=|&&|\|\||\+\+|--|[-+*/%&|^]=|\.\.\.|\#\#|.)
+  | (?P<punctuation><<<|>>>|::|->\*?|<<=|>>=|<<|>>|<=|>=|==|!=|&&|\|\||\+\+|--
+      |[-+*/%&|^]=|\.\.\.|\#\#|.)
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -110,7 +111,7 @@ def matching_back(tokens: list[Token], index: int) -> int:
 
 
 def angle_back(tokens: list[Token], index: int) -> int:
-    """Return the index of the ``<`` that opens the template arguments closed at ``index``, or -1."""
+    """Return the index of the ``<`` of the template arguments closed at ``index``, or -1."""
     depth = 0
     i = index
     while i >= 0:

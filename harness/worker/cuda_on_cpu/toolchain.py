@@ -40,7 +40,12 @@ _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_HALF2_OPERATORS__",
 ]
 
-_ERROR = re.compile(r"^(?P<file>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$")
+_ERROR = re.compile(
+    r"^(?P<file>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
+)
+_CUDA_LIBRARY = re.compile(
+    r"-l(cuda|cudart|cublas|cublasLt|cudnn|c10_cuda|torch_cuda|nvToolsExt)\b"
+)
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
 
@@ -124,8 +129,8 @@ def link(
     command += ["-ltorch_python"] if python else []
     kept = []
     for flag in flags:
-        if re.match(r"-l(cuda|cudart|cublas|cublasLt|cudnn|c10_cuda|torch_cuda|nvToolsExt)\b", flag):
-            continue  # CUDA's own libraries: the run-time library stands for them
+        if _CUDA_LIBRARY.match(flag):
+            continue  # CUDA's own: the run-time library stands for it
         kept.append(flag)
     done = subprocess.run([*command, *kept], capture_output=True, text=True)
     log = " ".join([*command, *kept]) + "\n" + done.stdout + done.stderr
