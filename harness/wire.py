@@ -334,7 +334,7 @@ class Encoder:
         for tensor, offset, nbytes in self._copies:
             if nbytes:
                 target = flat[offset : offset + nbytes].view(tensor.dtype).view(tensor.shape)
-                target.copy_(tensor)
+                target.copy_(tensor)  # also between devices: a host tensor of a GPU pair
         self._copies.clear()
 
 

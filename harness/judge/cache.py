@@ -23,6 +23,10 @@ import harness
 from harness.domain import HarnessError
 
 CACHE_VERSION = 1
+_PREPARE = (
+    "import sys; from pathlib import Path; from harness.worker.cuda_on_cpu import prepare; "
+    "print(prepare(Path(sys.argv[1])))"
+)
 
 
 class ExtensionCache:
@@ -110,7 +114,7 @@ class ExtensionCache:
             return "no C++ compiler: install g++, or set CXX"
         with log.open("ab") as out:
             done = subprocess.run(
-                [sys.executable, "-m", "harness.worker.cuda_on_cpu", "prepare", str(self.support)],
+                [sys.executable, "-c", _PREPARE, str(self.support)],
                 stdout=out,
                 stderr=out,
                 stdin=subprocess.DEVNULL,

@@ -191,6 +191,7 @@ def tensor(
     standard: Standard,
     phase: str,
     what: str,
+    sensitivity: float = 0.0,
 ) -> tuple[Check, Mismatch | None]:
     """Compare one tensor of equal shape and dtype with the reference's and the oracle's.
 
@@ -201,6 +202,8 @@ def tensor(
             must match in place wherever reference and oracle agree on them.
         standard: bounds.
         phase, what: names for the record.
+        sensitivity: how far the oracle moves when its inputs move by half a unit in the last
+            place: what a backward-stable algorithm may err, however precise the reference is.
 
     Returns:
         The figures, and the reason for refusal or None.
@@ -229,7 +232,8 @@ def tensor(
         atol, rtol = max(atol, widened), max(rtol, widened)
     sums = _stream(flat, atol, rtol)
     budget = _budget(sums, reference.dtype, declared, standard)
-    slack = 4 * sums.max_reference_error
+    budget = max(budget, policy.sensitivity_factor * sensitivity)
+    slack = 4 * max(sums.max_reference_error, sensitivity)
     if declared != _PRECISION_OF[reference.dtype]:
         # Products rounded to a declared precision err relative to the sum's size, not to each y.
         slack = max(slack, budget)
@@ -265,6 +269,11 @@ def tensor(
         message=f"{where} (|diff| {abs(g - e):.3g}, tolerance atol={atol:g} rtol={rtol:g})",
         what=what, index=index, got=g, expected=e, wrong=wrong, precision=precision,
     )
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """Return half a unit in the last place of 1 in a floating or complex dtype."""
+    return _UNIT_ROUNDOFF[_PRECISION_OF[dtype]]
 
 
 def _spoken(precision: str) -> str:

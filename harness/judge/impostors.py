@@ -31,8 +31,8 @@ def _first_input(expected: Any, inputs: Any, previous: Any) -> Any:
 
 def _mean(expected: Any, inputs: Any, previous: Any) -> Any:
     def fill(t: torch.Tensor) -> torch.Tensor:
-        if not t.is_floating_point():
-            return torch.zeros_like(t)
+        if not t.is_floating_point() or t.numel() < 2:
+            return torch.zeros_like(t)  # the mean of one number is that number: no impostor
         finite = torch.isfinite(t)
         mean = torch.where(finite, t, 0).double().mean()
         return torch.where(finite, mean.to(t.dtype), t)

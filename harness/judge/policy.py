@@ -16,6 +16,7 @@ class Policy:
         quick_calls: the same under --quick.
         reference_factor: error budget as a multiple of the reference's own error, per dtype class.
         eps_factor: error budget floor as a multiple of eps * max|y|.
+        sensitivity_factor: and as a multiple of the oracle's own movement under input rounding.
         atol, rtol: allclose tolerances for float32.
         low_tolerance: both, for float16 and bfloat16.
         double_tolerance: both, for float64.
@@ -31,6 +32,7 @@ class Policy:
     reference_factor: float = 32.0
     low_reference_factor: float = 4.0
     eps_factor: float = 8.0
+    sensitivity_factor: float = 8.0
     low_eps_factor: float = 2.0
     atol: float = 1e-4
     rtol: float = 1e-4

@@ -265,13 +265,14 @@ class RemoteWorker:
         if self._device.startswith("cuda"):
             from harness import wire_cuda
 
-            if old is not None:
-                old.close()
             arena = wire_cuda.DeviceArena.create(size_bytes, self._device)
             self.ask(
                 "arena", which=which, kind="cuda", bytes=arena.size_bytes,
                 handle=arena.handle().hex(), device=self._device,
             )
+            if old is not None:
+                # Only now: freeing memory that a peer still maps is undefined.
+                old.close()
             return arena
         host = wire.HostArena.create(size_bytes)
         if old is not None:

@@ -179,6 +179,8 @@ def _varied_mask(x: torch.Tensor, variant: str, generator: torch.Generator) -> t
 
 def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
     zero = x == 0
+    if _is_binary(x):
+        return _permuted(x, generator) if variant in ("permuted", "signs", "tails") else x
     structured = _is_structured(x)
     if variant == "large":
         return x * 8.0
@@ -186,7 +188,7 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
         return x * 2.0**-6
     if structured:
         # Only maps of the whole tensor: they keep sortedness, duplicates and symmetry.
-        if variant == "signs" and not _is_sorted(x) and not _is_binary(x):
+        if variant == "signs" and not _is_sorted(x):
             return -x
         if variant == "samples" and x.dim() > 1 and not _is_sorted(x):
             return x[torch.randperm(x.shape[0], generator=generator, device=x.device)]
@@ -249,7 +251,7 @@ def _is_structured(x: torch.Tensor) -> bool:
     """Return whether elements depend on one another: patterns, duplicates, sums, symmetry."""
     if x.numel() < 8:
         return False
-    if _is_binary(x) or _is_sorted(x):
+    if _is_sorted(x):
         return True
     part = _sample(x)
     nonzero = part[part != 0]

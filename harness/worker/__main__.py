@@ -103,6 +103,9 @@ class Worker:
         else:
             from harness import wire_cuda
 
+            old = self._inbox if request["which"] == "in" else self._outbox
+            if isinstance(old, wire_cuda.DeviceArena):
+                old.close()
             arena = wire_cuda.DeviceArena.open(
                 bytes.fromhex(request["handle"]), request["bytes"], request["device"]
             )

@@ -1,0 +1,151 @@
+"""Arenas in GPU memory, shared between processes by CUDA IPC handle.
+
+Each arena is one cudaMalloc of its own: an IPC handle maps a whole allocation into the peer, so an
+arena must share its allocation with nothing that the peer may not see. Only arenas that the judge
+allocated are ever opened; a handle that comes from a candidate is never touched.
+
+libcudart is called through ctypes: torch has it loaded already, and exposes neither call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import glob
+import os
+from typing import Any
+
+import torch
+
+from harness.domain import HarnessError
+
+_HANDLE_BYTES = 64
+_LAZY_PEER_ACCESS = 1
+
+
+class _Handle(ctypes.Structure):
+    _fields_ = [("reserved", ctypes.c_char * _HANDLE_BYTES)]
+
+
+@functools.cache
+def _cudart() -> ctypes.CDLL:
+    """Return the CUDA run-time library that torch itself uses in this process."""
+    torch.cuda.init()
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        loaded = {line.split()[-1] for line in maps if "libcudart" in line}
+    folder = os.path.join(os.path.dirname(os.path.dirname(torch.__file__)), "nvidia")
+    candidates = [*sorted(loaded), *glob.glob(f"{folder}/**/libcudart.so*", recursive=True)]
+    for path in candidates:
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        library.cudaGetErrorString.restype = ctypes.c_char_p
+        library.cudaIpcOpenMemHandle.argtypes = [
+            ctypes.POINTER(ctypes.c_void_p), _Handle, ctypes.c_uint,
+        ]
+        return library
+    raise HarnessError("libcudart is not loaded: this torch cannot share GPU memory")
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        text = _cudart().cudaGetErrorString(code)
+        raise HarnessError(f"{what}: {text.decode() if text else code}")
+
+
+class _Exposed:
+    """Device memory as numba and torch exchange it: zero copies, no ownership."""
+
+    def __init__(self, pointer: int, size_bytes: int) -> None:
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": (size_bytes,),
+            "typestr": "|u1",
+            "data": (pointer, False),
+            "version": 2,
+        }
+
+
+class DeviceArena:
+    """One device allocation that two processes address as flat bytes.
+
+    Attributes:
+        size_bytes: usable bytes.
+    """
+
+    def __init__(self, pointer: int, size_bytes: int, device: str, *, owned: bool) -> None:
+        self.size_bytes = size_bytes
+        self._pointer = pointer
+        self._owned = owned
+        self._flat: torch.Tensor | None = torch.as_tensor(
+            _Exposed(pointer, size_bytes), device=device
+        )
+
+    @classmethod
+    def create(cls, size_bytes: int, device: str) -> DeviceArena:
+        """Allocate an arena.
+
+        Raises:
+            HarnessError: the device has no memory for it.
+        """
+        size_bytes = -(-size_bytes // (1 << 21)) * (1 << 21)
+        pointer = ctypes.c_void_p()
+        with torch.cuda.device(device):
+            code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
+            if code:
+                # What torch's allocator keeps for later may be just what is missing.
+                _cudart().cudaGetLastError()
+                torch.cuda.empty_cache()
+                code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
+            _check(code, f"no GPU memory for an arena of {size_bytes} bytes")
+        assert pointer.value is not None
+        return cls(pointer.value, size_bytes, device, owned=True)
+
+    @classmethod
+    def open(cls, handle: bytes, size_bytes: int, device: str) -> DeviceArena:
+        """Map an arena of another process.
+
+        Raises:
+            HarnessError: the driver refuses the handle.
+        """
+        if len(handle) != _HANDLE_BYTES:
+            raise HarnessError("an IPC handle has 64 bytes")
+        raw = _Handle()
+        ctypes.memmove(ctypes.byref(raw), handle, _HANDLE_BYTES)
+        pointer = ctypes.c_void_p()
+        with torch.cuda.device(device):
+            torch.cuda.init()
+            torch.zeros(1, device=device)
+            _check(
+                _cudart().cudaIpcOpenMemHandle(ctypes.byref(pointer), raw, _LAZY_PEER_ACCESS),
+                "cudaIpcOpenMemHandle",
+            )
+        assert pointer.value is not None
+        return cls(pointer.value, size_bytes, device, owned=False)
+
+    def handle(self) -> bytes:
+        """Return the IPC handle for the peer."""
+        raw = _Handle()
+        _check(
+            _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(self._pointer)),
+            "cudaIpcGetMemHandle",
+        )
+        return ctypes.string_at(ctypes.byref(raw), _HANDLE_BYTES)
+
+    def flat(self) -> torch.Tensor:
+        """Return all bytes as a uint8 tensor that shares the arena's memory."""
+        if self._flat is None:
+            raise HarnessError("the arena is closed")
+        return self._flat
+
+    def close(self) -> None:
+        """Free or unmap the memory."""
+        if self._flat is None:
+            return
+        self._flat = None
+        torch.cuda.synchronize()
+        pointer = ctypes.c_void_p(self._pointer)
+        if self._owned:
+            _check(_cudart().cudaFree(pointer), "cudaFree")
+        else:
+            _check(_cudart().cudaIpcCloseMemHandle(pointer), "cudaIpcCloseMemHandle")
