@@ -30,7 +30,8 @@ from harness import Blame, Status, Verdict, evaluate
 FOLDER = Path(__file__).parent / "fixtures"
 KEYS = {"problem", "expect", "device", "mode", "size", "timeout", "why"}
 SIDE_BY_SIDE = 2
-SLEEPS = ("sleep 3311", "sleep 3322", "sleep 3344", "sleep 3366")
+LITTERERS = ("faulty/leftover_children", "faulty/many_children")
+SLEEPS = ("sleep 3322", "sleep 3344")
 """What the processes are called that fixtures try to leave behind."""
 
 
@@ -73,7 +74,9 @@ def read_case(solution: Path) -> Case:
 
 
 CASES = [
-    read_case(path) for kind in ("faulty", "honest") for path in sorted((FOLDER / kind).glob("*.py"))
+    read_case(path)
+    for kind in ("faulty", "honest")
+    for path in sorted((FOLDER / kind).glob("*.py"))
 ]
 
 
@@ -97,17 +100,13 @@ def verdict_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Verd
     chosen = [
         item.callspec.params["case"]
         for item in request.session.items
-        if item.path == Path(__file__) and "case" in getattr(item, "callspec", _NO_CALLSPEC).params
+        if item.path == Path(__file__) and hasattr(item, "callspec")
     ]
-    runnable = [case for case in chosen if case.device != "cuda" or torch.cuda.is_available()]
+    runnable = {c.name: c for c in chosen if c.device != "cuda" or torch.cuda.is_available()}
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        futures = {case.name: pool.submit(run, case) for case in runnable}
+        futures = {name: pool.submit(run, case) for name, case in runnable.items()}
         yield lambda case: futures[case.name].result()
         pool.shutdown(cancel_futures=True)
-
-
-class _NO_CALLSPEC:  # noqa: N801  stands in for a test without parameters
-    params: dict[str, Case] = {}  # noqa: RUF012
 
 
 def parameters() -> list[pytest.param]:
@@ -137,10 +136,9 @@ def test_corpus_gets_its_status(case: Case, verdict_of: Callable[[Case], Verdict
     assert verdict.seed or verdict.status is not Status.PASSED, "a pass must be replayable"
 
 
-def test_corpus_leaves_no_process_behind(verdict_of: Callable[[Case], Verdict]) -> None:
-    for case in CASES:
-        if case.name in ("faulty/leftover_children", "faulty/many_children", "faulty/build_hangs"):
-            verdict_of(case)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in LITTERERS], ids=lambda c: c.name)
+def test_corpus_leaves_no_process_behind(case: Case, verdict_of: Callable[[Case], Verdict]) -> None:
+    verdict_of(case)
     deadline = time.monotonic() + 5
     while (left := _sleepers()) and time.monotonic() < deadline:
         time.sleep(0.1)
