@@ -31,8 +31,6 @@ CPP_SOURCE = r"""
 #include <cmath>
 #include <vector>
 
-#ifndef BATCH_NORM_CALL
-#define BATCH_NORM_CALL
 // Running statistics and counter are updated in place when training.
 struct BatchNormCall {
   at::Tensor x, y, weight, bias, running_mean, running_var, batches;
@@ -41,7 +39,6 @@ struct BatchNormCall {
 };
 
 void batch_norm_cuda(const BatchNormCall& call);
-#endif
 
 namespace cpu {
 
@@ -215,9 +212,7 @@ CUDA_SOURCE = r"""
 #include <c10/cuda/CUDAStream.h>
 #include <cooperative_groups.h>
 
-// As declared beside the CPU path: the two sources are compiled apart, or as one by some tools.
-#ifndef BATCH_NORM_CALL
-#define BATCH_NORM_CALL
+// As declared beside the CPU path: the two sources are compiled apart.
 // Running statistics and counter are updated in place when training.
 struct BatchNormCall {
   at::Tensor x, y, weight, bias, running_mean, running_var, batches;
@@ -226,7 +221,6 @@ struct BatchNormCall {
 };
 
 void batch_norm_cuda(const BatchNormCall& call);
-#endif
 
 namespace gpu {
 

@@ -32,15 +32,12 @@ CPP_SOURCE = r"""
 #include <cmath>
 #include <vector>
 
-#ifndef GEMM_SCALE_BATCHNORM_CALL
-#define GEMM_SCALE_BATCHNORM_CALL
 // Running statistics and counter are updated in place when training.
 struct GemmCall {
   at::Tensor x, w, bias, scale, bn_weight, bn_bias, running_mean, running_var, batches, y;
   double eps, momentum;  // momentum < 0: cumulative average
   bool training;
 };
-#endif
 
 void gemm_scale_batchnorm_cuda(const GemmCall& call);
 
@@ -189,6 +186,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   TORCH_CHECK(batches.device() == x.device() && batches.scalar_type() == at::kLong &&
                   batches.numel() == 1,
               "gemm_scale_batchnorm: num_batches_tracked must be one int64 beside x.");
+  TORCH_CHECK(k < 2147483647 - 64, "gemm_scale_batchnorm: too many features: ", k, ".");
   const at::Tensor in = x.contiguous();
   at::Tensor y = at::empty({m, n}, x.options());
   if (y.numel() == 0) return y;
@@ -226,16 +224,13 @@ CUDA_SOURCE = r"""
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-// As declared beside the CPU path: the two sources are compiled apart, or as one by some tools.
-#ifndef GEMM_SCALE_BATCHNORM_CALL
-#define GEMM_SCALE_BATCHNORM_CALL
+// As declared beside the CPU path: the two sources are compiled apart.
 // Running statistics and counter are updated in place when training.
 struct GemmCall {
   at::Tensor x, w, bias, scale, bn_weight, bn_bias, running_mean, running_var, batches, y;
   double eps, momentum;  // momentum < 0: cumulative average
   bool training;
 };
-#endif
 
 namespace gpu {
 
@@ -304,36 +299,47 @@ struct Problem {
 template <typename T, int kDepth>
 struct Slice {
   using A = typename Accumulator<T>::type;
-  static constexpr int kFours = kTile * kDepth / 4 / kThreads;
-  static constexpr int kAcross = kDepth / 4;
+  static constexpr int kAcross = kDepth / 4;  // fours per row of the slice
+  static constexpr int kRowStep = kThreads / kAcross;
+  static constexpr int kFours = kTile / kRowStep;
+  const T* at[kFours];  // null for rows outside
   A v[kFours][4];
 
-  __device__ __forceinline__ void load(const T* from, int64_t row0, int64_t rows, int64_t k0,
-                                       int64_t k, bool vectors) {
+  __device__ __forceinline__ static int row() { return threadIdx.x / kAcross; }
+  __device__ __forceinline__ static int column() { return threadIdx.x % kAcross * 4; }
+
+  __device__ __forceinline__ Slice(const T* from, int64_t row0, int64_t rows, int64_t k) {
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      const int four = threadIdx.x + i * kThreads;
-      const int64_t row = row0 + four / kAcross, column = k0 + four % kAcross * 4;
-      const T* at = from + row * k + column;
-      if (vectors && row < rows && column < k) {
-        const Four<T> f = *reinterpret_cast<const Four<T>*>(at);
+      const int64_t r = row0 + row() + i * kRowStep;
+      at[i] = r < rows ? from + r * k + column() : nullptr;
+    }
+  }
+  // Loads and moves on. left: how many columns of the matrix there are from this thread's on.
+  __device__ __forceinline__ void load(int left, bool vectors) {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      if (vectors && at[i] != nullptr && left > 0) {
+        const Four<T> f = *reinterpret_cast<const Four<T>*>(at[i]);
 #pragma unroll
         for (int e = 0; e < 4; ++e) v[i][e] = static_cast<A>(f.v[e]);
       } else {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          v[i][e] = row < rows && column + e < k ? static_cast<A>(at[e]) : A(0);
+          v[i][e] = at[i] != nullptr && e < left ? static_cast<A>(at[i][e]) : A(0);
         }
       }
+      if (at[i] != nullptr) at[i] += kDepth;
     }
   }
   // Transposed: to[column][row].
   __device__ __forceinline__ void store(A* to) const {
 #pragma unroll
     for (int i = 0; i < kFours; ++i) {
-      const int four = threadIdx.x + i * kThreads;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) to[(four % kAcross * 4 + e) * kStride + four / kAcross] = v[i][e];
+      for (int e = 0; e < 4; ++e) {
+        to[(column() + e) * kStride + row() + i * kRowStep] = v[i][e];
+      }
     }
   }
 };
@@ -378,11 +384,12 @@ __global__ void
     for (int j = 0; j < 8; ++j) acc[i][j] = 0;
   }
 
-  Slice<T, kDepth> xs, ws;
-  xs.load(p.x, row0, p.m, 0, p.k, p.vectors);
-  ws.load(p.w, column0, p.n, 0, p.k, p.vectors);
+  Slice<T, kDepth> xs(p.x, row0, p.m, p.k), ws(p.w, column0, p.n, p.k);
+  int left = static_cast<int>(p.k) - xs.column();
+  xs.load(left, p.vectors);
+  ws.load(left, p.vectors);
   int current = 0;
-  for (int64_t k0 = 0; k0 < p.k; k0 += kDepth) {
+  for (int rest = static_cast<int>(p.k); rest > 0; rest -= kDepth) {
     A* a = shared + current * 2 * kBuffer;
     A* b = a + kBuffer;
     xs.store(a);
@@ -390,9 +397,10 @@ __global__ void
     // One barrier per slice: the other buffer was last read before the previous barrier's end,
     // and is written only after this one.
     __syncthreads();
-    if (k0 + kDepth < p.k) {
-      xs.load(p.x, row0, p.m, k0 + kDepth, p.k, p.vectors);
-      ws.load(p.w, column0, p.n, k0 + kDepth, p.k, p.vectors);
+    if (rest > kDepth) {
+      left -= kDepth;
+      xs.load(left, p.vectors);
+      ws.load(left, p.vectors);
     }
 #pragma unroll
     for (int k = 0; k < kDepth; ++k) {

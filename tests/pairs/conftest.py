@@ -7,35 +7,15 @@ modules for that device.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-from pathlib import Path
+import copy
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.pairs import builds
+
 NO_GPU = "needs a CUDA device: torch.cuda.is_available() is False"
-
-
-def import_file(path: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@functools.cache
-def load_reference(problem: str) -> ModuleType:
-    return import_file(ROOT / "problems" / problem / "reference.py", f"reference_{problem}")
-
-
-@functools.cache
-def load_on_gpu(problem: str) -> ModuleType:
-    """The solution as a user imports it, built by torch's own load_inline."""
-    return import_file(ROOT / "solutions" / problem / "solution.py", f"gpu_{problem}")
 
 
 class Bench:
@@ -46,14 +26,10 @@ class Bench:
         self.torch_device = torch.device("cuda" if name == "cuda" else "cpu")
 
     def reference(self, problem: str) -> ModuleType:
-        return load_reference(problem)
+        return builds.reference(problem)
 
     def solution(self, problem: str) -> ModuleType:
-        if self.name == "cuda":
-            return load_on_gpu(problem)
-        from cpu_builds import load_on_cpu  # beside this file
-
-        return load_on_cpu(problem, emulated=self.name == "emulated")
+        return builds.on_gpu(problem) if self.name == "cuda" else builds.on_cpu(problem)
 
     def pair(self, problem: str, *init, dtype: torch.dtype = torch.float32, **more):
         """Return (reference, new) with one state, perturbed so that no part of it is trivial."""
@@ -76,8 +52,6 @@ def perturb(model: torch.nn.Module, seed: int = 3) -> None:
 
 def oracle_of(model: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     """Return the float64 output of a copy of `model`; the model itself is left alone."""
-    import copy
-
     with torch.no_grad():
         return copy.deepcopy(model).double()(*(t.double() for t in inputs))
 
@@ -93,10 +67,19 @@ def assert_precise(got, reference, oracle, factor: float = 32.0) -> None:
 
 
 @pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def bench(request) -> Bench:
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip(NO_GPU)
-    return Bench(request.param)
+def bench(request):
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip(NO_GPU)
+        yield Bench("cuda")
+        return
+    runner = builds.runner(emulated=request.param == "emulated")
+    before = runner.launches
+    yield Bench(request.param)
+    findings = runner.take_findings()
+    assert not findings, findings
+    if request.param == "cpu":
+        assert runner.launches == before, "the CPU path launched a kernel"
 
 
 @pytest.fixture
