@@ -170,4 +170,77 @@ HONEST: dict[str, Honest] = {
         _F, lambda: (torch.ones(20).half(),), lambda x: torch.full((1,), 20.0).half()
     ),
 }
-DEFECTS: dict[str, Defect] = {}
+
+_D = "defects.cu"
+_OOB_W, _OOB_R = ("out-of-bounds write",), ("out-of-bounds read",)
+_SHARED_RACE, _BLOCK_RACE = ("shared memory race",), ("data race between blocks", "data race")
+_BARRIER, _LAUNCH = ("divergent barrier", "divergent warp operation"), ("bad launch configuration",)
+
+
+def _index(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+DEFECTS: dict[str, Defect] = {
+    "oob_write": Defect(_D, lambda: (_f(100),), _OOB_W),
+    "oob_read": Defect(_D, lambda: (_f(100),), _OOB_R),
+    "oob_negative": Defect(_D, lambda: (_f(100),), _OOB_R),
+    "oob_far": Defect(_D, lambda: (_f(50, 20),), _OOB_R),
+    "oob_vector": Defect(_D, lambda: (_f(30),), _OOB_R),
+    "oob_dtype": Defect(_D, lambda: (_f(64).half(),), _OOB_R),
+    "oob_atomic": Defect(_D, lambda: (_i(20, 32),), _OOB_W),
+    "oob_ldg": Defect(_D, lambda: (_f(32),), _OOB_R),
+    "oob_shared": Defect(_D, lambda: (_f(64),), ("out-of-bounds shared write",)),
+    "oob_shared_read": Defect(_D, lambda: (_f(64),), ("out-of-bounds shared read",)),
+    "oob_dynamic": Defect(_D, lambda: (_f(64),), ("out-of-bounds shared write",)),
+    "no_dynamic": Defect(_D, lambda: (_f(64),), ("out-of-bounds shared write",)),
+    "null_pointer": Defect(_D, lambda: (_f(32),), ("null pointer write",)),
+    "dangling": Defect(_D, lambda: (_f(40),), ("read of freed memory",)),
+    "use_after_free": Defect(_D, lambda: (_f(1),), ("write to freed memory",)),
+    "double_free": Defect(_D, lambda: (_f(1),), ("invalid free",), marked=False),
+    "copy_too_much": Defect(_D, lambda: (_f(50),), ("out-of-bounds copy",), marked=False),
+    "host_overrun": Defect(_D, lambda: (_f(50),), _OOB_W, marked=False),
+    "uninit_accumulator": Defect(_D, lambda: (_f(50),), ("uninitialised read",)),
+    "uninit_global": Defect(_D, lambda: (_f(50),), ("uninitialised read",)),
+    "uninit_malloc": Defect(_D, lambda: (_f(1),), ("uninitialised read",)),
+    "uninit_shared": Defect(_D, lambda: (_f(64),), ("uninitialised shared memory",)),
+    "uninit_bins": Defect(_D, lambda: (_i(8, 32),), ("uninitialised shared memory",)),
+    "uninit_halo": Defect(_D, lambda: (_f(64),), ("uninitialised shared memory",)),
+    "missing_barrier": Defect(
+        _D, lambda: (_f(64),), (*_SHARED_RACE, "uninitialised shared memory")
+    ),
+    "reduction_race": Defect(_D, lambda: (_f(128),), _SHARED_RACE),
+    "overwrite_race": Defect(_D, lambda: (_f(4, 64),), _SHARED_RACE, marked=False),
+    "broadcast_race": Defect(
+        _D, lambda: (_f(128),), (*_SHARED_RACE, "uninitialised shared memory"), marked=False
+    ),
+    "warp_race": Defect(
+        _D, lambda: (_f(32),), (*_SHARED_RACE, "uninitialised shared memory"), marked=False
+    ),
+    "volatile_warp": Defect(_D, lambda: (_f(64),), _SHARED_RACE, marked=False),
+    "histogram_race": Defect(_D, lambda: (_i(8, 64),), _SHARED_RACE, marked=False),
+    "lost_update": Defect(_D, lambda: (_f(128),), _BLOCK_RACE),
+    "block_race": Defect(_D, lambda: (_f(8),), _BLOCK_RACE),
+    "stencil_in_place": Defect(_D, lambda: (_f(128),), _BLOCK_RACE),
+    "missing_fence": Defect(_D, lambda: (_f(8),), _BLOCK_RACE),
+    "no_grid_sync": Defect(_D, lambda: (_f(8),), _BLOCK_RACE, marked=False),
+    "divergent_barrier": Defect(_D, lambda: (_f(64),), _BARRIER, marked=False),
+    "deadlock": Defect(_D, lambda: (_f(32),), _BARRIER, marked=False),
+    "absent_lane": Defect(_D, lambda: (_f(16),), ("shuffle from an absent lane",)),
+    "absent_down": Defect(_D, lambda: (_f(32),), ("shuffle from an absent lane",)),
+    "wrong_mask": Defect(_D, lambda: (_f(32),), ("warp mask without the caller",)),
+    "plain_grid_sync": Defect(
+        _D, lambda: (_f(1),), ("grid barrier without a cooperative launch",)
+    ),
+    "too_many_threads": Defect(_D, lambda: (_f(100),), _LAUNCH),
+    "empty_grid": Defect(_D, lambda: (_f(100),), _LAUNCH),
+    "deep_block": Defect(_D, lambda: (_f(100),), _LAUNCH),
+    "no_opt_in": Defect(_D, lambda: (_f(64),), _LAUNCH),
+    "unchecked_then_checked": Defect(_D, lambda: (_f(100),), _LAUNCH),
+    "misaligned": Defect(_D, lambda: (_f(64),), ("misaligned access",)),
+    "misaligned_store": Defect(_D, lambda: (_f(1),), ("misaligned access",)),
+    "device_assert": Defect(_D, lambda: (_f(8),), ("device assert",)),
+    "divide_by_zero": Defect(
+        _D, lambda: (_index(1, 2, 0, 4, 5, 6, 7, 8),), ("integer division by zero",)
+    ),
+}

@@ -27,6 +27,9 @@ CHECKED = [
     "--param=tsan-instrument-func-entry-exit=0",
     # A callback's or atomic's return address must be the line of the access.
     "-fno-optimize-sibling-calls",
+    # A float4 moves as one access, whose alignment can be checked, not as four.
+    "-fno-tree-sra",
+    "-fno-ipa-sra",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
 ]
