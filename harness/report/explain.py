@@ -60,8 +60,9 @@ def explain(verdict: Verdict) -> str:
         lines.append(f"  reproducer: {_reproducer(verdict.reproducer)}")
     if verdict.log:
         tail = read_tail(Path(verdict.log))
-        lines.append(f"  log: {clean(shorten(verdict.log))}{'' if tail else ' (empty)'}")
-        lines += [f"  | {line}" for line in tail]
+        if tail:
+            lines.append(f"  log: {clean(shorten(verdict.log))}")
+            lines += [f"  | {line}" for line in tail]
     return "\n".join(lines)
 
 
