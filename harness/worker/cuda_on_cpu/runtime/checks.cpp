@@ -14,6 +14,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <map>
+#include <mutex>
 #include <unordered_map>
 
 #include "state.h"
@@ -24,27 +26,50 @@ namespace emu {
 
 namespace {
 
+// Packed by hand: the common case is two stores of values that are ready in `now`.
 struct Cell {
-    uint32_t write_segment, write_caller, read_segment, read_caller;  // callers: low 32 bits
-    uint32_t write_thread : 10, write_mask : 4, write_atomic : 1, write_epoch : 17;
-    uint32_t read_thread : 10, read_mask : 4, read_many : 1, read_warps : 1, read_blocks : 1,
-        read_epoch : 11, written : 4;
+    uint32_t write_segment, write_caller;  // callers: low 32 bits
+    uint32_t read_segment, read_caller;
+    uint32_t write_bits;  // thread 0..9, byte mask 10..13, atomic 14, warp epoch 15..31
+    uint32_t read_bits;  // thread 0..9, byte mask 10..13, flags 14..16, epoch 17..27, written 28..31
+
+    unsigned write_thread() const { return write_bits & 1023; }
+    unsigned write_mask() const { return write_bits >> 10 & 15; }
+    bool write_atomic() const { return write_bits >> 14 & 1; }
+    unsigned write_epoch() const { return write_bits >> 15; }
+    unsigned read_thread() const { return read_bits & 1023; }
+    unsigned read_mask() const { return read_bits >> 10 & 15; }
+    unsigned read_epoch() const { return read_bits >> 17 & 0x7ff; }
+    unsigned written() const { return read_bits >> 28; }
 };
+constexpr uint32_t kReadMany = 1u << 14;  // several threads of one warp in one epoch
+constexpr uint32_t kReadWarps = 1u << 15;  // several warps of one block in one segment
+constexpr uint32_t kReadBlocks = 1u << 16;  // several blocks in this launch
 static_assert(sizeof(Cell) == 24, "one cell per 4 bytes; its size is most of the checks' memory");
 
 constexpr size_t kCellsPerPage = kPage / 4;
 
-struct Lookup {  // one page of checked memory
-    uintptr_t page = 1;  // page number; 1 is never one
-    Cell* cells = nullptr;
+// One page of checked memory. The key holds the generation of the allocations too, so that a free
+// makes all entries stale at once.
+struct Lookup {
+    uint64_t key = ~0ull;
+    Cell* cells = nullptr;  // of the page
     uintptr_t begin = 0, end = 0;  // object on this page
     bool poisoned = false;
 };
 
-constexpr size_t kLookups = 2048;
+constexpr size_t kLookups = 4096;
 Lookup lookups[kLookups];
 uint64_t lookups_valid_for = 0;
-std::unordered_map<uintptr_t, Cell*> shadow_pages;
+uint64_t generation = 0;  // shifted into the key's upper bits
+std::unordered_map<uintptr_t, Cell*> other_pages;  // memory that no allocation of ours describes
+std::multimap<size_t, void*> spare_shadows;
+size_t spare_bytes = 0;
+std::mutex spare_lock;  // tensors are freed by any thread
+constexpr size_t kMostSpare = size_t{1} << 30;
+
+inline uint64_t key_of(uintptr_t page) { return generation | page; }
+
 Cell arena_cells[kArenaLimit / 4];
 uint8_t arena_owner[kArenaLimit / 4];  // 0: no variable here
 struct Variable {
@@ -75,26 +100,21 @@ bool block_acquired = false;
 std::unordered_map<uint64_t, bool> blocks_acquired;  // cooperative launches only
 uint32_t grid_epoch_first_segment = 0;
 
-Cell* shadow_of_page(uintptr_t page) {
-    Cell*& cells = shadow_pages[page];
-    if (!cells) {
-        static char* pool = nullptr;
-        static size_t left = 0;
-        constexpr size_t bytes = kCellsPerPage * sizeof(Cell);
-        if (left < bytes) {
-            left = bytes * 2048;
-            pool = static_cast<char*>(mmap(nullptr, left, PROT_READ | PROT_WRITE,
-                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-            if (pool == MAP_FAILED) {
-                std::fprintf(stderr, "cuda_on_cpu: no memory for the shadow of a kernel's data\n");
-                std::abort();
-            }
-        }
-        cells = reinterpret_cast<Cell*>(pool);
-        pool += bytes;
-        left -= bytes;
+Cell* new_shadow(size_t bytes) {
+    std::lock_guard<std::mutex> guard(spare_lock);
+    auto spare = spare_shadows.find(bytes);
+    if (spare != spare_shadows.end()) {  // its stale segments are older than any launch to come
+        Cell* cells = static_cast<Cell*>(spare->second);
+        spare_shadows.erase(spare);
+        spare_bytes -= bytes;
+        return cells;
     }
-    return cells;
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        std::fprintf(stderr, "cuda_on_cpu: no memory for the shadow of a kernel's data\n");
+        std::abort();
+    }
+    return static_cast<Cell*>(p);
 }
 
 bool is_shared(uintptr_t address) { return address - now.arena < now.arena_size; }
@@ -125,6 +145,12 @@ EMU_COLD void out_of_bounds(uintptr_t address, size_t size, bool write, uintptr_
     abort_launch(700);  // cudaErrorIllegalAddress, as the GPU would report
 }
 
+Cell* other_page(uintptr_t page) {
+    Cell*& cells = other_pages[page];
+    if (!cells) cells = new_shadow(kCellsPerPage * sizeof(Cell));
+    return cells;
+}
+
 EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t caller) {
     if (near_arena(address)) {
         Report r{write ? "out-of-bounds shared write" : "out-of-bounds shared read", "", {caller, 0}, "", 0};
@@ -133,13 +159,9 @@ EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t c
         report(r);
         abort_launch(700);
     }
-    if (lookups_valid_for != allocations_changed) {
-        for (Lookup& l : lookups) l.page = 1;
-        lookups_valid_for = allocations_changed;
-    }
     const uintptr_t page = address / kPage;
     Lookup& l = lookups[page % kLookups];
-    if (l.page == page) return &l;
+    if (l.key == key_of(page)) return &l;
     if (address < 65536) out_of_bounds(address, size, write, caller, "null");
     Allocation a;
     if (find_allocation(address, &a)) {
@@ -149,14 +171,25 @@ EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t c
         l.begin = a.begin;
         l.end = a.end;
         l.poisoned = a.poisoned;
+        if (a.map_end) {
+            if (!a.shadow) {
+                a.shadow = new_shadow((a.map_end - a.map_begin) / 4 * sizeof(Cell));
+                set_shadow(a.map_begin, a.shadow);
+            }
+            l.cells = static_cast<Cell*>(a.shadow) + (page * kPage - a.map_begin) / 4;
+        } else {
+            l.cells = other_page(page);
+            if (page * kPage < a.begin) l.begin = 0;  // the page holds something else as well
+            if (page * kPage + kPage > a.end) l.end = UINTPTR_MAX;
+        }
     } else {
         if (in_guarded_region(address)) out_of_bounds(address, size, write, caller, "");
         l.begin = 0;  // memory of the process that no allocation of ours describes
         l.end = UINTPTR_MAX;
         l.poisoned = false;
+        l.cells = other_page(page);
     }
-    l.cells = shadow_of_page(page);
-    l.page = page;
+    l.key = key_of(page);
     return &l;
 }
 
@@ -207,40 +240,40 @@ void defer_until_value_changes(uintptr_t address, size_t size, Report r) {
 EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, unsigned mask,
                               uintptr_t caller, bool atomic) {
     const unsigned t = now.thread;
-    if (c.write_segment >= now.launch_first_segment && (c.write_mask & mask) &&
-        !(c.write_atomic && atomic)) {
+    if (c.write_segment >= now.launch_first_segment && (c.write_mask() & mask) &&
+        !(c.write_atomic() && atomic)) {
         bool conflict = false;
         if (c.write_segment == now.segment) {
-            if (c.write_thread != t)
-                conflict = (c.write_thread / 32 != t / 32) || c.write_epoch == (now.warp_epoch & 0x1ffff);
+            if (c.write_thread() != t)
+                conflict = (c.write_thread() / 32 != t / 32) || c.write_epoch() == (now.warp_epoch & 0x1ffff);
         } else if (!same_block(c.write_segment)) {
             if (is_shared(address)) return;  // another resident block's use of the same arena
             conflict = !ordered_blocks(c.write_segment);
-            if (c.write_atomic || atomic) conflict = false;
+            if (c.write_atomic() || atomic) conflict = false;
         }
         if (conflict) {
-            Report r = race_report("", atomic ? "atomic" : "write", c.write_atomic ? "an atomic" : "a write",
-                                   address, size, caller, c.write_segment, c.write_thread, c.write_caller);
+            Report r = race_report("", atomic ? "atomic" : "write", c.write_atomic() ? "an atomic" : "a write",
+                                   address, size, caller, c.write_segment, c.write_thread(), c.write_caller);
             defer_until_value_changes(address, size, std::move(r));
             return;
         }
     }
-    if (c.read_segment >= now.launch_first_segment && (c.read_mask & mask) && !atomic) {
+    if (c.read_segment >= now.launch_first_segment && (c.read_mask() & mask) && !atomic) {
         bool conflict = false;
         if (c.read_segment == now.segment) {
-            if (c.read_warps || c.read_thread / 32 != t / 32)
+            if ((c.read_bits & kReadWarps) || c.read_thread() / 32 != t / 32)
                 conflict = true;
-            else if (c.read_epoch == (now.warp_epoch & 0x7ff))
-                conflict = c.read_many || c.read_thread != t;
+            else if (c.read_epoch() == (now.warp_epoch & 0x7ff))
+                conflict = (c.read_bits & kReadMany) || c.read_thread() != t;
         } else if (!same_block(c.read_segment)) {
             if (is_shared(address)) return;
             conflict = !ordered_blocks(c.read_segment);
         }
-        if (c.read_blocks && !is_shared(address) && block_orders.empty() && c.read_segment >= grid_epoch_first_segment)
+        if ((c.read_bits & kReadBlocks) && !is_shared(address) && block_orders.empty() && c.read_segment >= grid_epoch_first_segment)
             conflict = true;
         if (conflict) {
             Report r = race_report("", "write", "a read", address, size, caller, c.read_segment,
-                                   c.read_thread, c.read_caller);
+                                   c.read_thread(), c.read_caller);
             defer_until_value_changes(address, size, std::move(r));
         }
     }
@@ -248,20 +281,20 @@ EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, uns
 
 EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, unsigned mask,
                              uintptr_t caller) {
-    if (c.write_segment < now.launch_first_segment || !(c.write_mask & mask)) return;
+    if (c.write_segment < now.launch_first_segment || !(c.write_mask() & mask)) return;
     const unsigned t = now.thread;
     if (c.write_segment == now.segment) {
-        if (c.write_thread == t) return;
-        if (c.write_thread / 32 == t / 32 && c.write_epoch != (now.warp_epoch & 0x1ffff)) return;
+        if (c.write_thread() == t) return;
+        if (c.write_thread() / 32 == t / 32 && c.write_epoch() != (now.warp_epoch & 0x1ffff)) return;
     } else {
         if (is_shared(address)) return;
         if (same_block(c.write_segment) || ordered_blocks(c.write_segment)) return;
-        if (c.write_atomic) return;
+        if (c.write_atomic()) return;
     }
-    if (c.write_atomic && !is_shared(address)) return;  // test-then-atomicMax is right and common
-    Report r = race_report("", "read", c.write_atomic ? "an atomic" : "a write", address, size, caller,
-                           c.write_segment, c.write_thread, c.write_caller);
-    if (c.write_atomic) {
+    if (c.write_atomic() && !is_shared(address)) return;  // test-then-atomicMax is right and common
+    Report r = race_report("", "read", c.write_atomic() ? "an atomic" : "a write", address, size, caller,
+                           c.write_segment, c.write_thread(), c.write_caller);
+    if (c.write_atomic()) {
         if (reads_of_atomics.size() < 4096) reads_of_atomics.push_back({address, std::move(r)});
     } else {
         report(r);
@@ -269,35 +302,26 @@ EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, unsi
 }
 
 inline void note_read(Cell& c, unsigned mask, uintptr_t caller) {
-    const uint32_t epoch = now.warp_epoch & 0x7ff;
+    uint32_t flags = 0;
     if (c.read_segment == now.segment) {
-        if (c.read_thread / 32 != now.thread / 32) {
-            c.read_warps = 1;
-        } else if (c.read_thread != now.thread) {
-            c.read_many = c.read_epoch == epoch;
-        }
-        c.read_mask |= mask;
-    } else {
-        const bool other_block = c.read_segment >= now.launch_first_segment &&
-                                 c.read_segment >= grid_epoch_first_segment &&
-                                 (c.read_blocks || !same_block(c.read_segment));
-        c.read_many = 0;
-        c.read_warps = 0;
-        c.read_blocks = other_block;
-        c.read_mask = mask;
+        mask |= c.read_mask();
+        flags = c.read_bits & (kReadWarps | kReadBlocks);
+        if (c.read_thread() / 32 != now.thread / 32)
+            flags |= kReadWarps;
+        else if (c.read_epoch() == (now.warp_epoch & 0x7ff))
+            flags |= c.read_thread() != now.thread ? kReadMany : c.read_bits & kReadMany;
+    } else if (c.read_segment >= now.launch_first_segment && c.read_segment >= grid_epoch_first_segment &&
+               ((c.read_bits & kReadBlocks) || !same_block(c.read_segment))) {
+        flags = kReadBlocks;
     }
+    c.read_bits = (c.read_bits & 0xF0000000u) | (now.read_bits & ~(15u << 10)) | mask << 10 | flags;
     c.read_segment = now.segment;
-    c.read_thread = now.thread;
-    c.read_epoch = epoch;
     c.read_caller = static_cast<uint32_t>(caller);
 }
 
 inline void note_write(Cell& c, unsigned mask, uintptr_t caller, bool atomic) {
     c.write_segment = now.segment;
-    c.write_thread = now.thread;
-    c.write_mask = mask;
-    c.write_atomic = atomic;
-    c.write_epoch = now.warp_epoch;
+    c.write_bits = (now.write_bits & ~(15u << 10)) | mask << 10 | static_cast<uint32_t>(atomic) << 14;
     c.write_caller = static_cast<uint32_t>(caller);
 }
 
@@ -321,33 +345,48 @@ EMU_COLD void misaligned(uintptr_t address, size_t size, uintptr_t caller) {
 template <Access access>
 inline void check_cells(Cell* cells, uintptr_t address, size_t size, uintptr_t caller, bool shared) {
     const uintptr_t last = (address + size - 1) / 4;
+    const bool whole = ((address | size) & 3) == 0;
     for (uintptr_t word = address / 4; word <= last; ++word, ++cells) {
+        Cell& c = *cells;
+        if (__builtin_expect(whole && !shared && c.write_segment < now.launch_first_segment &&
+                                 c.read_segment < now.launch_first_segment,
+                             1)) {  // the first access of this launch: nothing to conflict with
+            if (access == kRead) {
+                c.read_bits = now.read_bits;
+                c.read_segment = now.segment;
+                c.read_caller = static_cast<uint32_t>(caller);
+            } else {
+                c.write_bits = now.write_bits | (access == kAtomic ? 1u << 14 : 0);
+                c.write_segment = now.segment;
+                c.write_caller = static_cast<uint32_t>(caller);
+            }
+            continue;
+        }
         unsigned mask = 15;
-        if (size < 4 || (address & 3)) {
+        if (!whole) {
             const uintptr_t low = std::max(address, word * 4), high = std::min(address + size, word * 4 + 4);
             mask = ((1u << (high - low)) - 1) << (low & 3);
         }
-        Cell& c = *cells;
         if (shared && !now.cooperative) {
-            // `written` counts for this block only; the first access of a block resets it.
-            if (c.write_segment < now.block_first_segment) c.written = 0;
-            if (access != kWrite && (c.written & mask) != mask) {
+            // `written` counts for this block only; the first write of a block resets it.
+            if (c.write_segment < now.block_first_segment) c.read_bits &= 0x0FFFFFFFu;
+            if (access != kWrite && (c.written() & mask) != mask) {
                 uninitialised(address, size, caller, true);
-                c.written |= mask;
+                c.read_bits |= mask << 28;
             }
-            if (access != kRead) c.written |= mask;
+            if (access != kRead) c.read_bits |= mask << 28;
         }
         if (access == kRead) {
             if (c.write_segment >= now.launch_first_segment &&
-                !(c.write_segment == now.segment && c.write_thread == now.thread))
+                !(c.write_segment == now.segment && c.write_thread() == now.thread))
                 read_conflicts(c, address, size, mask, caller);
             note_read(c, mask, caller);
         } else {
             if ((c.write_segment >= now.launch_first_segment &&
-                 !(c.write_segment == now.segment && c.write_thread == now.thread)) ||
+                 !(c.write_segment == now.segment && c.write_thread() == now.thread)) ||
                 c.read_segment >= now.launch_first_segment)
                 write_conflicts(c, address, size, mask, caller, access == kAtomic);
-            if (access == kAtomic && c.read_segment == now.segment && c.read_thread == now.thread)
+            if (access == kAtomic && c.read_segment == now.segment && c.read_thread() == now.thread)
                 c.read_segment = 0;  // a plain read before a compare-and-swap loop
             note_write(c, mask, caller, access == kAtomic);
         }
@@ -383,7 +422,7 @@ inline void check(uintptr_t address, size_t size, uintptr_t caller) {
     }
     const uintptr_t page = address / kPage;
     Lookup* l = &lookups[page % kLookups];
-    if (__builtin_expect(l->page != page, 0)) l = look_up(address, size, access != kRead, caller);
+    if (__builtin_expect(l->key != key_of(page), 0)) l = look_up(address, size, access != kRead, caller);
     if (__builtin_expect(address < l->begin || address + size > l->end, 0))
         out_of_bounds(address, size, access != kRead, caller, "");
     const size_t room = kPage - address % kPage;
@@ -467,10 +506,21 @@ void checks_launch_begins() {
     blocks_acquired.clear();
     block_acquired = false;
     grid_epoch_first_segment = 0;
-    if (lookups_valid_for != allocations_changed) {
-        for (Lookup& l : lookups) l.page = 1;
-        lookups_valid_for = allocations_changed;
+    generation = (allocations_changed & 0xfffff) << 40;
+    if (lookups_valid_for >> 20 != allocations_changed >> 20)  // the generation has gone round
+        for (Lookup& l : lookups) l.key = ~0ull;
+    lookups_valid_for = allocations_changed;
+}
+
+void checks_forget(void* shadow, size_t mapped_bytes) {
+    const size_t bytes = mapped_bytes / 4 * sizeof(Cell);
+    std::lock_guard<std::mutex> guard(spare_lock);
+    if (spare_bytes + bytes > kMostSpare) {
+        munmap(shadow, bytes);
+        return;
     }
+    spare_shadows.emplace(bytes, shadow);
+    spare_bytes += bytes;
 }
 
 void checks_block_begins() { block_acquired = false; }

@@ -140,6 +140,8 @@ int release(void* pointer) {
         mmap(reinterpret_cast<void*>(a.map_begin), a.map_end - a.map_begin, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         a.freed = true;
+        if (a.shadow) checks_forget(a.shadow, a.map_end - a.map_begin);
+        a.shadow = nullptr;
         --live;
         live_bytes -= a.map_end - a.map_begin;
         ++allocations_changed;
@@ -168,6 +170,11 @@ struct GuardedAllocator final : c10::Allocator {
 };
 
 }  // namespace
+
+void set_shadow(uintptr_t map_begin, void* shadow) {
+    std::lock_guard<std::mutex> guard(lock);
+    allocations[map_begin].shadow = shadow;
+}
 
 bool in_guarded_region(uintptr_t address) { return address - region_begin < region_end - region_begin; }
 
