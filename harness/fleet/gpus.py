@@ -1,8 +1,8 @@
 """The GPUs of this machine, asked of the driver in a process of its own.
 
 ``cuInit`` in the caller's process would break CUDA in whatever it forks later, and a broken
-driver can hang or crash in it, so ``python -m harness.fleet.gpus`` asks and prints JSON. torch is
-not needed, which saves its seconds of import.
+driver can hang or crash in it, so this file, run as a program, asks and prints JSON. torch is not
+needed, which saves its seconds of import.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 _PROBE_TIMEOUT_S = 60.0
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -51,11 +50,10 @@ class Gpus:
 @lru_cache(maxsize=1)
 def find_gpus() -> Gpus:
     """Return the visible GPUs; asked once per process."""
-    command = [sys.executable, "-m", "harness.fleet.gpus"]
+    command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(
             command,
-            cwd=_PACKAGE_ROOT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PROBE_TIMEOUT_S,
