@@ -11,10 +11,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from harness import nursery
 from harness.domain import Options, Pair, to_json
 from harness.judge.judge import Judge
 from harness.settings import Settings
 
+_WORKERS = 2
+"""Most pairs need one to build or to be timed against, and one to be checked."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -41,6 +44,7 @@ def options_from(raw: dict[str, Any]) -> Options:
 
 def main() -> None:
     """Judge the pair that the fleet asks for."""
+    nursery.prefork(_WORKERS)
     _close_doors()
     # A problem's prints must not reach the fleet's pipe: it gets a descriptor of its own.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
@@ -74,6 +78,7 @@ def main() -> None:
         await_device,
     )
     verdict = judge.verdict()
+    nursery.end_waiting()
     emit("verdict", verdict=to_json(verdict))
     events.close()
     os._exit(0)

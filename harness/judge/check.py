@@ -19,6 +19,7 @@ from harness.judge.remote import RemoteWorker
 from harness.modules import describe_state, differentiable, mapped, tensors_of, write_state
 
 _BIG_BYTES = 1 << 28
+_CHUNK = 1 << 25
 REDUCED = ("tf32", "bf16", "fp16")
 _ORDERS = ("forward", "reverse", "shuffled")
 
@@ -114,7 +115,9 @@ class Checker:
         self._boldness = 2
         self._previous: Any = None
         self._accepted: Any = None
+        self._followed: list[Any] | None = None
         self._random = False
+        self._infinite_is_normal = False
         self.report = Report()
 
     # --- the run --------------------------------------------------------------------------------
@@ -142,11 +145,18 @@ class Checker:
         answer = self._call(trial, case, profile=trial.index == 0)
         try:
             self._judge(answer, trial, case)
+            answer.clear()
         except Refused as refused:
             raise self._explained(refused) from None
         self._impostors(trial, case)
         self.report.calls += 1
-        self._previous = case.reference.output
+        # Kept only for as long as an impostor may still use it: it can be gigabytes.
+        self._previous = None
+        if "the previous output" in self.report.survivors:
+            self._previous = case.reference.output
+        self._infinite_is_normal = self._infinite_is_normal or _has_infinity(
+            case.reference.output
+        )
         if not case.varied:
             self.report.nominal_agreed = True
 
@@ -164,8 +174,6 @@ class Checker:
         write_state(problem.reference, before)
         second = problem.call(problem.reference, trial.mode, inputs, trial.rng, None)
         write_state(problem.reference, before)
-        third = problem.call(problem.reference, trial.mode, inputs, trial.rng + 1, None)
-        write_state(problem.reference, before)
         if not tensors_of(first.output) and not tensors_of(first.state):
             raise InvalidReference(f"{problem.path}: Model returns no tensor")
         for a in tensors_of(first.output):
@@ -175,7 +183,11 @@ class Checker:
             raise InvalidReference(
                 f"{problem.path}: Model disagrees with itself under the same RNG state"
             )
+        del second
+        third = problem.call(problem.reference, trial.mode, inputs, trial.rng + 1, None)
+        write_state(problem.reference, before)
         self._random = not _near(first.output, third.output)
+        del third
         self._measure_oracle(trial, inputs, first)
 
     def _measure_oracle(self, trial: trials.Trial, inputs: list[Any], first: Outcome) -> None:
@@ -186,7 +198,7 @@ class Checker:
             self._replace_oracle(f"the reference does not run in float64 ({error})")
             return
         if not _same_shapes(exact.output, first.output) or not _near(
-            mapped(exact.output, to_double), mapped(first.output, to_double), 2e-2
+            exact.output, first.output, 2e-2
         ):
             why = "draws other random numbers" if self._random else "computes something else"
             self._replace_oracle(f"the reference {why} in float64")
@@ -195,6 +207,18 @@ class Checker:
             t.dtype in (torch.float16, torch.bfloat16) for t in self._problem.state().values()
         ):
             return
+        if not any(t.is_floating_point() for t in tensors_of(inputs)):
+            return
+        del first
+        if sum(t.numel() * t.element_size() for t in tensors_of(inputs)) > _BIG_BYTES:
+            # Precision does not depend on how many samples there are; memory does.
+            del exact
+            inputs = _first_samples(inputs)
+            try:
+                exact = self._oracle_call(trial.mode, inputs, trial.rng, None)
+            except InvalidReference:
+                self.report.notes.append("the oracle's own precision was not measured")
+                return
         for nudge, level in ((1e-5, "bf16"), (1e-10, "fp32")):
             if self._unmoved(trial, inputs, exact, nudge):
                 self.standard = _with_oracle(self.standard, level)
@@ -209,8 +233,6 @@ class Checker:
             mapped(v, lambda t: to_double(t) * (1 + nudge) if t.is_floating_point() else t)
             for v in inputs
         ]
-        if not any(t.is_floating_point() for t in tensors_of(inputs)):
-            return False
         other = self._oracle_call(trial.mode, moved, trial.rng, None)
         same = total = 0
         for a, b in zip(tensors_of(exact.output), tensors_of(other.output)):
@@ -222,7 +244,7 @@ class Checker:
 
     def _replace_oracle(self, why: str) -> None:
         self.oracle = self._problem.reference
-        self.standard = _with_oracle(self.standard, "fp32")
+        self.standard = _with_oracle(self.standard, "itself")
         self.report.notes.append(f"no float64 oracle: {why}; compared with the reference itself")
 
     def _oracle_call(
@@ -245,8 +267,8 @@ class Checker:
 
     def _double_call(self, mode: str, inputs: list[Any], rng: int, grads: Any) -> Outcome:
         device = torch.device("cpu") if self._on_cpu else self._problem.device
-        moved = [mapped(v, lambda t: to_double(t).to(device)) for v in inputs]
-        outcome = self._problem.call(self.oracle, mode, moved, rng, grads)
+        moved = [mapped(v, lambda t: _fresh_double(t, device)) for v in inputs]
+        outcome = self._problem.call(self.oracle, mode, moved, rng, grads, private=True)
         if self._on_cpu:
             home = self._problem.device
             outcome.output = mapped(outcome.output, lambda t: t.to(home))
@@ -300,11 +322,19 @@ class Checker:
     def _case(self, trial: trials.Trial) -> Case | None:
         """Return the trial with inputs and expectations, None where its variant was dropped."""
         problem = self._problem
-        nominal = problem.inputs(trial.input_seed)
-        inputs, varied = trials.varied(
-            nominal, trial.variant, trial.variant_seed, self._names, self._domain
-        )
-        del nominal
+        if trial.variant == "same":
+            if self._followed is None:
+                return None
+            inputs, varied = self._followed, True
+        else:
+            self._followed = None
+            inputs, varied = trials.varied(
+                problem.inputs(trial.input_seed),
+                trial.variant,
+                trial.variant_seed,
+                self._names,
+                self._domain,
+            )
         before = {n: t.detach().clone() for n, t in problem.state().items()}
         made: list[torch.Tensor | None] = []
 
@@ -328,6 +358,7 @@ class Checker:
             reference = problem.call(
                 problem.reference, trial.mode, inputs, trial.rng, make_grads if training else None
             )
+            _share_unchanged(reference, inputs)
             after = {n: t.detach().clone() for n, t in problem.state().items()}
             write_state(problem.reference, before)
             grads = list(made) if training else None
@@ -341,9 +372,13 @@ class Checker:
         if varied and not _equally_finite(reference.output, oracle.output):
             self._drop(trial, before, "it overflows the reference")
             return None
-        if varied and not _as_finite(reference.output, self._previous):
+        if varied and not _as_finite(
+            reference.output, self._infinite_is_normal
+        ):
             self._drop(trial, before, "it makes the reference non-finite")
             return None
+        kept = trial.variant == "edited" and reference.inputs is inputs
+        self._followed = inputs if kept else None
         return Case(inputs, before, reference, oracle, varied, grads)
 
     def _drop(self, trial: trials.Trial, before: dict[str, torch.Tensor], why: str) -> None:
@@ -357,18 +392,20 @@ class Checker:
         state_size = sum(t.numel() * t.element_size() for t in case.before.values())
         self._worker.max_outbox_bytes = 8 * (size + 3 * state_size) + (64 << 20)
         cheap = size < _BIG_BYTES or trial.index < 2
-        fields = self._worker.encode(args=case.inputs, grads=case.output_grads)
+        untouched = trial.variant == "same"
+        given = None if untouched else case.inputs
+        fields = self._worker.encode(args=given, grads=case.output_grads)
         if case.output_grads is None:
             fields["grads"] = None
         answer = self._worker.ask(
             "call",
             mode=trial.mode,
             rng=trial.rng,
+            untouched=untouched,
             order=self._orders[trial.index % len(self._orders)],
             poison_limit_bytes=16 << 30,
             count_launches=profile and self._count_launches,
             keep=size < _BIG_BYTES,
-            return_inputs=cheap,
             return_state=True,
             return_previous=size < _BIG_BYTES,
             **fields,
@@ -380,6 +417,9 @@ class Checker:
                     known = self.report.kernels.get(str(name), 0)
                     self.report.kernels[str(name)] = known + count
         answer["decoded"] = self._worker.values(answer)
+        if cheap:
+            back = self._worker.ask("inputs")
+            answer["decoded"]["inputs"] = self._worker.values(back).get("inputs")
         return answer
 
     # --- verdict on one answer ------------------------------------------------------------------
@@ -400,7 +440,12 @@ class Checker:
         )
         self._check_aliases(answer, trial, case)
         if "inputs" in values:
-            found = compare.structure(list(values["inputs"]), list(case.reference.inputs), "input")
+            returned = values["inputs"]
+            found = compare.structure(
+                list(returned) if isinstance(returned, (list, tuple)) else returned,
+                [_plain(v) for v in case.reference.inputs],
+                "input",
+            )
             if found:
                 refuse(_as(found, Status.INPUT_MUTATED, "an input changed its form: "))
             self._compare_inputs(values["inputs"], trial, case)
@@ -409,7 +454,8 @@ class Checker:
         if case.output_grads is not None:
             self._check_gradients(answer, values, trial, case)
         self._check_state(values.get("state"), trial, case)
-        self._accepted = values.get("output")
+        size = sum(t.numel() * t.element_size() for t in tensors_of(case.reference.output))
+        self._accepted = values.get("output") if size < _BIG_BYTES else None
 
     def _compare_all(
         self,
@@ -654,8 +700,11 @@ class Checker:
             said.append(hint)
         if case.varied and self.report.nominal_agreed:
             said.append(
-                f"only on the variant {trial.variant!r}; nominal inputs agree (if it lies outside "
-                "the problem's domain, declare that under SETTINGS['domain'])"
+                "only when a few elements change, or the state under the same input: an earlier "
+                "answer was kept"
+                if trial.variant in trials.FOLLOWERS
+                else f"only on the variant {trial.variant!r}; nominal inputs agree (if it lies "
+                "outside the problem's domain, declare that under SETTINGS['domain'])"
             )
         elif trial.new_state is not None and self.report.calls:
             said.append("only after the state changed: it was read once and kept")
@@ -687,6 +736,8 @@ class Checker:
         for name in sorted(self.report.survivors):
             if name == "the previous output" and self._previous is None:
                 continue
+            if trial.variant == "same" and name == "the previous output":
+                continue
             if name == "a bfloat16 downcast" and self.standard.precision in REDUCED:
                 self.report.survivors.discard(name)  # what this solution is allowed to be
                 continue
@@ -710,6 +761,30 @@ def _as(mismatch: Mismatch, status: Status, prefix: str, message: str | None = N
 
 def _with_oracle(standard: Standard, precision: str) -> Standard:
     return dataclasses.replace(standard, oracle_precision=precision)
+
+
+def _share_unchanged(outcome: Outcome, inputs: list[Any]) -> None:
+    """Let an outcome's inputs be the given ones where the call left them alone: memory."""
+    if _same_shapes(outcome.inputs, inputs) and all(
+        _identical(a, b) for a, b in zip(tensors_of(outcome.inputs), tensors_of(inputs))
+    ):
+        outcome.inputs = inputs
+
+
+def _fresh_double(t: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a float64 copy that shares memory with nothing."""
+    moved = to_double(t).to(device)
+    return moved.clone() if moved.data_ptr() == t.data_ptr() else moved
+
+
+def _first_samples(inputs: list[Any], count: int = 2) -> list[Any]:
+    """Return inputs with only the first samples of what looks like the batch dimension."""
+    sizes = [t.shape[0] for t in tensors_of(inputs) if t.dim() > 1]
+    batch = max(set(sizes), key=sizes.count) if sizes else 0
+    return [
+        mapped(v, lambda t: t[:count] if t.dim() and t.shape[0] == batch > count else t)
+        for v in inputs
+    ]
 
 
 def _triples(
@@ -765,13 +840,17 @@ def _near(a: Any, b: Any, relative: float = 1e-4) -> bool:
         if x.numel() == 0:
             continue
         x, y = (torch.view_as_real(t) if t.is_complex() else t for t in (x, y))
-        low = x.element_size() < 4
+        low = min(x.element_size(), y.element_size()) < 4
         bound = max(relative, 2e-2) if low else relative
-        size = torch.where(torch.isfinite(y), y, 0).abs().max().double()
-        gap = torch.nan_to_num((x - y).abs(), nan=0.0, posinf=0.0).max().double()
-        if float(gap) > bound * max(float(size), 1e-30):
-            return False
-        if not torch.equal(torch.isfinite(x), torch.isfinite(y)):
+        gap = size = 0.0
+        for a, b in zip(x.reshape(-1).split(_CHUNK), y.reshape(-1).split(_CHUNK)):
+            finite = torch.isfinite(b)
+            if not torch.equal(torch.isfinite(a), finite):
+                return False
+            a, b = (torch.where(finite, t, 0).double() for t in (a, b))
+            size = max(size, float(b.abs().max()))
+            gap = max(gap, float((a - b).abs().max()))
+        if gap > bound * max(size, 1e-30):
             return False
     return True
 
@@ -785,11 +864,12 @@ def _equally_finite(a: Any, b: Any) -> bool:
     )
 
 
-def _as_finite(output: Any, nominal: Any) -> bool:
-    """Return whether output has NaN nowhere, and infinities only where nominal ones occur too."""
-    infinite_is_normal = any(
-        bool(torch.isinf(t).any()) for t in tensors_of(nominal) if differentiable(t)
-    )
+def _has_infinity(output: Any) -> bool:
+    return any(bool(torch.isinf(t).any()) for t in tensors_of(output) if differentiable(t))
+
+
+def _as_finite(output: Any, infinite_is_normal: bool) -> bool:
+    """Return whether output has NaN nowhere, and infinities only where they are normal."""
     for t in tensors_of(output):
         if differentiable(t):
             if bool(torch.isnan(t).any()):

@@ -46,7 +46,7 @@ class Standard:
         atol, rtol: the pair's own tolerances, None for the policy's by dtype.
         precision: precision that the solution declares, None for that of the output's dtype.
         oracle_precision: precision that the oracle itself computes in: ``fp64`` unless the
-            reference casts back inside.
+            reference casts back inside; ``itself`` where the reference stands in for an oracle.
     """
 
     policy: Policy
@@ -180,6 +180,7 @@ class _Sums:
     max_value: float = 0.0
     error_squares: float = 0.0
     value_squares: float = 0.0
+    reference_squares: float = 0.0
     cross: float = 0.0
     unequal: int = 0
 
@@ -231,6 +232,10 @@ def tensor(
         widened = 8 * _UNIT_ROUNDOFF[declared]
         atol, rtol = max(atol, widened), max(rtol, widened)
     sums = _stream(flat, atol, rtol)
+    if reference.dtype in (torch.float16, torch.bfloat16):
+        sensitivity = 0.0  # inputs are exact in their few bits, and sums belong into float32
+    # The largest of many errors is some five times their root mean square.
+    moved = 0.2 * sensitivity * _UNIT_ROUNDOFF[declared] / unit_roundoff(reference.dtype)
     budget = _budget(sums, reference.dtype, declared, standard)
     budget = max(budget, policy.sensitivity_factor * sensitivity)
     slack = 4 * max(sums.max_reference_error, sensitivity)
@@ -238,7 +243,7 @@ def tensor(
         # Products rounded to a declared precision err relative to the sum's size, not to each y.
         slack = max(slack, budget)
     close = sums.worst <= slack
-    within = sums.max_error <= budget
+    within = sums.max_error <= budget and _rms_within(sums, reference.dtype, declared, moved, policy)
     precision = _precision(sums, within, declared)
     check = Check(
         phase=phase,
@@ -359,6 +364,7 @@ def _stream(
         sums.max_diff = max(sums.max_diff, float((got - reference).abs().max()))
         sums.max_error = max(sums.max_error, float(size.max()))
         reference_error = float((reference - oracle).abs().max())
+        sums.reference_squares += float((reference - oracle).square().sum())
         sums.max_reference_error = max(sums.max_reference_error, reference_error)
         sums.max_value = max(sums.max_value, float(oracle.abs().max()))
         sums.error_squares += float(error.square().sum())
@@ -377,7 +383,10 @@ def _budget(sums: _Sums, dtype: torch.dtype, declared: str, standard: Standard) 
     if dtype is torch.float64:
         # The oracle has no more digits than the reference: leave room for another order of sums.
         floor *= 4096
-    if standard.oracle_precision != "fp64":
+    if standard.oracle_precision == "itself":
+        # The reference has no error against itself: leave room for another order of sums.
+        floor = max(floor, policy.own_eps_factor)
+    elif standard.oracle_precision != "fp64":
         # The oracle itself rounds inside: neither its error nor the reference's shows it.
         eps = max(eps, 2 * _UNIT_ROUNDOFF[standard.oracle_precision])
         floor = max(floor, policy.eps_factor)
@@ -386,9 +395,28 @@ def _budget(sums: _Sums, dtype: torch.dtype, declared: str, standard: Standard) 
     return max(factor * sums.max_reference_error, floor * eps * sums.max_value)
 
 
+def _rms_within(
+    sums: _Sums, dtype: torch.dtype, declared: str, moved: float, policy: Policy
+) -> bool:
+    """Return whether the mean error is that of one rounding in a reduced precision.
+
+    Where outputs or operands are rounded to few bits, the largest error says little: 8 bits of
+    bfloat16 hide inside twice the unit of its output. float32 and float64 have no such bound.
+    """
+    if declared not in ("tf32", "bf16", "fp16"):
+        return True
+    operands = 0.6 if _PRECISION_OF[dtype] != declared else 0.4
+    value_rms = math.sqrt(sums.value_squares / max(sums.count, 1))
+    reference_rms = math.sqrt(sums.reference_squares / max(sums.count, 1))
+    one = max(reference_rms, operands * _UNIT_ROUNDOFF[declared] * value_rms, moved)
+    return math.sqrt(sums.error_squares / max(sums.count, 1)) <= policy.rms_factor * one
+
+
 def _precision(sums: _Sums, within: bool, declared: str) -> str:
     if sums.unequal == 0:
         return "exact"
+    if within and declared in ("bf16", "fp16"):
+        return declared
     relative = math.sqrt(sums.error_squares / max(sums.value_squares, 1e-300))
     if within and (declared in ("fp64", "fp32") or relative < 1e-6):
         return declared if declared == "fp64" else "fp32"

@@ -8,6 +8,7 @@ import resource
 import secrets
 import shlex
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +132,14 @@ class Judge:
             status, message = Status.INVALID_REFERENCE, str(error)
         except HarnessError as error:
             status, message = Status.HARNESS_ERROR, str(error)
+        except torch.OutOfMemoryError:
+            status = Status.HARNESS_ERROR
+            message = "the judge ran out of GPU memory; a smaller size (--size small) needs less"
+        except Exception as error:  # the process edge: our own fault must not look like another's
+            status = Status.HARNESS_ERROR
+            message = f"{type(error).__name__}: {error}"
+            with self._log.open("a") as log:
+                log.write(traceback.format_exc())
         finally:
             self._enter("")
             for worker in self._workers:
@@ -289,7 +298,6 @@ class Judge:
         overrides: dict[str, Any],
         built: Path,
     ) -> dict[str, Any]:
-        candidate = class_name == "ModelNew"
         private = worker.folder / "build"
         building = worker.role == "build"
         fields = worker.encode(init=problem.init_inputs)
@@ -302,7 +310,9 @@ class Judge:
                 cache=str(self._cache.folder),
                 staging=str(built if building else private),
                 support=str(self._cache.support),
-                guarded=self._kind != "cuda" and candidate and self._guarded(),
+                findings=str(worker.findings_path),
+                # The baseline too: what the guarded allocator costs must cancel in the ratio.
+                guarded=self._kind != "cuda" and self._guarded(),
                 seed=trials.derived(self._seed, "construction") % 2**31,
                 overrides=overrides,
                 compile=None,
@@ -310,7 +320,7 @@ class Judge:
                 **fields,
             )
         except WorkerFailed as failed:
-            if failed.status is Status.CRASHED and failed.error.get("kind") == "raised":
+            if failed.error.get("kind") in ("raised", "exit"):
                 raise Settled(Status.LOAD_FAILED, str(failed)) from None
             raise
 

@@ -17,6 +17,9 @@ class Policy:
         reference_factor: error budget as a multiple of the reference's own error, per dtype class.
         eps_factor: error budget floor as a multiple of eps * max|y|.
         sensitivity_factor: and as a multiple of the oracle's own movement under input rounding.
+        own_eps_factor: error budget floor where the reference has to be its own oracle.
+        rms_factor: root mean square error of a reduced precision, as a multiple of what one
+            rounding of each operand gives; separates bfloat16 from TF32.
         atol, rtol: allclose tolerances for float32.
         low_tolerance: both, for float16 and bfloat16.
         double_tolerance: both, for float64.
@@ -27,12 +30,14 @@ class Policy:
         small_input_bytes: inputs of a problem without sizes of its own are halved to this.
     """
 
-    calls: int = 12
-    quick_calls: int = 4
+    calls: int = 14
+    quick_calls: int = 5
     reference_factor: float = 32.0
     low_reference_factor: float = 4.0
     eps_factor: float = 8.0
     sensitivity_factor: float = 8.0
+    own_eps_factor: float = 256.0
+    rms_factor: float = 3.0
     low_eps_factor: float = 2.0
     atol: float = 1e-4
     rtol: float = 1e-4

@@ -141,14 +141,23 @@ class Problem:
         inputs: list[Any],
         rng: int,
         output_grads: modules.OutputGrads,
+        *,
+        private: bool = False,
     ) -> Outcome:
         """Call a module once on private copies of the inputs.
+
+        Args:
+            module: the reference or its float64 copy.
+            mode, rng, output_grads: see modules.call.
+            inputs: left unchanged, unless private says that nobody else reads them.
+            private: use inputs as they are and do not return them: gigabytes less.
 
         Raises:
             InvalidReference: the problem's code raised.
         """
-        own = [mapped(v, lambda t: t.detach().clone(memory_format=torch.preserve_format))
-               for v in inputs]
+        own = inputs
+        if not private:
+            own = [mapped(v, lambda t: t.detach().clone()) for v in inputs]
         with self._user_code(f"calling Model in mode {mode}"):
             output, gradients = modules.call(module, mode, own, rng, output_grads)
         gradients = gradients or modules.Gradients()
@@ -156,7 +165,7 @@ class Problem:
             raise InvalidReference(f"{self.path}: in mode {mode}, {gradients.missing}")
         return Outcome(
             output=mapped(output, lambda t: t.detach()),
-            inputs=own,
+            inputs=[] if private else own,
             state={n: t.detach().clone() for n, t in module_state(module).items()},
             input_grads=gradients.inputs,
             state_grads=gradients.state,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import secrets
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -20,9 +19,11 @@ from typing import Any, BinaryIO
 import torch
 
 import harness
-from harness import wire
+from harness import nursery, wire
 from harness.domain import HarnessError, Status
 
+_START_TIMEOUT_S = 60.0
+"""For a worker to come up and give away its rights: our work, not the solution's."""
 _LOG_HEAD_BYTES = 256 << 10
 _LOG_TAIL_BYTES = 64 << 10
 
@@ -108,10 +109,15 @@ class RemoteWorker:
         self._outbox: Any = None
         self._sequence = secrets.randbelow(1 << 30)
         self.peak_bytes = 0
+        self._family_at = self._busy_at = time.monotonic()
+        self._children_bytes = 0
+        self._cpu_spent = 0.0
+        self._compiling = False
         self.launches: int | None = None
         self.findings: list[dict[str, Any]] = []
         self.max_outbox_bytes = 1 << 40
         self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        self.findings_path = self.folder / "findings.jsonl"
         root = os.geteuid() == 0
         self.uid = None
         if untrusted:
@@ -120,9 +126,7 @@ class RemoteWorker:
             self.uid = 1_600_000_000 + os.getpid() * 64 + RemoteWorker._next_uid % 64
             if root:
                 os.chown(self.folder, self.uid, self.uid)
-        ours, theirs = socket.socketpair()
-        self._channel = wire.Channel(ours)
-        package_root = str(Path(harness.__file__).parent.parent)
+        package_root = Path(harness.__file__).parent.parent
         environment = {
             k: v
             for k, v in os.environ.items()
@@ -130,7 +134,7 @@ class RemoteWorker:
             or k in ("PATH", "CC", "CXX", "TZ", "VIRTUAL_ENV", "MAX_JOBS", "CCACHE_DIR")
         }
         environment |= {
-            "PYTHONPATH": os.pathsep.join([package_root, os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": str(package_root),
             "PYTHONDONTWRITEBYTECODE": "1",
             "HOME": str(self.folder),
             "TMPDIR": str(self.folder),
@@ -142,20 +146,10 @@ class RemoteWorker:
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
             "PYTHONUNBUFFERED": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=package_root,
-            start_new_session=True,
-        )
+        self._process = nursery.take(environment, package_root)
+        self._channel = wire.Channel(self._process.sock)
         _live.add(self._process.pid)
-        theirs.close()
-        assert self._process.stdout is not None
-        self._drain = _Drain(self._process.stdout, log, f"{role} worker")  # type: ignore[arg-type]
+        self._drain = _Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
             self.notes: list[str] = self.ask(
@@ -163,7 +157,8 @@ class RemoteWorker:
                 uid=self.uid,
                 hide=not untrusted,
                 max_data_bytes=None if device.startswith("cuda") else memory_bytes + (4 << 30),
-                environment={},
+                environment=environment,
+                timeout_s=_START_TIMEOUT_S,
                 folder=str(self.folder),
                 threads=threads,
             )["notes"]
@@ -214,10 +209,12 @@ class RemoteWorker:
                 raise self._tampered(str(error)) from None
             if message.get("event") == "compiling" and compiling_since is None:
                 compiling_since = time.monotonic()
+                self._compiling = True
                 deadline = hard
                 continue
             if message.get("event") == "compiled" and compiling_since is not None:
                 compiling_since = None
+                self._compiling = False
                 deadline = min(hard, time.monotonic() + limit)
                 continue
             if message.get("id") != self._sequence:
@@ -326,10 +323,9 @@ class RemoteWorker:
         return WorkerFailed(status, message + (place if place not in message else ""), error)
 
     def _dead(self) -> WorkerFailed:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        code = self._process.poll()
+        code = self._process.wait(5)
         self.kill()
+        self._read_last_findings()
         if code is None:
             return WorkerFailed(Status.CRASHED, "closed its end of the wire")
         if code < 0:
@@ -339,8 +335,26 @@ class RemoteWorker:
             Status.CRASHED, f"exited with code {code} in the middle of a request"
         )
 
+    def _read_last_findings(self) -> None:
+        """Take the findings of a fault that ended the process: one JSON object per line."""
+        try:
+            with self.findings_path.open("rb") as lines:
+                text = lines.read(1 << 20).decode("utf-8", "replace")
+        except OSError:
+            return
+        for line in text.splitlines()[:50]:
+            with contextlib.suppress(ValueError):
+                finding = json.loads(line)
+                if isinstance(finding, dict):
+                    self.findings.append(finding)
+
     def _watch(self) -> None:
-        used = resident_bytes(self._process.pid)
+        used = resident_bytes(self._process.pid) - self._arena_bytes()
+        now = time.monotonic()
+        if now - self._family_at > 0.5:
+            self._family_at = now
+            self._watch_family(now)
+        used += self._children_bytes
         self.peak_bytes = max(self.peak_bytes, used)
         if used > self._memory_bytes:
             self.kill()
@@ -349,12 +363,33 @@ class RemoteWorker:
                 f"used {used >> 20} MiB of memory, over its cap of {self._memory_bytes >> 20} MiB",
             )
 
+    def _arena_bytes(self) -> int:
+        """Return shared bytes that are ours and not the worker's own."""
+        arenas = [a for a in (self._inbox, self._outbox) if isinstance(a, wire.HostArena)]
+        return sum(a.size_bytes for a in arenas)
+
+    def _watch_family(self, now: float) -> None:
+        """Add up the memory of the worker's children, and see whether a compiler still works."""
+        family = _family(self._process.pid, self.uid if os.geteuid() == 0 else None)
+        self._children_bytes = sum(resident_bytes(p) for p in family if p != self._process.pid)
+        if not self._compiling:
+            self._busy_at = now
+            return
+        spent = sum(family.values())
+        if spent > self._cpu_spent + 0.05 * (now - self._busy_at) or spent < self._cpu_spent:
+            self._cpu_spent, self._busy_at = spent, now
+        elif now - self._busy_at > self._timeout_s:
+            self.kill()
+            raise WorkerFailed(
+                Status.TIMED_OUT,
+                f"its build did nothing for {self._timeout_s:.0f} s: it waits for something",
+            )
+
     def kill(self) -> None:
         """End the process, its group, and everything that runs under its user id; reap them."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        self._process.wait()
         _live.discard(self._process.pid)
         kill_leftovers(self.uid if os.geteuid() == 0 else None)
 
@@ -373,15 +408,38 @@ class RemoteWorker:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return a process's private resident memory, 0 where it is gone.
+    """Return a process's anonymous and shared resident memory, 0 where it is gone.
 
-    Shared pages are left out: they are arenas of ours and the libraries of all.
+    File mappings are left out: they are the libraries of all. Shared memory counts, arenas of
+    ours included.
     """
     try:
-        fields = Path(f"/proc/{pid}/statm").read_text().split()
+        status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
+    return sum(int(kilobytes) for kilobytes in found) * 1024
+
+
+def _family(pid: int, uid: int | None) -> dict[int, float]:
+    """Return seconds of CPU by process id for a worker and what it started.
+
+    Args:
+        pid: the worker: its session is its own.
+        uid: its own user id, None where it shares the judge's.
+    """
+    ticks = os.sysconf("SC_CLK_TCK")
+    found = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                fields = Path(f"/proc/{entry.name}/stat").read_text().rpartition(")")[2].split()
+                mine = int(fields[3]) == pid or (uid is not None and entry.stat().st_uid == uid)
+            except OSError:
+                continue
+            if mine:
+                found[int(entry.name)] = sum(int(f) for f in fields[11:15]) / ticks
+    return found
 
 
 def kill_leftovers(uid: int | None) -> None:
@@ -391,10 +449,11 @@ def kill_leftovers(uid: int | None) -> None:
     process that is still a child of a live one is found through its user id, where it has one.
     """
     me = os.getpid()
+    rightful = _live | nursery.waiting_pids()
     for _ in range(50):
         found = False
         for entry in os.scandir("/proc"):
-            if not entry.name.isdigit() or int(entry.name) in _live:
+            if not entry.name.isdigit() or int(entry.name) in rightful:
                 continue
             pid = int(entry.name)
             try:

@@ -14,21 +14,31 @@ from harness.modules import mapped
 PLAN = (
     "nominal",
     "nominal",
+    "edited",
+    "same",
     "signs",
     "samples",
     "nominal",
+    "edited",
     "shift",
     "large",
     "tails",
     "permuted",
     "small",
     "nominal",
-    "samples",
 )
-"""Order of input kinds over the calls of one mode; a later call starts over."""
+"""Order of input kinds over the calls of one mode; a later call starts over.
 
-STATE_CHANGES = frozenset({1, 4, 8})
+``edited`` is the call before with a few elements changed: an answer kept under some of the
+elements is stale then. ``same`` leaves the input buffers untouched while the state changes: an
+answer kept under the inputs alone is stale then.
+"""
+
+STATE_CHANGES = frozenset({1, 3, 6})
 """Calls before which the state is perturbed anew; call 0 runs on the constructed values."""
+
+FOLLOWERS = ("edited", "same")
+"""Variants that start from the inputs of the call before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +99,7 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
                     index=i,
                     mode=mode,
                     variant=PLAN[i % len(PLAN)],
-                    input_seed=derived(seed, mode, i, "input"),
+                    input_seed=derived(seed, mode, _origin(i), "input"),
                     variant_seed=derived(seed, mode, i, "variant"),
                     rng=derived(seed, mode, i, "rng") % 2**31,
                     grad_seed=derived(seed, mode, i, "grad"),
@@ -99,6 +109,13 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
                 )
             )
     return trials
+
+
+def _origin(index: int) -> int:
+    """Return the call whose nominal draw a call uses: its own, or the one it follows."""
+    while PLAN[index % len(PLAN)] in FOLLOWERS:
+        index -= 1
+    return index
 
 
 def varied(
@@ -121,6 +138,9 @@ def varied(
         domain: by argument name: ``min`` and ``max`` that floating elements must keep to.
     """
     if variant == "nominal":
+        return inputs, False
+    if variant == "same":
+        # What "edited" before it made, from the seed that it was made with: see Checker.
         return inputs, False
     changed = False
     done: dict[int, torch.Tensor] = {}
@@ -156,6 +176,8 @@ def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
     if x.numel() < 2 and variant != "signs":
         return x
+    if variant == "edited":
+        return _edited(x, generator)
     if x.dtype is torch.bool:
         return _varied_mask(x, variant, generator)
     if not x.is_floating_point() and not x.is_complex():
@@ -167,6 +189,23 @@ def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) ->
     if not bool(finite.all()):
         return torch.where(finite, _varied_float(torch.where(finite, x, 0), variant, generator), x)
     return _varied_float(x, variant, generator)
+
+
+def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return x with a few elements swapped, so that only values that occur occur."""
+    if _is_sorted(x) or _is_binary(x) or (x.is_floating_point() and _is_structured(x)):
+        return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
+    flat = x.flatten().clone()
+    # Away from both ends, where caches like to look.
+    low, high = flat.numel() // 4, max(flat.numel() * 3 // 4, flat.numel() // 4 + 2)
+    count = min(5, high - low)
+    places = low + torch.randperm(min(high - low, 1 << 20), generator=generator, device=x.device)
+    places = places[:count].clamp_max(flat.numel() - 1)
+    values = flat[places].roll(1)
+    if x.is_floating_point():
+        values = torch.where(values == 0, values, values * 1.5)
+    flat[places] = values.to(flat.dtype)
+    return flat.view(x.shape)
 
 
 def _varied_mask(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:

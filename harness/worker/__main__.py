@@ -88,6 +88,8 @@ class Worker:
         notes = sandbox.confine(
             request["uid"], hide=request["hide"], max_data_bytes=request["max_data_bytes"]
         )
+        for name in set(os.environ) - set(request["environment"]):
+            del os.environ[name]
         os.environ.update(request["environment"])
         os.chdir(request["folder"])
         if request["threads"]:
@@ -138,7 +140,9 @@ class Worker:
             from harness.worker.cuda_on_cpu import Runtime
 
             self._runtime = Runtime(
-                Path(request["support"]), answer_cuda=self._kind == "emulated"
+                Path(request["support"]),
+                answer_cuda=self._kind == "emulated",
+                findings_path=Path(request["findings"]),
             )
             self._runtime.install_allocator()
         with self._user_code():
@@ -167,7 +171,10 @@ class Worker:
     def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Call the module once and hand back everything that the judge compares."""
         module = self._model()
-        inputs = self._inputs.refresh(self._decode(request["args"], request["table"]))
+        if request["untouched"]:
+            inputs = self._inputs.current
+        else:
+            inputs = self._inputs.refresh(self._decode(request["args"], request["table"]))
         grads = request["grads"]
         output_grads = None if grads is None else self._decode(grads, request["table"])
         if output_grads is not None:
@@ -197,8 +204,6 @@ class Worker:
             "kernels": kernels,
         }
         values: dict[str, Any] = {"output": None if odd else output}
-        if request["return_inputs"]:
-            values["inputs"] = inputs
         if request["return_state"]:
             values["state"] = modules.module_state(module)
         if gradients is not None:
@@ -208,10 +213,17 @@ class Worker:
             values["previous"] = previous
         return self._encoded(values, answer)
 
+    def do_inputs(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Hand back the last call's arguments as they are now: was one of them changed?"""
+        return self._encoded({"inputs": self._inputs.current}, {})
+
     def do_stage(self, request: dict[str, Any]) -> None:
         """Keep one set of inputs for timed batches; slot -1 clears all."""
         if request["slot"] < 0:
             self._batch.clear()
+            self._previous_output = None
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
             return
         inputs = self._inputs.fresh(self._decode(request["args"], request["table"]))
         grads = request["grads"]

@@ -53,6 +53,11 @@ class Inputs:
         self._device = device
         self._buffers: Any = []
 
+    @property
+    def current(self) -> Any:
+        """The buffers, with whatever the last call left in them."""
+        return self._buffers
+
     def refresh(self, value: Any) -> Any:
         """Return value with every tensor in a buffer of this process, reused where it fits."""
         if not _same_form(self._buffers, value):
@@ -75,7 +80,7 @@ class Inputs:
 
     def _copied(self, buffer: Any, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            buffer = buffer.detach()
+            # The very same tensor object, too: an answer kept under it must go stale.
             if 0 in buffer.stride() and buffer.numel() > 1:
                 return own_copy(value, self._device)
             return buffer.copy_(value)
