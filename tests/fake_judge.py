@@ -137,6 +137,11 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "leaves_a_child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (Path(request["log"]).parent.parent / "child").write_text(str(child.pid))
+    elif part == "hangs_with_a_worker":
+        code = "import subprocess, time; subprocess.run(['sleep', '600'])"
+        worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        (Path(request["log"]).parent.parent / "child").write_text(str(worker.pid))
+        time.sleep(600)
     elif part == "lingers":
         say("verdict", verdict=verdict(request))
         time.sleep(600)

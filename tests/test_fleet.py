@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -114,6 +115,21 @@ def test_judge_that_lingers_after_its_verdict_keeps_it(
 def test_what_a_judge_leaves_behind_is_ended(run: Run, tmp_path: Path) -> None:
     assert run("leaves_a_child")["leaves_a_child"].status is Status.PASSED
     assert gone(int((tmp_path / "logs" / "child").read_text()))
+
+
+def test_workers_in_sessions_of_their_own_end_with_a_hanging_judge(
+    run: Run, tmp_path: Path
+) -> None:
+    run("hangs_with_a_worker", deadlines=SHORT)
+    worker = int((tmp_path / "logs" / "child").read_text())
+    assert gone(worker)
+    left = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            if session == str(worker) and state != "Z":
+                left.append(stat)
+    assert not left
 
 
 def gone(pid: int) -> bool:

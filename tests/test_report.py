@@ -79,7 +79,8 @@ def test_bars_in_headers_do_not_split_columns() -> None:
 
 def test_summary_counts_by_status() -> None:
     assert summarize([WRONG, PASSED], 65.4) == "1 passed, 1 WRONG_VALUES, in 1 min 05 s on cuda:0"
-    assert summarize([], 0.0).startswith("nothing evaluated")
+    skipped = Verdict(pair="p/s", status=Status.SKIPPED)
+    assert summarize([skipped], 0.0).startswith("1 skipped, nothing was evaluated, in")
 
 
 def test_explanation_names_blame_next_step_replay_and_end_of_log(tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ _POLL_S = 0.05
 _LINE_LIMIT_BYTES = 64 * 1024**2
 _FAREWELL_S = 10.0
 """How long a judge may take to exit after its verdict: a CUDA context needs a second or two."""
-_TERMINATE_S = 2.0
-"""How long a judge may take to end itself and its workers when asked to."""
+_ENDING_S = 2.0
+"""How long a judge whose output has ended may take to exit."""
+_ROUNDS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +184,7 @@ class JudgeProcess:
         return self._outcome
 
     def kill(self) -> None:
-        """End the judge's whole process group at once."""
+        """Kill the judge's process group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -291,7 +292,7 @@ class JudgeProcess:
 
     def _how_it_ended(self) -> str:
         """Return ``exit code 1`` or ``SIGSEGV``; waits a moment for a process that is ending."""
-        limit = time.monotonic() + _TERMINATE_S
+        limit = time.monotonic() + _ENDING_S
         while not self._has_exited() and time.monotonic() < limit:
             time.sleep(_POLL_S)
         found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -333,15 +334,16 @@ class JudgeProcess:
         return os.waitid(os.P_PID, self._process.pid, flags) is not None
 
     def _end(self, *, farewell_s: float) -> None:
-        """End what is left of the process group and reap the judge.
+        """End what is left of the judge and of everything it started, and reap it.
 
-        It is asked first, so that it can end workers that stand in sessions of their own.
+        Workers and their compilers stand in sessions of their own. They are found as descendants,
+        so they go first, while the judge is stopped: orphans come to it, and it starts no more.
         """
         self._wait_for_exit(farewell_s)
         if not self._has_exited():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._wait_for_exit(_TERMINATE_S)
+                os.kill(self._process.pid, signal.SIGSTOP)
+            _kill_descendants(self._process.pid)
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -353,6 +355,36 @@ class JudgeProcess:
         limit = time.monotonic() + limit_s
         while not self._has_exited() and time.monotonic() < limit:
             time.sleep(0.01)
+
+
+def _kill_descendants(ancestor: int) -> None:
+    """Kill every descendant of a process, also those that appear meanwhile."""
+    for _ in range(_ROUNDS):
+        found = _descendants(ancestor)
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """Return the living descendants of a process."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+                children.setdefault(int(parent), []).append((int(folder.name), state))
+    found: list[int] = []
+    waiting = [ancestor]
+    while waiting:
+        for pid, state in children.get(waiting.pop(), []):
+            waiting.append(pid)
+            if state != "Z":
+                found.append(pid)
+    return found
 
 
 @atexit.register

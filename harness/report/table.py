@@ -45,7 +45,9 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float) -> str:
     ]
     devices = sorted({verdict.device for verdict in verdicts if verdict.device})
     where = f" on {', '.join(devices)}" if devices else ""
-    return f"{', '.join(parts) or 'nothing evaluated'}, in {seconds(wall_s)}{where}"
+    if set(counts) <= {Status.SKIPPED}:
+        parts.append("nothing was evaluated")
+    return f"{', '.join(parts)}, in {seconds(wall_s)}{where}"
 
 
 _QUIET = (Status.PASSED, Status.SKIPPED)
