@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,6 @@ import pytest
 from harness.domain import Pair
 from harness.environment import torch_build
 from harness.fleet.gpus import find_gpus
-
-FAKE_JUDGE = (sys.executable, str(Path(__file__).parent / "fake_judge.py"))
 
 REFERENCE = """\
 import torch

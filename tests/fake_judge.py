@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+COMMAND = (sys.executable, str(Path(__file__).resolve()))
+"""Starts this judge."""
+
 
 def say(event: str, **more: Any) -> None:
     sys.stdout.write(json.dumps({"event": event, **more}) + "\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE_JUDGE
+from fake_judge import COMMAND as FAKE_JUDGE
 
 from harness.cli import main
 from harness.domain import Pair

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAKE_JUDGE
+from fake_judge import COMMAND as FAKE_JUDGE
 
 import harness
 from harness.domain import Options, Pair, Status, UsageError, Verdict
