@@ -4,6 +4,7 @@
 The comment lines on top of a solution say what it is evaluated against and what must come out::
 
     # problem: linear                    a file of tests/fixtures/problems
+    # solution: cuda/kernels.py          the solution itself, where the file is only its header
     # expect: WRONG_VALUES|CRASHED       PASSED where absent; two only where both are equally right
     # device: cpu                        cpu where absent, or emulated, or cuda
     # mode: train                        what evaluate's mode is set to
@@ -33,7 +34,7 @@ import torch
 from harness import Blame, Status, Verdict, evaluate
 
 FOLDER = Path(__file__).parent / "fixtures"
-KEYS = {"problem", "expect", "device", "mode", "size", "timeout", "tier", "why"}
+KEYS = {"problem", "solution", "expect", "device", "mode", "size", "timeout", "tier", "why"}
 FULL = os.environ.get("CORPUS") == "full"
 SIDE_BY_SIDE = 2
 LITTERERS = ("faulty/leftover_children", "faulty/many_children")
@@ -69,7 +70,7 @@ def read_case(solution: Path) -> Case:
     assert {"problem", "why"} <= header.keys(), f"{solution}: needs '# problem:' and '# why:'"
     return Case(
         name=f"{solution.parent.name}/{solution.stem}",
-        solution=solution,
+        solution=FOLDER / header["solution"] if "solution" in header else solution,
         problem=FOLDER / "problems" / f"{header['problem']}.py",
         expected=frozenset(Status[s] for s in header.get("expect", "PASSED").split("|")),
         device=header.get("device", "cpu"),
