@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -38,8 +39,9 @@ def measure(name: str, command: str, clone: Path) -> Run:
     target = clone / f"{name}.json"
     line = f'{command} ARGS="--json {target}"' if command == "make eval" else None
     line = line or f"{command} --json {shlex.quote(str(target))}"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     began = time.monotonic()
-    done = subprocess.run(line, shell=True, cwd=clone, check=False)
+    done = subprocess.run(line, shell=True, cwd=clone, env=env, check=False)
     wall_s = time.monotonic() - began
     document = json.loads(target.read_text()) if target.is_file() else {"verdicts": []}
     return Run(name=name, wall_s=wall_s, exit_code=done.returncode, document=document)

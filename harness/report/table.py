@@ -43,7 +43,8 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float) -> str:
         f"{count} {status.value.lower() if status in _QUIET else status.value}"
         for status, count in sorted(counts.items(), key=lambda item: item[0] is not Status.PASSED)
     ]
-    devices = sorted({verdict.device for verdict in verdicts if verdict.device})
+    ran = [verdict for verdict in verdicts if verdict.status is not Status.SKIPPED]
+    devices = sorted({verdict.device for verdict in ran if verdict.device})
     where = f" on {', '.join(devices)}" if devices else ""
     if set(counts) <= {Status.SKIPPED}:
         parts.append("nothing was evaluated")
