@@ -224,12 +224,13 @@ void batch_norm_cuda(const BatchNormCall& call);
 
 namespace gpu {
 
-constexpr int kMaxThreads = 256;
-constexpr int kBlocksPerSm = 3;  // 84 registers per thread; 2 blocks of 512 spill
+constexpr int kMaxThreads = 512;
+constexpr int kBlocksPerSm = 2;
+constexpr int kRowThreads = 256;  // channels_last keeps moments per channel: more registers
 // 16-byte loads in flight per thread.
 constexpr int kUnroll = 4;
 // Elements per item of phase 1: enough to hide the block's reduction at its end.
-constexpr int64_t kItem = 65536;
+constexpr int64_t kItem = 131072;
 // Planes below this size share an item.
 constexpr int64_t kSmallItem = 4096;
 // Bands of rows in the channels_last form: a few per resident block.
@@ -550,14 +551,14 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) batch_norm_planes(P
 // blockDim = (channel packs, rows); item = (band of rows, tile of channels). V: channels per
 // thread, a full pack where C and the addresses allow it, else 1.
 template <typename T, int V>
-__global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) batch_norm_rows(Problem<T> p) {
+__global__ void __launch_bounds__(kRowThreads, kBlocksPerSm) batch_norm_rows(Problem<T> p) {
   using A = typename Accumulator<T>::type;
   const int threads = blockDim.x * blockDim.y, tall = blockDim.y;
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   const int tile_width = blockDim.x * V;
 
   if (p.training) {
-    __shared__ A shared_n[kMaxThreads], shared_mean[kMaxThreads], shared_m2[kMaxThreads];
+    __shared__ A shared_n[kRowThreads], shared_mean[kRowThreads], shared_m2[kRowThreads];
     for (int64_t item = blockIdx.x; item < p.items; item += gridDim.x) {
       const int64_t band = item / p.tiles, tile = item - band * p.tiles;
       const int64_t c = tile * tile_width + threadIdx.x * V;
@@ -716,7 +717,9 @@ void batch_norm_cuda(const BatchNormCall& call) {
       int across = 1;  // a power of two, so that the block is made of whole warps
       while (across < 32 && across < wide) across *= 2;
       const int tall =
-          threads_for(std::min<int64_t>(across * ceil_div(p.rows, kUnroll), 256)) / across;
+          threads_for(
+              std::min<int64_t>(across * ceil_div(p.rows, kUnroll), kRowThreads)) /
+          across;
       const dim3 block(across, tall);
       p.tiles = ceil_div(wide, across);
       const int64_t most = std::max<int64_t>(1, kMaxBands / p.tiles);

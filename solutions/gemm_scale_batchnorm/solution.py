@@ -364,9 +364,9 @@ __device__ __forceinline__ void read_four(const double* from, double* to) {
 // The rows or columns of a thread: i in 0..7 is 0..3 and 64..67, from 4 * t on.
 __device__ __forceinline__ int spread(int t, int i) { return (i / 4) * 64 + t * 4 + i % 4; }
 
+// One block per SM: with room for two, 128 registers, it spills and loses 2 % (H200, 2026-11-21).
 template <typename T>
-__global__ void
-    __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) gemm(Problem<T> p) {
+__global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   using A = typename Accumulator<T>::type;
   constexpr int kDepth = 64 / sizeof(A);  // slice along K: 16 in float, 8 in double
   constexpr int kBuffer = kDepth * kStride;

@@ -50,20 +50,48 @@ def perturb(model: torch.nn.Module, seed: int = 3) -> None:
                 t.add_(torch.randn(t.shape, generator=generator) * 0.5)
 
 
-def oracle_of(model: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-    """Return the float64 output of a copy of `model`; the model itself is left alone."""
+def oracle_of(model: torch.nn.Module, *inputs: torch.Tensor):
+    """Return (output, state after it) of a float64 copy of `model`, which is left alone."""
+    exact = copy.deepcopy(model).double()
     with torch.no_grad():
-        return copy.deepcopy(model).double()(*(t.double() for t in inputs))
+        output = exact(*(t.double() for t in inputs))
+    return output, exact.state_dict()
 
 
-def assert_precise(got, reference, oracle, factor: float = 32.0) -> None:
-    """Check the harness's error budget: at most `factor` times the reference's own error."""
+def assert_precise(got, reference, oracle, what: str = "output") -> None:
+    """Check the harness's error budget: at most 32 times the reference's own error, or 8 eps."""
     assert got.shape == reference.shape
     assert got.dtype == reference.dtype
     error = (got.double() - oracle).abs().max().item()
     own = (reference.double() - oracle).abs().max().item()
-    floor = 8 * torch.finfo(got.dtype).eps * oracle.abs().max().item()
-    assert error <= max(factor * own, floor), f"{error=:.3g} {own=:.3g} {floor=:.3g}"
+    # The oracle is no more precise than float64 itself: leave room for the order of a sum.
+    epsilons = 1024 if got.dtype == torch.float64 else 8
+    floor = epsilons * torch.finfo(got.dtype).eps * oracle.abs().max().item()
+    assert error <= max(32 * own, floor), f"{what}: {error=:.3g} {own=:.3g} {floor=:.3g}"
+
+
+def check_call(model, new, *inputs: torch.Tensor) -> None:
+    """Call both, as they are, and check the output and the state after it."""
+    oracle, exact = oracle_of(model, *inputs)
+    with torch.no_grad():
+        want, got = model(*inputs), new(*inputs)
+    if want.numel():
+        assert_precise(got, want, oracle)
+    ours = new.state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert_precise(ours[name], value, exact[name], name)
+        else:
+            assert torch.equal(ours[name], value), name
+
+
+def real(findings: list) -> list:
+    """Leave out what the CPU runner reports wrongly.
+
+    It keeps one record per 4 bytes, so neighbouring 16-bit values that different threads first
+    read and then write look like one value.
+    """
+    return [f for f in findings if not ("race" in f.kind and "write of 2 bytes" in f.message)]
 
 
 @pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -76,7 +104,7 @@ def bench(request):
     runner = builds.runner(emulated=request.param == "emulated")
     before = runner.launches
     yield Bench(request.param)
-    findings = runner.take_findings()
+    findings = real(runner.take_findings())
     assert not findings, findings
     if request.param == "cpu":
         assert runner.launches == before, "the CPU path launched a kernel"
@@ -92,4 +120,4 @@ def gpu() -> Bench:
 
 @pytest.fixture
 def checks() -> SimpleNamespace:
-    return SimpleNamespace(oracle_of=oracle_of, assert_precise=assert_precise, perturb=perturb)
+    return SimpleNamespace(call=check_call, precise=assert_precise, perturb=perturb)

@@ -10,17 +10,6 @@ def make(bench, shape, dtype=torch.float32, mean=0.0):
     return x.to(bench.torch_device, dtype)
 
 
-def check_call(model, new, x, checks):
-    oracle = checks.oracle_of(model, x)
-    with torch.no_grad():
-        want, got = model(x), new(x)
-    checks.assert_precise(got, want, oracle)
-    # float16 rounds the product before the reference takes its statistics, the solution does not
-    loose = {"rtol": 2e-2, "atol": 2e-2} if x.element_size() == 2 else {"rtol": 1e-4, "atol": 1e-4}
-    for (name, a), b in zip(model.state_dict().items(), new.state_dict().values(), strict=True):
-        torch.testing.assert_close(b, a, **loose, msg=lambda m, n=name: f"{n}: {m}")
-
-
 # (batch, in, out): one tile, several, none of them full, one row's width, one column, one feature.
 CASES = [(200, 72, 136), (67, 45, 131), (130, 16, 128), (3, 5, 1), (2, 1, 7), (128, 33, 64)]
 
@@ -30,7 +19,7 @@ CASES = [(200, 72, 136), (67, 45, 131), (130, 16, 128), (3, 5, 1), (2, 1, 7), (1
 def test_odd_sizes_match(bench, checks, case, training):
     batch, features, out = case
     model, new = bench.pair(PAIR, features, out, (out,))
-    check_call(model.train(training), new.train(training), make(bench, (batch, features)), checks)
+    checks.call(model.train(training), new.train(training), make(bench, (batch, features)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -38,7 +27,7 @@ def test_odd_sizes_match(bench, checks, case, training):
 def test_every_floating_dtype_matches(bench, checks, dtype, training):
     model, new = bench.pair(PAIR, 40, 36, (36,), dtype=dtype)
     x = make(bench, (70, 40), dtype)
-    check_call(model.train(training), new.train(training), x, checks)
+    checks.call(model.train(training), new.train(training), x)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -49,7 +38,7 @@ def test_one_row_in_evaluation_and_refused_in_training(bench, checks, training):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             new(x)
     else:
-        check_call(model.eval(), new.eval(), x, checks)
+        checks.call(model.eval(), new.eval(), x)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -59,22 +48,22 @@ def test_large_means_keep_their_digits(bench, checks, training):
         for m in (model, new):
             m.gemm.bias.add_(1e4)
             m.bn.running_mean.copy_(m.gemm.bias * m.scale)
-    check_call(model.train(training), new.train(training), make(bench, (150, 16)), checks)
+    checks.call(model.train(training), new.train(training), make(bench, (150, 16)))
 
 
 def test_other_layouts_and_one_scale_match(bench, checks):
     model, new = bench.pair(PAIR, 12, 20, (1,))
     model.eval(), new.eval()
-    check_call(model, new, make(bench, (12, 30)).t(), checks)
-    check_call(model, new, make(bench, (61, 12))[::2], checks)
+    checks.call(model, new, make(bench, (12, 30)).t())
+    checks.call(model, new, make(bench, (61, 12))[::2])
     shifted = torch.empty(30 * 12 + 1, device=bench.torch_device)[1:].view(30, 12)
-    check_call(model, new, shifted.copy_(make(bench, (30, 12))), checks)
+    checks.call(model, new, shifted.copy_(make(bench, (30, 12))))
 
 
 def test_momentum_none_averages_over_batches(bench, checks):
     model, new = bench.pair(PAIR, 6, 10, (10,), momentum=None)
     for _ in range(3):
-        check_call(model, new, make(bench, (20, 6)), checks)
+        checks.call(model, new, make(bench, (20, 6)))
 
 
 def test_same_seed_gives_same_state_and_names(bench):

@@ -10,11 +10,6 @@ def make(bench, shape, dtype=torch.float32, mean=0.0, seed=0):
     return x.to(bench.torch_device, dtype)
 
 
-def check_call(model, new, x, checks):
-    with torch.no_grad():
-        checks.assert_precise(new(x), model(x), checks.oracle_of(model, x))
-
-
 # (channels, groups, shape): both kernels' forms, planes that are not a multiple of 16 bytes, no
 # spatial dimensions, one and three of them, one group, one channel per group.
 CASES = [
@@ -32,31 +27,31 @@ CASES = [
 @pytest.mark.parametrize(("channels", "groups", "shape"), CASES, ids=str)
 def test_odd_shapes_match(bench, checks, channels, groups, shape):
     model, new = bench.pair(PAIR, channels, groups)
-    check_call(model, new, make(bench, shape), checks)
+    checks.call(model, new, make(bench, shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
 def test_every_floating_dtype_matches(bench, checks, dtype, shape):
     model, new = bench.pair(PAIR, 6, 2, dtype=dtype)
-    check_call(model, new, make(bench, shape, dtype), checks)
+    checks.call(model, new, make(bench, shape, dtype))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
 def test_large_means_keep_their_digits(bench, checks, shape):
     model, new = bench.pair(PAIR, 6, 2)
     for mean in (1e3, -1e5):
-        check_call(model, new, make(bench, shape, mean=mean), checks)
+        checks.call(model, new, make(bench, shape, mean=mean))
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 9, 7), (2, 6, 93, 94)], ids=str)
 def test_other_layouts_match(bench, checks, shape):
     model, new = bench.pair(PAIR, 6, 2)
     x = make(bench, shape)
-    check_call(model, new, x.contiguous(memory_format=torch.channels_last), checks)
-    check_call(model, new, x.transpose(2, 3), checks)
+    checks.call(model, new, x.contiguous(memory_format=torch.channels_last))
+    checks.call(model, new, x.transpose(2, 3))
     shifted = torch.empty(x.numel() + 1, device=x.device)[1:].view(x.shape)
-    check_call(model, new, shifted.copy_(x), checks)
+    checks.call(model, new, shifted.copy_(x))
 
 
 def test_state_loads_strictly_and_seeds_alike(bench):
