@@ -135,6 +135,7 @@ class Checker:
         for trial in plan:
             on_trial(trial)
             self._run(trial)
+        self._followed = self._accepted = self._previous = None
 
     def _run(self, trial: trials.Trial) -> None:
         if trial.new_state is not None:

@@ -102,6 +102,8 @@ class Judge:
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = Facts()
+        if self._threads():
+            torch.set_num_threads(self._threads())
         self._workers: list[RemoteWorker] = []
         self._init: Any = None
         self._source: Mapping[str, str] = {}
@@ -279,7 +281,7 @@ class Judge:
             timeout_s=timeout_s,
             build_timeout_s=self._policy.build_timeout_s,
             memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
-            threads=0,
+            threads=self._threads(),
             device=self._options.device,
             untrusted=role != "reference",
         )
@@ -288,6 +290,14 @@ class Judge:
             if note not in self._facts.notes:
                 self._facts.notes.append(note)
         return worker
+
+    def _threads(self) -> int:
+        """Return torch's CPU threads of a worker, 0 for all.
+
+        All where the CPU is what is measured, else one: the sizes are small, and as many pairs
+        run side by side as there are cores.
+        """
+        return 0 if self._kind == "cuda" or (self._kind == "cpu" and self._options.timed) else 1
 
     def _load(
         self,

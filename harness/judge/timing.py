@@ -149,9 +149,11 @@ class Stopwatch:
         both = into + out if self._mode == "train" else 0
         self._large = into + out > _LARGE_BYTES
         del outcome, outputs
-        budget = self._memory_budget()
-        self._staged = max(1, min(_MAX_STAGED, int(0.4 * budget // max(both or into, 1))))
-        self._max_calls = max(1, min(_MAX_CALLS, int(0.6 * budget // max(both or out, 1))))
+        # The judge itself needs room for fresh inputs, the expected and the returned output, and
+        # the arenas for as much again.
+        budget = self._memory_budget(reserve_bytes=4 * into + 3 * out)
+        self._staged = max(1, min(_MAX_STAGED, int(0.45 * budget // max(both or into, 1))))
+        self._max_calls = max(1, min(_MAX_CALLS, int(0.55 * budget // max(both or out, 1))))
         state_now = {n: t.detach() for n, t in self._problem.state().items()}
         for role, worker in self._workers.items():
             values = (
@@ -168,15 +170,14 @@ class Stopwatch:
                 fields["grads"] = fields["grads"] if grads is not None else None
                 worker.ask("stage", slot=slot, **fields)
 
-    def _memory_budget(self) -> float:
+    def _memory_budget(self, reserve_bytes: int) -> float:
         """Return bytes that one worker may hold in staged inputs and kept outputs."""
         if self._problem.device.type == "cuda":
             torch.cuda.empty_cache()
             for worker in self._workers.values():
                 worker.ask("stage", slot=-1)
             free, _ = torch.cuda.mem_get_info(self._problem.device)
-            return free * 0.35
-        return float(512 << 20)
+            return max(free - reserve_bytes - (2 << 30), 0) * 0.45        return float(512 << 20)
 
     def _calibrate(self) -> int:
         """Return calls per batch: long against the hand-shake, within memory."""

@@ -25,6 +25,14 @@ from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
 
 
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "std::bad_alloc",
+)
+
+
 class Worker:
     """Answers the judge's requests, one at a time, until the wire closes."""
 
@@ -222,6 +230,7 @@ class Worker:
         if request["slot"] < 0:
             self._batch.clear()
             self._previous_output = None
+            self._inputs = calls.Inputs(self._device)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             return
@@ -309,9 +318,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         kind = "build"
     elif isinstance(error, (LoadError, UsageError, SyntaxError)):
         kind, text = "load", str(error)
-    elif isinstance(error, MemoryError) or "out of memory" in lowered or (
-        "can't allocate memory" in lowered or "cannot allocate memory" in lowered
-    ):
+    elif isinstance(error, MemoryError) or any(sign in lowered for sign in _OUT_OF_MEMORY):
         kind = "oom"
     elif "illegal memory access" in lowered or "misaligned address" in lowered:
         kind = "memory"
