@@ -177,7 +177,8 @@ class Stopwatch:
             for worker in self._workers.values():
                 worker.ask("stage", slot=-1)
             free, _ = torch.cuda.mem_get_info(self._problem.device)
-            return max(free - reserve_bytes - (2 << 30), 0) * 0.45        return float(512 << 20)
+            return max(free - reserve_bytes - (2 << 30), 0) * 0.45
+        return float(512 << 20)
 
     def _calibrate(self) -> int:
         """Return calls per batch: long against the hand-shake, within memory."""
