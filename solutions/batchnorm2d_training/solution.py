@@ -97,12 +97,13 @@ void normalise(const BatchNormCall& call, const std::vector<double>& mean,
   at::parallel_for(0, call.x.size(0) * channels, grain, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const int64_t c = plane % channels;
-      const A m = static_cast<A>(mean[c]), b = static_cast<A>(bias[c]);
+      const A m = static_cast<A>(mean[c]), low = static_cast<A>(mean[c] - m);
+      const A b = static_cast<A>(bias[c]);
       const A scale = static_cast<A>(weight[c] / std::sqrt(var[c] + call.eps));
       const T* from = x + plane * plane_size;
       T* to = y + plane * plane_size;
       for (int64_t i = 0; i < plane_size; ++i) {
-        to[i] = static_cast<T>((static_cast<A>(from[i]) - m) * scale + b);
+        to[i] = static_cast<T>(((static_cast<A>(from[i]) - m) - low) * scale + b);
       }
     }
   });
@@ -308,54 +309,66 @@ struct Cut {
   }
 };
 
-// Count, mean and sum of squared deviations.
+// Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
+// overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
 struct Moments {
-  A n, mean, m2;
+  A n, mean, low, m2;
 };
 
+// Chan's formula.
 template <typename A>
 __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
-  const A n = p.n + q.n;
-  if (n == A(0)) return p;
-  const A share = q.n / n, delta = q.mean - p.mean;
-  return {n, p.mean + delta * share, p.m2 + q.m2 + delta * delta * p.n * share};
+  if (q.n == A(0)) return p;
+  if (p.n == A(0)) return q;
+  const A n = p.n + q.n, share = q.n / n;
+  const A delta = (q.mean - p.mean) + (q.low - p.low), low = p.low + delta * share;
+  const A mean = p.mean + low;
+  return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
 
-// Merge K values: their own moments in two passes first, so one division serves K values.
+// Merge K values: their own moments in two passes first, so one division serves K values. They are
+// taken relative to the first, which costs nothing and keeps all digits of close values.
 template <int K, typename A>
 __device__ __forceinline__ void add(Moments<A>& m, const A* v) {
   A sum = 0, m2 = 0;
 #pragma unroll
-  for (int k = 0; k < K; ++k) sum += v[k];
-  const A mean = sum * (A(1) / K);
+  for (int k = 1; k < K; ++k) sum += v[k] - v[0];
+  const A low = sum * (A(1) / K), mean = v[0] + low;
 #pragma unroll
-  for (int k = 0; k < K; ++k) m2 += (v[k] - mean) * (v[k] - mean);
-  m = merge(m, Moments<A>{A(K), mean, m2});
+  for (int k = 0; k < K; ++k) {
+    const A d = (v[k] - v[0]) - low;
+    m2 += d * d;
+  }
+  m = merge(m, Moments<A>{A(K), mean, low - (mean - v[0]), m2});
+}
+
+// From a lane `step` further on.
+template <typename A>
+__device__ __forceinline__ Moments<A> shuffle_down(const Moments<A>& m, int step) {
+  return {__shfl_down_sync(0xffffffffu, m.n, step), __shfl_down_sync(0xffffffffu, m.mean, step),
+          __shfl_down_sync(0xffffffffu, m.low, step), __shfl_down_sync(0xffffffffu, m.m2, step)};
 }
 
 // Merge the moments of all threads of the block; the result is in thread 0. Every thread must
 // arrive, and blockDim is a multiple of a warp.
 template <typename A>
 __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int threads) {
-  __shared__ A n[32], mean[32], m2[32];
+  __shared__ A n[32], mean[32], low[32], m2[32];
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    Moments<A> other;
-    other.n = __shfl_down_sync(0xffffffffu, m.n, step);
-    other.mean = __shfl_down_sync(0xffffffffu, m.mean, step);
-    other.m2 = __shfl_down_sync(0xffffffffu, m.m2, step);
-    m = merge(m, other);
-  }
+  for (int step = 16; step > 0; step /= 2) m = merge(m, shuffle_down(m, step));
   const int warp = thread / 32;
   if (thread % 32 == 0) {
     n[warp] = m.n;
     mean[warp] = m.mean;
+    low[warp] = m.low;
     m2[warp] = m.m2;
   }
   __syncthreads();
   if (thread == 0) {
-    for (int w = 1; w < threads / 32; ++w) m = merge(m, Moments<A>{n[w], mean[w], m2[w]});
+    for (int w = 1; w < threads / 32; ++w) {
+      m = merge(m, Moments<A>{n[w], mean[w], low[w], m2[w]});
+    }
   }
   __syncthreads();  // the arrays may be written again by the block's next item
   return m;
@@ -374,8 +387,8 @@ struct Problem {
   double eps, momentum;
   bool training, vectors;
   int64_t channels, per_channel;  // elements in a channel: N * H * W
-  A* partial;                     // [3][parts * channels]: n, mean, M2 of each item
-  A* statistics;                  // [2][channels]: mean, 1 / sqrt(var + eps)
+  A* partial;                     // [4][parts * channels]: n, mean, low, M2 of each item
+  A* statistics;                  // [3][channels]: mean, low, 1 / sqrt(var + eps)
   int64_t parts, channel_stride, part_stride;
   // planes: an item is `group` planes, or the share `chunk_packs` of one of them
   int64_t samples, plane_size, group, chunks, chunk_packs;
@@ -391,7 +404,8 @@ __device__ __forceinline__ void leave(const Problem<T>& p, int64_t c, int64_t pa
   const int64_t at = c * p.channel_stride + part * p.part_stride, all = p.parts * p.channels;
   p.partial[at] = m.n;
   p.partial[all + at] = m.mean;
-  p.partial[2 * all + at] = m.m2;
+  p.partial[2 * all + at] = m.low;
+  p.partial[3 * all + at] = m.m2;
 }
 
 template <typename T>
@@ -410,16 +424,19 @@ __device__ void finish_channels(const Problem<T>& p, int thread, int threads) {
   using A = typename Accumulator<T>::type;
   const int64_t all = p.parts * p.channels;
   for (int64_t c = blockIdx.x; c < p.channels; c += gridDim.x) {
-    Moments<double> m{0, 0, 0};
+    Moments<double> m{0, 0, 0, 0};
     for (int64_t part = thread; part < p.parts; part += threads) {
       const int64_t at = c * p.channel_stride + part * p.part_stride;
-      m = merge(m, Moments<double>{p.partial[at], p.partial[all + at], p.partial[2 * all + at]});
+      const double mean = static_cast<double>(p.partial[all + at]) + p.partial[2 * all + at];
+      m = merge(m, Moments<double>{p.partial[at], mean, 0, p.partial[3 * all + at]});
     }
     m = block_merge(m, thread, threads);
     if (thread == 0) {
       const double count = static_cast<double>(p.per_channel);
-      p.statistics[c] = static_cast<A>(m.mean);
-      p.statistics[p.channels + c] = static_cast<A>(1.0 / sqrt(m.m2 / count + p.eps));
+      const A high = static_cast<A>(m.mean);
+      p.statistics[c] = high;
+      p.statistics[p.channels + c] = static_cast<A>((m.mean - high) + m.low);
+      p.statistics[2 * p.channels + c] = static_cast<A>(1.0 / sqrt(m.m2 / count + p.eps));
       const double factor =
           p.momentum < 0 ? 1.0 / static_cast<double>(*p.batches + 1) : p.momentum;
       const double mean = static_cast<double>(p.running_mean.get(c, A(0)));
@@ -430,27 +447,29 @@ __device__ void finish_channels(const Problem<T>& p, int thread, int threads) {
   }
 }
 
-// (x - mean) * scale + bias for one channel.
+// (x - mean - low) * scale + bias for one channel.
 template <typename T>
 struct Affine {
   using A = typename Accumulator<T>::type;
-  A mean, scale, bias;
+  A mean, low, scale, bias;
 
   __device__ Affine() {}
   __device__ __forceinline__ Affine(const Problem<T>& p, int64_t c) {
     A invstd;
     if (p.training) {
       mean = p.statistics[c];
-      invstd = p.statistics[p.channels + c];
+      low = p.statistics[p.channels + c];
+      invstd = p.statistics[2 * p.channels + c];
     } else {
       mean = p.running_mean.get(c, A(0));
+      low = 0;
       invstd = A(1) / sqrt(p.running_var.get(c, A(1)) + static_cast<A>(p.eps));
     }
     scale = p.weight.get(c, A(1)) * invstd;
     bias = p.bias.get(c, A(0));
   }
   __device__ __forceinline__ T operator()(T x) const {
-    return static_cast<T>((static_cast<A>(x) - mean) * scale + bias);
+    return static_cast<T>(((static_cast<A>(x) - mean) - low) * scale + bias);
   }
 };
 
@@ -467,7 +486,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) batch_norm_planes(P
       const int64_t chunk = item % p.chunks, rest = item / p.chunks;
       const int64_t c = rest % p.channels, group = rest / p.channels;
       const int64_t last = std::min<int64_t>(p.samples, (group + 1) * p.group);
-      Moments<A> m{0, 0, 0};
+      Moments<A> m{0, 0, 0, 0};
       for (int64_t n = group * p.group + ty; n < last; n += tall) {
         const T* from = p.x + (n * p.channels + c) * p.plane_size;
         const Cut<T> cut(from, p.plane_size, p.vectors);
@@ -558,14 +577,15 @@ __global__ void __launch_bounds__(kRowThreads, kBlocksPerSm) batch_norm_rows(Pro
   const int tile_width = blockDim.x * V;
 
   if (p.training) {
-    __shared__ A shared_n[kRowThreads], shared_mean[kRowThreads], shared_m2[kRowThreads];
+    __shared__ A shared_n[kRowThreads], shared_mean[kRowThreads];
+    __shared__ A shared_low[kRowThreads], shared_m2[kRowThreads];
     for (int64_t item = blockIdx.x; item < p.items; item += gridDim.x) {
       const int64_t band = item / p.tiles, tile = item - band * p.tiles;
       const int64_t c = tile * tile_width + threadIdx.x * V;
       const int64_t end = std::min<int64_t>(p.rows, (band + 1) * p.band_rows);
       Moments<A> m[V];
 #pragma unroll
-      for (int e = 0; e < V; ++e) m[e] = Moments<A>{0, 0, 0};
+      for (int e = 0; e < V; ++e) m[e] = Moments<A>{0, 0, 0, 0};
       if (c < p.channels) {
         int64_t row = band * p.band_rows + threadIdx.y;
         for (; row + (kUnroll - 1) * tall < end; row += kUnroll * tall) {
@@ -597,12 +617,14 @@ __global__ void __launch_bounds__(kRowThreads, kBlocksPerSm) batch_norm_rows(Pro
       for (int e = 0; e < V; ++e) {
         shared_n[thread] = m[e].n;
         shared_mean[thread] = m[e].mean;
+        shared_low[thread] = m[e].low;
         shared_m2[thread] = m[e].m2;
         __syncthreads();
         if (threadIdx.y == 0 && c < p.channels) {
           for (int y = 1; y < tall; ++y) {
             const int at = y * blockDim.x + threadIdx.x;
-            m[e] = merge(m[e], Moments<A>{shared_n[at], shared_mean[at], shared_m2[at]});
+            m[e] = merge(m[e], Moments<A>{shared_n[at], shared_mean[at], shared_low[at],
+                                          shared_m2[at]});
           }
           leave(p, c + e, band, m[e]);
         }
@@ -669,10 +691,10 @@ void launch(Kernel kernel, Problem<T> p, const at::Tensor& x, dim3 block) {
   using A = typename Accumulator<T>::type;
   at::Tensor workspace;
   if (p.training) {
-    workspace = at::empty({(3 * p.parts + 2) * p.channels},
+    workspace = at::empty({(4 * p.parts + 3) * p.channels},
                           x.options().dtype(c10::CppTypeToScalarType<A>::value));
     p.statistics = workspace.data_ptr<A>();
-    p.partial = p.statistics + 2 * p.channels;
+    p.partial = p.statistics + 3 * p.channels;
   }
   int processors = 0, per_processor = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount,

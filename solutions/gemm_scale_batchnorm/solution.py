@@ -128,16 +128,17 @@ void run(const GemmCall& call, const at::Tensor& z) {
     var = read(call.running_var, n);
   }
   const auto weight = read(call.bn_weight, n), shift = read(call.bn_bias, n);
-  std::vector<T> mu(n), factor(n), add(n);
+  std::vector<T> mu(n), low(n), factor(n), add(n);
   for (int64_t c = 0; c < n; ++c) {
     mu[c] = static_cast<T>(mean[c]);
+    low[c] = static_cast<T>(mean[c] - mu[c]);
     factor[c] = static_cast<T>(weight[c] / std::sqrt(var[c] + call.eps));
     add[c] = static_cast<T>(shift[c]);
   }
   at::parallel_for(0, m, 16, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       T* at = values + row * n;
-      for (int64_t c = 0; c < n; ++c) at[c] = (at[c] - mu[c]) * factor[c] + add[c];
+      for (int64_t c = 0; c < n; ++c) at[c] = ((at[c] - mu[c]) - low[c]) * factor[c] + add[c];
     }
   });
   if (!call.training) return;
@@ -255,18 +256,22 @@ struct PerChannel {
   }
 };
 
-// Count, mean and sum of squared deviations.
+// Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
+// overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
 struct Moments {
-  A n, mean, m2;
+  A n, mean, low, m2;
 };
 
+// Chan's formula.
 template <typename A>
 __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
-  const A n = p.n + q.n;
-  if (n == A(0)) return p;
-  const A share = q.n / n, delta = q.mean - p.mean;
-  return {n, p.mean + delta * share, p.m2 + q.m2 + delta * delta * p.n * share};
+  if (q.n == A(0)) return p;
+  if (p.n == A(0)) return q;
+  const A n = p.n + q.n, share = q.n / n;
+  const A delta = (q.mean - p.mean) + (q.low - p.low), low = p.low + delta * share;
+  const A mean = p.mean + low;
+  return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
 
 // Four neighbouring elements, for one wide access.
@@ -285,8 +290,8 @@ struct Problem {
   int64_t scale_step;  // 0 where one scale serves all columns
   T* y;
   A* z;           // training: y itself, or a wider workspace for 16-bit y
-  A* partial;     // training: [2][tile rows][n], mean and M2 of every tile's columns
-  A* statistics;  // training: [2][n], mean and 1 / sqrt(var + eps)
+  A* partial;     // training: [3][tile rows][n], mean, low and M2 of every tile's columns
+  A* statistics;  // training: [3][n], mean, low and 1 / sqrt(var + eps)
   void* new_mean;
   void* new_var;
   int64_t* batches;
@@ -370,7 +375,9 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   using A = typename Accumulator<T>::type;
   constexpr int kDepth = 64 / sizeof(A);  // slice along K: 16 in float, 8 in double
   constexpr int kBuffer = kDepth * kStride;
-  __shared__ float4 storage[4 * kBuffer * sizeof(A) / 16];  // 33 KiB: two slices of x, two of W
+  // Two slices of x and two of W, 33 KiB; afterwards three numbers per thread and column.
+  constexpr int kStorage = 4 * kBuffer > 48 * kTile ? 4 * kBuffer : 48 * kTile;
+  __shared__ float4 storage[kStorage * sizeof(A) / 16];
   A* shared = reinterpret_cast<A*>(storage);
 
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -468,7 +475,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   // column through shared memory, which the product no longer needs.
   __syncthreads();
   A* means = shared;
-  A* m2s = shared + 16 * kTile;
+  A* lows = shared + 16 * kTile;
+  A* m2s = shared + 32 * kTile;
   int valid = 0;
 #pragma unroll
   for (int i = 0; i < 8; ++i) valid += row0 + spread(ty, i) < p.m ? 1 : 0;
@@ -476,29 +484,31 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   for (int j = 0; j < 8; ++j) {
     A sum = 0, m2 = 0;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum += row0 + spread(ty, i) < p.m ? acc[i][j] : A(0);
-    const A mean = valid > 0 ? sum / A(valid) : A(0);
+    for (int i = 1; i < 8; ++i) sum += row0 + spread(ty, i) < p.m ? acc[i][j] - acc[0][j] : A(0);
+    const A low = valid > 0 ? sum / A(valid) : A(0), mean = acc[0][j] + low;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const A d = row0 + spread(ty, i) < p.m ? acc[i][j] - mean : A(0);
+      const A d = row0 + spread(ty, i) < p.m ? (acc[i][j] - acc[0][j]) - low : A(0);
       m2 += d * d;
     }
     means[ty * kTile + spread(tx, j)] = mean;
+    lows[ty * kTile + spread(tx, j)] = low - (mean - acc[0][j]);
     m2s[ty * kTile + spread(tx, j)] = m2;
   }
   __syncthreads();
   const int64_t column = column0 + threadIdx.x;
   if (threadIdx.x < kTile && column < p.n) {
-    Moments<A> m{0, 0, 0};
+    Moments<A> m{0, 0, 0, 0};
     for (int y = 0; y < 16; ++y) {
       int rows = 0;
       for (int i = 0; i < 8; ++i) rows += row0 + spread(y, i) < p.m ? 1 : 0;
       const int at = y * kTile + threadIdx.x;
-      m = merge(m, Moments<A>{A(rows), means[at], m2s[at]});
+      m = merge(m, Moments<A>{A(rows), means[at], lows[at], m2s[at]});
     }
     const int64_t at = tile / p.tile_columns * p.n + column;
     p.partial[at] = m.mean;
-    p.partial[p.tile_rows * p.n + at] = m.m2;
+    p.partial[p.tile_rows * p.n + at] = m.low;
+    p.partial[2 * p.tile_rows * p.n + at] = m.m2;
   }
 }
 
@@ -519,12 +529,13 @@ __global__ void __launch_bounds__(kThreads) finish_columns(Problem<T> p) {
   __shared__ double n[8][32], mean[8][32], m2[8][32];
   const int tx = threadIdx.x, ty = threadIdx.y;
   const int64_t c = static_cast<int64_t>(blockIdx.x) * 32 + tx;
-  Moments<double> m{0, 0, 0};
+  Moments<double> m{0, 0, 0, 0};
   if (c < p.n) {
     for (int64_t tile = ty; tile < p.tile_rows; tile += 8) {
       const int64_t rows = std::min<int64_t>(kTile, p.m - tile * kTile), at = tile * p.n + c;
-      m = merge(m, Moments<double>{static_cast<double>(rows), p.partial[at],
-                                   p.partial[p.tile_rows * p.n + at]});
+      const int64_t all = p.tile_rows * p.n;
+      const double mean = static_cast<double>(p.partial[at]) + p.partial[all + at];
+      m = merge(m, Moments<double>{static_cast<double>(rows), mean, 0, p.partial[2 * all + at]});
     }
   }
   n[ty][tx] = m.n;
@@ -532,10 +543,12 @@ __global__ void __launch_bounds__(kThreads) finish_columns(Problem<T> p) {
   m2[ty][tx] = m.m2;
   __syncthreads();
   if (ty != 0 || c >= p.n) return;
-  for (int y = 1; y < 8; ++y) m = merge(m, Moments<double>{n[y][tx], mean[y][tx], m2[y][tx]});
+  for (int y = 1; y < 8; ++y) m = merge(m, Moments<double>{n[y][tx], mean[y][tx], 0, m2[y][tx]});
   const double count = static_cast<double>(p.m);
-  p.statistics[c] = static_cast<A>(m.mean);
-  p.statistics[p.n + c] = static_cast<A>(1.0 / sqrt(m.m2 / count + p.eps));
+  const A high = static_cast<A>(m.mean);
+  p.statistics[c] = high;
+  p.statistics[p.n + c] = static_cast<A>((m.mean - high) + m.low);
+  p.statistics[2 * p.n + c] = static_cast<A>(1.0 / sqrt(m.m2 / count + p.eps));
   const double factor = p.momentum < 0 ? 1.0 / static_cast<double>(*p.batches + 1) : p.momentum;
   const double old_mean = static_cast<double>(p.running_mean.get(c, A(0)));
   const double old_var = static_cast<double>(p.running_var.get(c, A(1)));
@@ -554,8 +567,8 @@ __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tile
   const int64_t band = blockIdx.x / tiles, tile = blockIdx.x % tiles;
   const int64_t c = tile * 32 + threadIdx.x;
   if (c >= p.n) return;
-  const A mean = p.statistics[c], shift = p.shift.get(c, A(0));
-  const A factor = p.weight.get(c, A(1)) * p.statistics[p.n + c];
+  const A mean = p.statistics[c], low = p.statistics[p.n + c], shift = p.shift.get(c, A(0));
+  const A factor = p.weight.get(c, A(1)) * p.statistics[2 * p.n + c];
   const int64_t first = band * 8 * kRows + threadIdx.y;
   A v[kRows];
 #pragma unroll
@@ -566,7 +579,7 @@ __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tile
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i * 8;
-    if (row < p.m) p.y[row * p.n + c] = static_cast<T>((v[i] - mean) * factor + shift);
+    if (row < p.m) p.y[row * p.n + c] = static_cast<T>(((v[i] - mean) - low) * factor + shift);
   }
 }
 
@@ -620,9 +633,9 @@ void gemm_scale_batchnorm_cuda(const GemmCall& call) {
     at::Tensor workspace, wide;
     if (p.training) {
       const auto options = x.options().dtype(c10::CppTypeToScalarType<A>::value);
-      workspace = at::empty({(2 * p.tile_rows + 2) * p.n}, options);
+      workspace = at::empty({(3 * p.tile_rows + 3) * p.n}, options);
       p.statistics = workspace.data_ptr<A>();
-      p.partial = p.statistics + 2 * p.n;
+      p.partial = p.statistics + 3 * p.n;
       if (sizeof(A) != sizeof(scalar_t)) wide = at::empty({p.m, p.n}, options);
       p.z = wide.defined() ? wide.data_ptr<A>() : reinterpret_cast<A*>(p.y);
     }

@@ -78,12 +78,13 @@ void group_norm(const T* x, T* y, const std::vector<double>& weight,
       const double invstd = 1.0 / std::sqrt(var + eps);
       for (int64_t k = 0; k < width; ++k) {
         const int64_t c = group % groups * width + k;
-        const A m = static_cast<A>(mean), b = static_cast<A>(bias[c]);
+        const A m = static_cast<A>(mean), low = static_cast<A>(mean - m);
+        const A b = static_cast<A>(bias[c]);
         const A scale = static_cast<A>(weight[c] * invstd);
         const T* plane = from + k * plane_size;
         T* to = y + group * size + k * plane_size;
         for (int64_t i = 0; i < plane_size; ++i) {
-          to[i] = static_cast<T>((static_cast<A>(plane[i]) - m) * scale + b);
+          to[i] = static_cast<T>(((static_cast<A>(plane[i]) - m) - low) * scale + b);
         }
       }
     }
@@ -193,54 +194,66 @@ struct Cut {
   }
 };
 
-// Count, mean and sum of squared deviations.
+// Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
+// overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
 struct Moments {
-  A n, mean, m2;
+  A n, mean, low, m2;
 };
 
+// Chan's formula.
 template <typename A>
 __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
-  const A n = p.n + q.n;
-  if (n == A(0)) return p;
-  const A share = q.n / n, delta = q.mean - p.mean;
-  return {n, p.mean + delta * share, p.m2 + q.m2 + delta * delta * p.n * share};
+  if (q.n == A(0)) return p;
+  if (p.n == A(0)) return q;
+  const A n = p.n + q.n, share = q.n / n;
+  const A delta = (q.mean - p.mean) + (q.low - p.low), low = p.low + delta * share;
+  const A mean = p.mean + low;
+  return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
 
-// Merge K values: their own moments in two passes first, so one division serves K values.
+// Merge K values: their own moments in two passes first, so one division serves K values. They are
+// taken relative to the first, which costs nothing and keeps all digits of close values.
 template <int K, typename A>
 __device__ __forceinline__ void add(Moments<A>& m, const A* v) {
   A sum = 0, m2 = 0;
 #pragma unroll
-  for (int k = 0; k < K; ++k) sum += v[k];
-  const A mean = sum * (A(1) / K);
+  for (int k = 1; k < K; ++k) sum += v[k] - v[0];
+  const A low = sum * (A(1) / K), mean = v[0] + low;
 #pragma unroll
-  for (int k = 0; k < K; ++k) m2 += (v[k] - mean) * (v[k] - mean);
-  m = merge(m, Moments<A>{A(K), mean, m2});
+  for (int k = 0; k < K; ++k) {
+    const A d = (v[k] - v[0]) - low;
+    m2 += d * d;
+  }
+  m = merge(m, Moments<A>{A(K), mean, low - (mean - v[0]), m2});
+}
+
+// From a lane `step` further on.
+template <typename A>
+__device__ __forceinline__ Moments<A> shuffle_down(const Moments<A>& m, int step) {
+  return {__shfl_down_sync(0xffffffffu, m.n, step), __shfl_down_sync(0xffffffffu, m.mean, step),
+          __shfl_down_sync(0xffffffffu, m.low, step), __shfl_down_sync(0xffffffffu, m.m2, step)};
 }
 
 // Merge the moments of all threads of the block; the result is in thread 0. Every thread must
 // arrive, and blockDim is a multiple of a warp.
 template <typename A>
 __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int threads) {
-  __shared__ A n[32], mean[32], m2[32];
+  __shared__ A n[32], mean[32], low[32], m2[32];
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    Moments<A> other;
-    other.n = __shfl_down_sync(0xffffffffu, m.n, step);
-    other.mean = __shfl_down_sync(0xffffffffu, m.mean, step);
-    other.m2 = __shfl_down_sync(0xffffffffu, m.m2, step);
-    m = merge(m, other);
-  }
+  for (int step = 16; step > 0; step /= 2) m = merge(m, shuffle_down(m, step));
   const int warp = thread / 32;
   if (thread % 32 == 0) {
     n[warp] = m.n;
     mean[warp] = m.mean;
+    low[warp] = m.low;
     m2[warp] = m.m2;
   }
   __syncthreads();
   if (thread == 0) {
-    for (int w = 1; w < threads / 32; ++w) m = merge(m, Moments<A>{n[w], mean[w], m2[w]});
+    for (int w = 1; w < threads / 32; ++w) {
+      m = merge(m, Moments<A>{n[w], mean[w], low[w], m2[w]});
+    }
   }
   __syncthreads();  // the arrays may be written again by the block's next item
   return m;
@@ -256,7 +269,7 @@ __device__ __forceinline__ Moments<typename Accumulator<T>::type> thread_moments
   constexpr int kSize = Pack<T>::kSize;
   const int threads = blockDim.x;
   const uint4* packs = reinterpret_cast<const uint4*>(from + cut.head);
-  Moments<A> m{0, 0, 0};
+  Moments<A> m{0, 0, 0, 0};
   int64_t i = begin;
   // The loads of a round go out before the arithmetic of the round before it.
   Pack<T> pack[kUnroll];
@@ -294,7 +307,7 @@ __device__ __forceinline__ Moments<typename Accumulator<T>::type> thread_moments
   return m;
 }
 
-// Where the parts of every group are kept: [3][groups * parts], n, mean and M2.
+// Where the parts of every group are kept: [4][groups * parts], n, mean, low and M2.
 template <typename A>
 struct Parts {
   A* data;
@@ -302,13 +315,14 @@ struct Parts {
 
   __device__ __forceinline__ Moments<A> get(int64_t group, int64_t part) const {
     const int64_t at = group * parts + part, all = groups * parts;
-    return {data[at], data[all + at], data[2 * all + at]};
+    return {data[at], data[all + at], data[2 * all + at], data[3 * all + at]};
   }
   __device__ __forceinline__ void put(int64_t group, int64_t part, const Moments<A>& m) const {
     const int64_t at = group * parts + part, all = groups * parts;
     data[at] = m.n;
     data[all + at] = m.mean;
-    data[2 * all + at] = m.m2;
+    data[2 * all + at] = m.low;
+    data[3 * all + at] = m.m2;
   }
 };
 
@@ -330,32 +344,28 @@ __global__ void __launch_bounds__(kMomentThreads)
   }
 }
 
-// The mean and 1 / sqrt(var + eps) of a group from its parts, to every thread of the block.
+// mean, low and 1 / sqrt(var + eps) of a group from its parts, to every thread of the block.
 template <typename A>
 __device__ __forceinline__ void group_statistics(const Parts<A>& parts, int64_t group, A eps,
-                                                 A& mean, A& invstd) {
-  __shared__ A shared[2];
+                                                 A& mean, A& low, A& invstd) {
+  __shared__ A shared[3];
   if (threadIdx.x < 32) {
-    Moments<A> m{0, 0, 0};
+    Moments<A> m{0, 0, 0, 0};
     for (int64_t part = threadIdx.x; part < parts.parts; part += 32) {
       m = merge(m, parts.get(group, part));
     }
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) {
-      Moments<A> other;
-      other.n = __shfl_down_sync(0xffffffffu, m.n, step);
-      other.mean = __shfl_down_sync(0xffffffffu, m.mean, step);
-      other.m2 = __shfl_down_sync(0xffffffffu, m.m2, step);
-      m = merge(m, other);
-    }
+    for (int step = 16; step > 0; step /= 2) m = merge(m, shuffle_down(m, step));
     if (threadIdx.x == 0) {
       shared[0] = m.mean;
-      shared[1] = A(1) / sqrt(m.m2 / m.n + eps);
+      shared[1] = m.low;
+      shared[2] = A(1) / sqrt(m.m2 / m.n + eps);
     }
   }
   __syncthreads();
   mean = shared[0];
-  invstd = shared[1];
+  low = shared[1];
+  invstd = shared[2];
   __syncthreads();  // the array may be written again by the block's next job
 }
 
@@ -386,8 +396,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       const int64_t i = first + u * threads;
       if (i < cut.packs) p[u].raw = __ldcs(vfrom + i);
     }
-    A mean, invstd;
-    group_statistics(parts, plane / width, eps, mean, invstd);
+    A mean, low, invstd;
+    group_statistics(parts, plane / width, eps, mean, low, invstd);
     const int64_t c = plane % channels;
     const A scale = weight.get(c, A(1)) * invstd, shift = bias.get(c, A(0));
 #pragma unroll
@@ -396,14 +406,14 @@ __global__ void __launch_bounds__(kMaxThreads)
       if (i < cut.packs) {
 #pragma unroll
         for (int e = 0; e < Pack<T>::kSize; ++e) {
-          p[u].v[e] = static_cast<T>((static_cast<A>(p[u].v[e]) - mean) * scale + shift);
+          p[u].v[e] = static_cast<T>(((static_cast<A>(p[u].v[e]) - mean) - low) * scale + shift);
         }
         __stcs(vto + i, p[u].raw);
       }
     }
     for (int64_t e = chunk * threads + threadIdx.x; e < cut.edges; e += chunks * threads) {
       const int64_t at = cut.edge(e);
-      to[at] = static_cast<T>((static_cast<A>(from[at]) - mean) * scale + shift);
+      to[at] = static_cast<T>(((static_cast<A>(from[at]) - mean) - low) * scale + shift);
     }
   }
 }
@@ -416,7 +426,7 @@ __global__ void __launch_bounds__(kMaxThreads)
                  int64_t groups, int64_t width, int plane_size, bool vectors) {
   using A = typename Accumulator<T>::type;
   constexpr int kSize = Pack<T>::kSize;
-  __shared__ A shared[2];
+  __shared__ A shared[3];
   const int size = static_cast<int>(width) * plane_size;
   for (int64_t group = blockIdx.x; group < all_groups; group += gridDim.x) {
     const T* from = x + group * size;
@@ -426,14 +436,16 @@ __global__ void __launch_bounds__(kMaxThreads)
     m = block_merge(m, threadIdx.x, blockDim.x);
     if (threadIdx.x == 0) {
       shared[0] = m.mean;
-      shared[1] = A(1) / sqrt(m.m2 / m.n + eps);
+      shared[1] = m.low;
+      shared[2] = A(1) / sqrt(m.m2 / m.n + eps);
     }
     __syncthreads();
-    const A mean = shared[0], invstd = shared[1];
+    const A mean = shared[0], low = shared[1], invstd = shared[2];
     const int64_t channel = group % groups * width;  // the group's first
     const auto value = [&](T v, int at) {
       const int64_t c = channel + at / plane_size;
-      return static_cast<T>((static_cast<A>(v) - mean) * (weight.get(c, A(1)) * invstd) +
+      return static_cast<T>(((static_cast<A>(v) - mean) - low) *
+                                (weight.get(c, A(1)) * invstd) +
                             bias.get(c, A(0)));
     };
     for (int i = threadIdx.x; i < cut.packs; i += blockDim.x) {
@@ -500,7 +512,7 @@ void group_norm_cuda(const at::Tensor& x, const at::Tensor& y, const at::Tensor&
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     } else {
       const int64_t count = ceil_div(group_size, kPart);
-      const at::Tensor partial = at::empty({3 * all_groups * count},
+      const at::Tensor partial = at::empty({4 * all_groups * count},
                                            x.options().dtype(c10::CppTypeToScalarType<A>::value));
       const Parts<A> parts{partial.data_ptr<A>(), all_groups, count};
       const int64_t part_packs = ceil_div(ceil_div(group_size, count), kSize);

@@ -47,7 +47,7 @@ def perturb(model: torch.nn.Module, seed: int = 3) -> None:
             if name.endswith("running_var"):
                 t.copy_(torch.rand(t.shape, generator=generator) + 0.25)
             elif t.is_floating_point():
-                t.add_(torch.randn(t.shape, generator=generator) * 0.5)
+                t.add_((torch.randn(t.shape, generator=generator) * 0.5).to(t.device))
 
 
 def oracle_of(model: torch.nn.Module, *inputs: torch.Tensor):

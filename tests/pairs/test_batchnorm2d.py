@@ -324,7 +324,7 @@ def test_training_is_one_launch(gpu):
         with torch.no_grad():
             new(x)
             torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as trace:
+            with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as trace:
                 new(x)
                 torch.cuda.synchronize()
         kernels = [e.name for e in trace.events() if e.device_type.name == "CUDA"]
