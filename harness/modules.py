@@ -127,13 +127,11 @@ def differentiate(
         output_grads: one per output tensor, None for those that are not differentiable.
     """
     outputs = tensors_of(output)
-    chosen = [(o, g) for o, g in zip(outputs, output_grads) if g is not None]
+    chosen = [(o, g) for o, g in zip(outputs, output_grads, strict=False) if g is not None]
     attached = [(o, g) for o, g in chosen if o.requires_grad]
     flat = tensors_of(inputs)
     parameters = {
-        n: t
-        for n, t in module.named_parameters(remove_duplicate=False)
-        if t.requires_grad
+        n: t for n, t in module.named_parameters(remove_duplicate=False) if t.requires_grad
     }
     unique = {id(t): t for t in [*flat, *parameters.values()] if t.requires_grad}
     found: dict[int, torch.Tensor | None] = {}
@@ -144,7 +142,7 @@ def differentiate(
             [g.to(o.device, o.dtype) for o, g in attached],
             allow_unused=True,
         )
-        found = dict(zip(unique, grads))
+        found = dict(zip(unique, grads, strict=False))
     return Gradients(
         [found.get(id(t)) for t in flat],
         {n: found.get(id(t)) for n, t in parameters.items()},
@@ -153,9 +151,7 @@ def differentiate(
 
 
 OutputGrads = (
-    list[torch.Tensor | None]
-    | Callable[[list[torch.Tensor]], list[torch.Tensor | None]]
-    | None
+    list[torch.Tensor | None] | Callable[[list[torch.Tensor]], list[torch.Tensor | None]] | None
 )
 
 
@@ -196,7 +192,7 @@ def call(
             output_grads = output_grads(tensors_of(output))
         try:
             return output, differentiate(output, leaves, module, output_grads)
-        except Exception as error:  # autograd runs the module's own code
+        except Exception as error:  # noqa: BLE001 - autograd runs the module's own code
             return output, Gradients(missing=f"backward raised {type(error).__name__}: {error}")
 
 

@@ -423,9 +423,7 @@ def _checked_entry(entry: Any) -> tuple[list[int], list[int], int, int, torch.dt
     if not (isinstance(shape, list) and isinstance(strides, list) and len(shape) <= 64):
         raise WireViolation("tensor without shape or strides")
     numbers = [*shape, *strides, offset, nbytes]
-    if len(shape) != len(strides) or not all(
-        type(n) is int and 0 <= n < 1 << 56 for n in numbers
-    ):
+    if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 1 << 56 for n in numbers):
         raise WireViolation("tensor with impossible numbers")
     assert isinstance(offset, int) and isinstance(nbytes, int)
     if offset % _ALIGN:
@@ -447,9 +445,7 @@ def restride(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
     base = tensor
     for d in expanded:
         base = base.narrow(d, 0, 1)
-    order = sorted(
-        (d for d in range(base.dim()) if base.shape[d] > 1), key=lambda d: strides[d]
-    )
+    order = sorted((d for d in range(base.dim()) if base.shape[d] > 1), key=lambda d: strides[d])
     step = 1
     for d in order:
         if strides[d] != step:

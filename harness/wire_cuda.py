@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import glob
-import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +30,10 @@ class _Handle(ctypes.Structure):
 def _cudart() -> ctypes.CDLL:
     """Return the CUDA run-time library that torch itself uses in this process."""
     torch.cuda.init()
-    with open("/proc/self/maps", encoding="utf-8") as maps:
+    with Path("/proc/self/maps").open(encoding="utf-8") as maps:
         loaded = {line.split()[-1] for line in maps if "libcudart" in line}
-    folder = os.path.join(os.path.dirname(os.path.dirname(torch.__file__)), "nvidia")
-    candidates = [*sorted(loaded), *glob.glob(f"{folder}/**/libcudart.so*", recursive=True)]
+    folder = Path(torch.__file__).parent.parent / "nvidia"
+    candidates = [*sorted(loaded), *map(str, folder.rglob("libcudart.so*"))]
     for path in candidates:
         try:
             library = ctypes.CDLL(path)
@@ -42,7 +41,9 @@ def _cudart() -> ctypes.CDLL:
             continue
         library.cudaGetErrorString.restype = ctypes.c_char_p
         library.cudaIpcOpenMemHandle.argtypes = [
-            ctypes.POINTER(ctypes.c_void_p), _Handle, ctypes.c_uint,
+            ctypes.POINTER(ctypes.c_void_p),
+            _Handle,
+            ctypes.c_uint,
         ]
         return library
     raise HarnessError("libcudart is not loaded: this torch cannot share GPU memory")

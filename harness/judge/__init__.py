@@ -1,0 +1,1 @@
+"""The trusted side: inputs, oracle, comparison, clock and verdict of one pair."""

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy
+import numpy as np
 
 from harness.domain import HarnessError, Speed, SpeedOutcome
 
@@ -60,7 +60,8 @@ def measure(
     """Run interleaved blocks until the ratio is narrow enough or the time is up.
 
     Args:
-        run_reference, run_candidate: run one batch, return its milliseconds by the judge's clock.
+        run_reference: runs one batch, returns its milliseconds by the judge's clock.
+        run_candidate: the same for the candidate.
         calls: calls per batch.
         policy: when to stop.
         order: decides who goes first in each block.
@@ -101,11 +102,11 @@ def ratio_interval(
     """
     if len(reference_ms) != len(candidate_ms) or len(reference_ms) < 2:
         raise HarnessError("a ratio needs at least two block pairs")
-    a, b = numpy.asarray(reference_ms), numpy.asarray(candidate_ms)
-    picks = numpy.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
-    ratios = numpy.median(a[picks], axis=1) / numpy.median(b[picks], axis=1)
-    low, high = numpy.percentile(ratios, [2.5, 97.5])
-    return float(numpy.median(a) / numpy.median(b)), float(low), float(high)
+    a, b = np.asarray(reference_ms), np.asarray(candidate_ms)
+    picks = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
+    ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
 def outcome(low: float, high: float, policy: ClockPolicy) -> SpeedOutcome:
@@ -139,9 +140,9 @@ def speed(
         speedup=ratio,
         low=low,
         high=high,
-        reference_ms=float(numpy.median(blocks.reference_ms)),
-        candidate_ms=float(numpy.median(blocks.candidate_ms)),
-        claimed_ms=float(numpy.median(claims)) if claims else None,
+        reference_ms=float(np.median(blocks.reference_ms)),
+        candidate_ms=float(np.median(blocks.candidate_ms)),
+        claimed_ms=float(np.median(claims)) if claims else None,
         batches=len(blocks.reference_ms),
         calls_per_batch=calls,
         note=note,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,13 +96,13 @@ def _where(indices: list[int], size: int, dim: int) -> str:
         return f"only from index {indices[0]} to the end of dim {dim} (the last tile?)"
     if contiguous:
         return f"only at indices {indices[0]} to {indices[-1]} of dim {dim}"
-    steps = {b - a for a, b in zip(indices, indices[1:])}
+    steps = {b - a for a, b in itertools.pairwise(indices)}
     if len(steps) == 1:
         return f"only at every {steps.pop()}th index of dim {dim} from {indices[0]}"
     return f"only at {len(indices)} of {size} indices of dim {dim}"
 
 
-_SCRIPT = '''"""Shows one mismatch without the harness. Written by it; needs torch and the solution only."""
+_SCRIPT = '''"""Shows one mismatch without the harness; needs torch and the solution only."""
 
 import importlib.util
 import pathlib
@@ -203,8 +204,10 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _on_cpu(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_on_cpu(v) for v in value) if not hasattr(value, "_fields") else tuple(
-            _on_cpu(v) for v in value
+        return (
+            type(value)(_on_cpu(v) for v in value)
+            if not hasattr(value, "_fields")
+            else tuple(_on_cpu(v) for v in value)
         )
     return value
 

@@ -6,19 +6,15 @@ import os
 import re
 import resource
 import secrets
-import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.domain import (
-    Check,
-    Finding,
     HarnessError,
     Options,
     Pair,
@@ -27,7 +23,7 @@ from harness.domain import (
     UsageError,
     Verdict,
 )
-from harness.judge import check, compare, diagnose, reduce, state, timing, trials
+from harness.judge import answers, check, compare, diagnose, record, reduce, state, timing, trials
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import ClockPolicy
 from harness.judge.policy import Policy
@@ -52,23 +48,6 @@ class Settled(Exception):
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(slots=True)
-class Facts:
-    """What becomes the verdict, gathered on the way."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    state_match: tuple[str, ...] = ()
-    findings: list[Finding] = field(default_factory=list)
-    launches: int | None = None
-    report: check.Report | None = None
-    speed: Speed = field(default_factory=Speed)
-    reproducer: str | None = None
-    size: str = ""
-    modes: tuple[str, ...] = ()
-    peak: dict[str, int] = field(default_factory=dict)
 
 
 class Judge:
@@ -101,7 +80,7 @@ class Judge:
         self._seed = options.seed if options.seed is not None else secrets.randbits(48)
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
-        self._facts = Facts()
+        self._facts = record.Facts()
         if self._threads():
             torch.set_num_threads(self._threads())
         self._workers: list[RemoteWorker] = []
@@ -121,7 +100,7 @@ class Judge:
             self._judge()
         except Settled as settled:
             status, message = settled.status, str(settled)
-        except check.Refused as refused:
+        except answers.Refused as refused:
             status, message = refused.mismatch.status, self._refused(refused)
         except timing.TimedWrongly as wrong:
             status = wrong.mismatch.status
@@ -137,7 +116,7 @@ class Judge:
         except torch.OutOfMemoryError:
             status = Status.HARNESS_ERROR
             message = "the judge ran out of GPU memory; a smaller size (--size small) needs less"
-        except Exception as error:  # the process edge: our own fault must not look like another's
+        except Exception as error:  # noqa: BLE001 - the process edge: a fault of ours gets its name
             status = Status.HARNESS_ERROR
             message = f"{type(error).__name__}: {error}"
             with self._log.open("a") as log:
@@ -148,7 +127,9 @@ class Judge:
                 self._gather(worker)
                 worker.close()
         status, message = self._with_findings(status, message)
-        return self._record(status, message)
+        return record.verdict(
+            self._facts, self._pair, self._options, self._seed, self._log, status, message
+        )
 
     # --- phases ---------------------------------------------------------------------------------
 
@@ -174,7 +155,9 @@ class Judge:
         self._enter("load")
         problem.move(self._device)
         worker = self._start("candidate", self._timeout())
-        loaded = self._load(worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder)
+        loaded = self._load(
+            worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
+        )
         match = self._match(problem, loaded)
         standard = self._standard()
         quick = self._options.quick
@@ -255,9 +238,7 @@ class Judge:
         worker = self._start("build", self._timeout())
         staging = self._cache.staging(worker.uid)
         try:
-            loaded = self._load(
-                worker, problem, "ModelNew", self._pair.solution, {}, staging
-            )
+            loaded = self._load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
             worker.kill()
             self._cache.adopt(
                 staging,
@@ -325,8 +306,7 @@ class Judge:
                 guarded=self._kind != "cuda" and self._guarded(),
                 seed=trials.derived(self._seed, "construction") % 2**31,
                 overrides=overrides,
-                compile=None,
-                **{"class": class_name},
+                class_name=class_name,
                 **fields,
             )
         except WorkerFailed as failed:
@@ -365,7 +345,11 @@ class Judge:
         self._enter("time")
         reference = self._start("reference", self._timeout())
         self._load(
-            reference, problem, "Model", self._pair.problem, problem.overrides,
+            reference,
+            problem,
+            "Model",
+            self._pair.problem,
+            problem.overrides,
             reference.folder / "build",
         )
         mode = "train" if "train" in self._facts.modes else self._facts.modes[0]
@@ -404,9 +388,7 @@ class Judge:
         else:
             own = {n for s in sources for n in _KERNEL_NAME.findall(s)}
             kernels = self._facts.report.kernels if self._facts.report else {}
-            launched = {
-                k: n for k, n in kernels.items() if any(_names_kernel(k, o) for o in own)
-            }
+            launched = {k: n for k, n in kernels.items() if any(_names_kernel(k, o) for o in own)}
             self._facts.launches = sum(launched.values())
             if not kernels and not own:
                 self._facts.notes.append("kernel launches could not be counted")
@@ -465,16 +447,14 @@ class Judge:
             self._emit("phase", phase=f"{phase} {detail}".strip())
 
     def _gather(self, worker: RemoteWorker) -> None:
-        self._facts.peak[worker.role] = max(
-            self._facts.peak.get(worker.role, 0), worker.peak_bytes
-        )
+        self._facts.peak[worker.role] = max(self._facts.peak.get(worker.role, 0), worker.peak_bytes)
         if worker.role != "reference":
-            self._facts.findings += [_finding(f) for f in worker.findings]
+            self._facts.findings += [record.finding(f) for f in worker.findings]
             worker.findings = []
         if self._kind == "emulated" and worker.role == "candidate" and worker.launches is not None:
             self._facts.launches = worker.launches
 
-    def _refused(self, refused: check.Refused) -> str:
+    def _refused(self, refused: answers.Refused) -> str:
         trial, case, mismatch = refused.trial, refused.case, refused.mismatch
         folder = self._cache_root / "reproducers" / re.sub(r"\W+", "_", self._pair.name)
         self._facts.reproducer = diagnose.write_reproducer(
@@ -508,84 +488,6 @@ class Judge:
         self._facts.speed = Speed()
         return Status.MEMORY_FAULT, text
 
-    def _record(self, status: Status, message: str) -> Verdict:
-        report = self._facts.report
-        checks: tuple[Check, ...] = tuple(report.checks.values()) if report else ()
-        notes = list(self._facts.notes)
-        if report:
-            notes += report.notes
-            if report.dropped:
-                notes.append("variants dropped: " + ", ".join(dict.fromkeys(report.dropped)))
-        outputs = [c.max_abs_diff for c in checks if c.what.startswith("output")]
-        known = [d for d in outputs if d is not None]
-        self._facts.peak["judge"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if status is not Status.PASSED:
-            message = diagnose.advised(status, message)
-        speed = self._facts.speed if status is Status.PASSED else Speed()
-        if speed.speedup is None and not speed.note:
-            why = "emulated: correctness only" if self._kind == "emulated" else "not measured"
-            speed = Speed(note=why)
-        return Verdict(
-            pair=self._pair.name,
-            status=status,
-            message=message,
-            seed=self._seed,
-            device=self._options.device,
-            size=self._facts.size,
-            modes=self._facts.modes,
-            phases=self._facts.phases,
-            checks=checks,
-            max_abs_diff=max(known) if known else None,
-            precision=compare.worst_precision(report.precisions) if report else None,
-            state_match=self._facts.state_match,
-            findings=tuple(self._facts.findings[:20]),
-            notes=tuple(notes),
-            launches=self._facts.launches,
-            speed=speed,
-            replay=self._replay(),
-            reproducer=self._facts.reproducer,
-            log=str(self._log),
-            peak_bytes=self._facts.peak,
-        )
-
-    def _replay(self) -> str:
-        problem, solution = self._pair.problem, self._pair.solution
-        root = Path(__file__).resolve().parents[2]
-        named = problem.is_relative_to(root / "problems") and solution.is_relative_to(
-            root / "solutions"
-        )
-        words = ["python", "run_eval.py"]
-        words += (
-            [self._pair.name]
-            if named
-            else ["--problem", str(problem), "--solution", str(solution)]
-        )
-        words += ["--device", self._options.device, "--seed", str(self._seed)]
-        words += ["--size", self._facts.size] if self._facts.size else []
-        words += ["--mode", self._options.mode] if self._options.mode else []
-        words += ["--quick"] if self._options.quick else []
-        return shlex.join(words)
-
 
 def _names_kernel(launched: str, own: str) -> bool:
     return re.search(rf"\b{re.escape(own)}\b", launched) is not None
-
-
-def _finding(raw: dict[str, Any]) -> Finding:
-    def index(value: Any) -> tuple[int, int, int] | None:
-        if isinstance(value, list) and len(value) == 3 and all(type(v) is int for v in value):
-            return (value[0], value[1], value[2])
-        return None
-
-    line = raw.get("line")
-    return Finding(
-        kind=str(raw.get("kind", ""))[:100],
-        message=str(raw.get("message", ""))[:2000],
-        kernel=str(raw.get("kernel", ""))[:200],
-        file=str(raw.get("file", ""))[:500],
-        line=line if type(line) is int else 0,
-        block=index(raw.get("block")),
-        thread=index(raw.get("thread")),
-        detail=str(raw.get("detail", ""))[:2000],
-    )
-

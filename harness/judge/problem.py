@@ -99,7 +99,9 @@ class Problem:
 
     def build_oracle(self) -> torch.nn.Module:
         """Return a float64 copy of the reference, on its device."""
-        return self._constructed()._apply(to_double).to(self.device)
+        copied = self._constructed().to(self.device)
+        copied._apply(to_double)
+        return copied
 
     def forward_names(self) -> list[str]:
         """Return the names of forward's positional arguments, for the domain of inputs."""
@@ -107,7 +109,9 @@ class Problem:
             parameters = inspect.signature(self.reference.forward).parameters.values()
         except (TypeError, ValueError):
             return []
-        return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
 
     def inputs(self, seed: int) -> list[Any]:
         """Return nominal inputs, drawn from get_inputs() under a seed, on the device.
@@ -148,7 +152,9 @@ class Problem:
 
         Args:
             module: the reference or its float64 copy.
-            mode, rng, output_grads: see modules.call.
+            mode: see modules.call, as for rng and output_grads.
+            rng: seed of all generators before the call.
+            output_grads: None calls without gradients.
             inputs: left unchanged, unless private says that nobody else reads them.
             private: use inputs as they are and do not return them: gigabytes less.
 

@@ -114,7 +114,7 @@ def _cost(path: Path, overrides: Mapping[str, Any]) -> tuple[float, float] | Non
             counter = FlopCounterMode(display=False)
             with counter:
                 output = module.to("meta")(*moved)
-    except Exception:  # the problem's code on meta tensors may raise anything; then: unknown
+    except Exception:  # noqa: BLE001 - a problem on meta tensors may raise anything: unknown
         return None
     held = [*tensors_of(moved), *tensors_of(output), *module_state(module).values()]
     if any(math.prod(t.shape) == 0 for t in tensors_of(output)):

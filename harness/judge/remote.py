@@ -264,8 +264,12 @@ class RemoteWorker:
 
             arena = wire_cuda.DeviceArena.create(size_bytes, self._device)
             self.ask(
-                "arena", which=which, kind="cuda", bytes=arena.size_bytes,
-                handle=arena.handle().hex(), device=self._device,
+                "arena",
+                which=which,
+                kind="cuda",
+                bytes=arena.size_bytes,
+                handle=arena.handle().hex(),
+                device=self._device,
             )
             if old is not None:
                 # Only now: freeing memory that a peer still maps is undefined.
@@ -331,9 +335,7 @@ class RemoteWorker:
         if code < 0:
             name = signal.Signals(-code).name
             return WorkerFailed(Status.CRASHED, f"died with {name}")
-        return WorkerFailed(
-            Status.CRASHED, f"exited with code {code} in the middle of a request"
-        )
+        return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
 
     def _read_last_findings(self) -> None:
         """Take the findings of a fault that ended the process: one JSON object per line."""

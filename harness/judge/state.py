@@ -120,7 +120,7 @@ def match(
         here = [e for e in left if (e.kind, e.shape, e.dtype) == group]
         there = [e for e in free if (e.kind, e.shape, e.dtype) == group]
         if len(here) == len(there):
-            for entry, origin in zip(here, there):
+            for entry, origin in zip(here, there, strict=False):
                 take(entry, origin, "position")
                 left.remove(entry)
                 free.remove(origin)
@@ -150,6 +150,7 @@ def _suffix(entry: _Entry, origin: _Entry) -> bool:
 
 def side_by_side(ours: Sequence[_Entry], theirs: Sequence[_Entry]) -> str:
     """Return both lists as two columns of text."""
+
     def line(e: _Entry) -> str:
         return f"{' = '.join(e.names)} {e.kind} {list(e.shape)} {e.dtype}"
 
@@ -159,7 +160,7 @@ def side_by_side(ours: Sequence[_Entry], theirs: Sequence[_Entry]) -> str:
     left += [""] * (rows - len(left))
     right += [""] * (rows - len(right))
     head = f"  {'reference'.ljust(width)} | candidate"
-    body = [f"  {a.ljust(width)} | {b}" for a, b in zip(left[:40], right[:40])]
+    body = [f"  {a.ljust(width)} | {b}" for a, b in zip(left[:40], right[:40], strict=False)]
     return "\n".join([head, *body])
 
 

@@ -1,4 +1,4 @@
-"""Times reference and candidate through their workers: stages inputs, runs batches, checks outputs."""
+"""Times reference and candidate: stages inputs in their workers, runs batches, checks outputs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 from harness.domain import Speed, Status
 from harness.judge import clock, compare, state, trials
 from harness.judge.compare import Mismatch, Standard
-from harness.judge.problem import Problem, to_double
+from harness.judge.oracle import Oracle
+from harness.judge.problem import Problem
 from harness.judge.remote import RemoteWorker
 from harness.modules import differentiable, mapped, tensors_of, write_state
 
@@ -35,7 +36,7 @@ class Stopwatch:
 
     Args:
         problem: on the device.
-        oracle: the float64 copy, or the reference where there is none.
+        oracle: what sampled outputs are held against.
         reference, candidate: loaded workers.
         match: how the candidate's state was matched.
         standard: bounds for the outputs that are checked.
@@ -46,7 +47,7 @@ class Stopwatch:
     def __init__(
         self,
         problem: Problem,
-        oracle: torch.nn.Module,
+        oracle: Oracle,
         reference: RemoteWorker,
         candidate: RemoteWorker,
         match: state.Match,
@@ -109,6 +110,7 @@ class Stopwatch:
         if slot == 0:
             self._base = self._problem.inputs(seed)
             return self._base
+
         # Drawing gigabytes again and again would take longer than the measurement: further
         # inputs are the first one scaled and rolled, different in every element.
         def other(t: torch.Tensor) -> torch.Tensor:
@@ -210,8 +212,9 @@ class Stopwatch:
         claimed = answer.get("claimed_ms")
         if check and role == "candidate":
             self._check(worker, order)
-        is_number = isinstance(claimed, (int, float)) and self._problem.device.type == "cuda"
-        return milliseconds, float(claimed) if is_number else None
+        if self._problem.device.type != "cuda" or not isinstance(claimed, (int, float)):
+            return milliseconds, None
+        return milliseconds, float(claimed)
 
     def _check(self, worker: RemoteWorker, order: list[int]) -> None:
         """Check the last output of a batch and one more, chosen now.
@@ -233,7 +236,10 @@ class Stopwatch:
             )
             if mismatch is None:
                 for got, r, o in zip(
-                    tensors_of(values["output"]), tensors_of(expected), tensors_of(oracle)
+                    tensors_of(values["output"]),
+                    tensors_of(expected),
+                    tensors_of(oracle),
+                    strict=False,
                 ):
                     _, mismatch = compare.tensor(got, r, o, self._standard, "time", "output")
                     if mismatch is not None:
@@ -249,15 +255,6 @@ class Stopwatch:
         inputs = self._inputs(slot) if slot else self._base
         reference = problem.call(problem.reference, self._mode, inputs, 0, None)
         write_state(problem.reference, before)
-        if self._oracle is problem.reference or self._large:
+        if self._oracle.is_reference or self._large:
             return reference.output, reference.output
-        write_state(self._oracle, before)
-        home = problem.device
-        where = next(iter(self._oracle.parameters()), torch.empty(0, device=home)).device
-        try:
-            doubled = [mapped(v, lambda t: to_double(t).to(where)) for v in inputs]
-            oracle = problem.call(self._oracle, self._mode, doubled, 0, None)
-        except torch.OutOfMemoryError:
-            return reference.output, mapped(reference.output, to_double)
-        return reference.output, mapped(oracle.output, lambda t: to_double(t).to(home))
-
+        return reference.output, self._oracle.call(self._mode, inputs, 0, None).output

@@ -24,7 +24,6 @@ from harness.worker import calls, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
 
-
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -61,7 +60,7 @@ class Worker:
             try:
                 handler = getattr(self, "do_" + request["do"])
                 reply.update(handler(request) or {})
-            except BaseException as error:  # the process edge: everything becomes an answer
+            except BaseException as error:  # noqa: BLE001 - everything becomes an answer
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
                 if self._builder is not None:
@@ -155,15 +154,14 @@ class Worker:
             self._runtime.install_allocator()
         with self._user_code():
             module = load_module(
-                path, request["class"], init, request["seed"], request["overrides"]
+                path, request["class_name"], init, request["seed"], request["overrides"]
             )
-            self._module = module.to(self._device)
-            if request["compile"]:
-                self._module = torch.compile(self._module, mode=request["compile"])
+            module = module.to(self._device)
+        self._module = module
         self._inputs = calls.Inputs(self._device)
         self._batch = calls.Batch(self._device)
         return {
-            "state": modules.describe_state(self._module),
+            "state": modules.describe_state(module),
             "built": self._builder.keys,
             "files": sorted(self._builder.files),
             "build_failures": self._builder.failures[:5],
@@ -194,16 +192,16 @@ class Worker:
             t.numel() * t.element_size() for t in modules.tensors_of(inputs)
         ]
         calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], self._device)
-        with launches.counted(self._device, request["count_launches"]) as kernels:
-            with self._user_code():
-                output, gradients = modules.call(
-                    module, request["mode"], inputs, request["rng"], output_grads
-                )
-                calls.synchronize(self._device)
+        with (
+            launches.counted(self._device, request["count_launches"]) as kernels,
+            self._user_code(),
+        ):
+            output, gradients = modules.call(
+                module, request["mode"], inputs, request["rng"], output_grads
+            )
+            calls.synchronize(self._device)
         odd = calls.oddities(output)
-        self._output_bytes = [
-            t.numel() * t.element_size() for t in modules.tensors_of(output)
-        ]
+        self._output_bytes = [t.numel() * t.element_size() for t in modules.tensors_of(output)]
         self._previous_output = output if request["keep"] else None
         answer: dict[str, Any] = {
             "odd": odd[:10],
@@ -257,8 +255,10 @@ class Worker:
         """Hand back the output of one call of the last batch, chosen after *done*."""
         output = self._batch.outputs[request["position"]]
         values: dict[str, Any] = {}
-        if isinstance(output, tuple) and len(output) == 2 and isinstance(
-            output[1], modules.Gradients
+        if (
+            isinstance(output, tuple)
+            and len(output) == 2
+            and isinstance(output[1], modules.Gradients)
         ):
             output, gradients = output
             values = {"input_grads": gradients.inputs, "state_grads": gradients.state}
@@ -324,7 +324,7 @@ def describe(error: BaseException) -> dict[str, Any]:
         kind = "memory"
     elif isinstance(error, (SystemExit, KeyboardInterrupt)):
         kind = "exit"
-    message = text if kind in ("unsupported", "build", "load") else text
+    message = text
     if kind in ("unsupported", "build"):
         message = str(error)
     frames = traceback.extract_tb(error.__traceback__)

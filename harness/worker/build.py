@@ -1,4 +1,4 @@
-"""Builds and loads a solution's extensions: ``load_inline`` and ``load`` as the solution calls them.
+"""Builds and loads a solution's extensions, through ``load_inline`` and ``load``.
 
 Both are replaced before the solution is imported. An extension is looked up by the content of
 everything that went into it, first in the cache (read-only here), else it is built in the staging
@@ -123,7 +123,7 @@ class Builder:
         def build(folder: Path) -> None:
             if self._device == "cuda":
                 more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
-                self._torch_load_inline(
+                self._torch_load_inline(  # type: ignore[no-untyped-call]
                     name,
                     request["cpp_sources"],
                     cuda_sources=request["cuda_sources"],
@@ -183,10 +183,13 @@ class Builder:
                 self._torch_load(
                     name,
                     files,
+                    extra_cflags=flags["extra_cflags"],
+                    extra_cuda_cflags=flags["extra_cuda_cflags"],
+                    extra_ldflags=flags["extra_ldflags"],
+                    extra_include_paths=flags["extra_include_paths"],
                     build_directory=str(folder),
                     with_cuda=with_cuda,
                     is_python_module=is_python_module,
-                    **flags,
                 )
             else:
                 from harness.worker import cuda_on_cpu
@@ -272,10 +275,14 @@ class Builder:
         return ExtensionBuildError(message, log)
 
     def _first_error(self, log: str, folder: Path) -> str:
-        """Return the tool chain's first error, pointed at the solution's own line if it is there."""
-        found = re.search(r"^(\S+?)[:(](\d+)\)?(?::\d+)?: (?:fatal )?error:? .*$", log, re.MULTILINE)
+        """Return the tool chain's first error, pointed at the solution's own line where it can."""
+        found = re.search(
+            r"^(\S+?)[:(](\d+)\)?(?::\d+)?: (?:fatal )?error:? .*$", log, re.MULTILINE
+        )
         if found is None:
-            linker = re.search(r"^.*(?:undefined reference|undefined symbol|error:|Error).*$", log, re.M)
+            linker = re.search(
+                r"^.*(?:undefined reference|undefined symbol|error:|Error).*$", log, re.MULTILINE
+            )
             return (linker.group(0) if linker else log.strip().splitlines()[-1])[:400]
         message = found.group(0)
         source = Path(found.group(1))

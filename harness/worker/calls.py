@@ -39,7 +39,7 @@ def _same_form(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and a.stride() == b.stride()
     if isinstance(a, (list, tuple)) and type(a) is type(b):
-        return len(a) == len(b) and all(_same_form(x, y) for x, y in zip(a, b))
+        return len(a) == len(b) and all(_same_form(x, y) for x, y in zip(a, b, strict=False))
     if isinstance(a, dict) and isinstance(b, dict):
         return list(a) == list(b) and all(_same_form(a[k], b[k]) for k in a)
     nesting = (torch.Tensor, list, tuple, dict)
@@ -87,7 +87,7 @@ class Inputs:
         if isinstance(value, dict):
             return {k: self._copied(buffer[k], v) for k, v in value.items()}
         if isinstance(value, (list, tuple)):
-            return type(value)(self._copied(b, v) for b, v in zip(buffer, value))
+            return type(value)(self._copied(b, v) for b, v in zip(buffer, value, strict=False))
         return value
 
 

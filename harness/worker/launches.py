@@ -26,5 +26,5 @@ def counted(device: torch.device, wanted: bool) -> Iterator[dict[str, int]]:
         yield kernels
         torch.cuda.synchronize(device)
     for event in profiler.events() or []:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             kernels[event.name] = kernels.get(event.name, 0) + 1

@@ -13,6 +13,7 @@ import resource
 import signal
 import struct
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -84,11 +85,7 @@ def confine(uid: int | None, *, hide: bool, max_data_bytes: int | None) -> list[
 
 def _world_readable(path: str) -> bool:
     """Return whether any user may reach path: every folder above it grants search to others."""
-    while path != "/":
-        path = os.path.dirname(path)
-        if not os.stat(path).st_mode & 0o001:
-            return False
-    return True
+    return all(folder.stat().st_mode & 0o001 for folder in Path(path).parents)
 
 
 def _keep_only_read_search() -> bool:

@@ -1,0 +1,116 @@
+"""Gathers what is found about a pair, and makes the verdict's record of it."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.domain import Check, Finding, Options, Pair, Speed, Status, Verdict
+from harness.judge import answers, compare, diagnose
+
+
+@dataclass(slots=True)
+class Facts:
+    """What becomes the verdict, gathered on the way."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    state_match: tuple[str, ...] = ()
+    findings: list[Finding] = field(default_factory=list)
+    launches: int | None = None
+    report: answers.Report | None = None
+    speed: Speed = field(default_factory=Speed)
+    reproducer: str | None = None
+    size: str = ""
+    modes: tuple[str, ...] = ()
+    peak: dict[str, int] = field(default_factory=dict)
+
+
+def verdict(
+    facts: Facts,
+    pair: Pair,
+    options: Options,
+    seed: int,
+    log: Path,
+    status: Status,
+    message: str,
+) -> Verdict:
+    """Return the record of a pair from what was found on the way."""
+    report = facts.report
+    checks: tuple[Check, ...] = tuple(report.checks.values()) if report else ()
+    notes = list(facts.notes)
+    if report:
+        notes += report.notes
+        if report.dropped:
+            notes.append("variants dropped: " + ", ".join(dict.fromkeys(report.dropped)))
+    outputs = [c.max_abs_diff for c in checks if c.what.startswith("output")]
+    known = [d for d in outputs if d is not None]
+    facts.peak["judge"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if status is not Status.PASSED:
+        message = diagnose.advised(status, message)
+    speed = facts.speed if status is Status.PASSED else Speed()
+    if speed.speedup is None and not speed.note:
+        why = "emulated: correctness only" if options.device == "emulated" else "not measured"
+        speed = Speed(note=why)
+    return Verdict(
+        pair=pair.name,
+        status=status,
+        message=message,
+        seed=seed,
+        device=options.device,
+        size=facts.size,
+        modes=facts.modes,
+        phases=facts.phases,
+        checks=checks,
+        max_abs_diff=max(known) if known else None,
+        precision=compare.worst_precision(report.precisions) if report else None,
+        state_match=facts.state_match,
+        findings=tuple(facts.findings[:20]),
+        notes=tuple(notes),
+        launches=facts.launches,
+        speed=speed,
+        replay=replay(pair, options, facts.size, seed),
+        reproducer=facts.reproducer,
+        log=str(log),
+        peak_bytes=facts.peak,
+    )
+
+
+def replay(pair: Pair, options: Options, size: str, seed: int) -> str:
+    """Return the command that repeats an evaluation: same files, device, size, mode and seed."""
+    problem, solution = pair.problem, pair.solution
+    root = Path(__file__).resolve().parents[2]
+    named = problem.is_relative_to(root / "problems") and solution.is_relative_to(
+        root / "solutions"
+    )
+    words = ["python", "run_eval.py"]
+    words += [pair.name] if named else ["--problem", str(problem), "--solution", str(solution)]
+    words += ["--device", options.device, "--seed", str(seed)]
+    words += ["--size", size] if size else []
+    words += ["--mode", options.mode] if options.mode else []
+    words += ["--quick"] if options.quick else []
+    return shlex.join(words)
+
+
+def finding(raw: dict[str, Any]) -> Finding:
+    """Return a worker's claim about a defect as a record; every field is checked and cut."""
+
+    def index(value: Any) -> tuple[int, int, int] | None:
+        if isinstance(value, list) and len(value) == 3 and all(type(v) is int for v in value):
+            return (value[0], value[1], value[2])
+        return None
+
+    line = raw.get("line")
+    return Finding(
+        kind=str(raw.get("kind", ""))[:100],
+        message=str(raw.get("message", ""))[:2000],
+        kernel=str(raw.get("kernel", ""))[:200],
+        file=str(raw.get("file", ""))[:500],
+        line=line if type(line) is int else 0,
+        block=index(raw.get("block")),
+        thread=index(raw.get("thread")),
+        detail=str(raw.get("detail", ""))[:2000],
+    )
