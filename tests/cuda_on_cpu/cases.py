@@ -159,9 +159,7 @@ HONEST: dict[str, Honest] = {
     "accessor": Honest(_F, lambda: (_f(9, 4, 5),), lambda x: x.sum((1, 2)).reshape(-1, 1)),
     "pun": Honest(_F, lambda: (_f(50),), lambda x: torch.zeros(50, dtype=torch.int32)),
     "votes": Honest(_F, lambda: (_i(10, 32),), _votes),
-    "scatter": Honest(
-        _F, lambda: (torch.randint(0, 8, (100,)), _f(100).double()), _bins
-    ),
+    "scatter": Honest(_F, lambda: (torch.randint(0, 8, (100,)), _f(100).double()), _bins),
     "workspace": Honest(_F, lambda: (_f(100),), lambda x: x + 1),
     "flags": Honest(_F, lambda: (_f(5, 64),), _flags),
     "spin_lock": Honest(_F, lambda: (_f(40),), lambda x: x.sum().reshape(1), 1e-3),
@@ -229,9 +227,7 @@ DEFECTS: dict[str, Defect] = {
     "absent_lane": Defect(_D, lambda: (_f(16),), ("shuffle from an absent lane",)),
     "absent_down": Defect(_D, lambda: (_f(32),), ("shuffle from an absent lane",)),
     "wrong_mask": Defect(_D, lambda: (_f(32),), ("warp mask without the caller",)),
-    "plain_grid_sync": Defect(
-        _D, lambda: (_f(1),), ("grid barrier without a cooperative launch",)
-    ),
+    "plain_grid_sync": Defect(_D, lambda: (_f(1),), ("grid barrier without a cooperative launch",)),
     "too_many_threads": Defect(_D, lambda: (_f(100),), _LAUNCH),
     "empty_grid": Defect(_D, lambda: (_f(100),), _LAUNCH),
     "deep_block": Defect(_D, lambda: (_f(100),), _LAUNCH),

@@ -31,7 +31,9 @@ ORDERS = ("forward", "reverse", "shuffled")
 
 def declarations(source: str) -> dict[str, str]:
     """Return the host functions of a source, by name, as declarations."""
-    pattern = re.compile(r"^((?:torch::Tensor|std::vector<torch::Tensor>|void) (\w+)\([^)]*\)) \{", re.M)
+    pattern = re.compile(
+        r"^((?:torch::Tensor|std::vector<torch::Tensor>|void) (\w+)\([^)]*\)) \{", re.M
+    )
     return {m.group(2): m.group(1) + ";" for m in pattern.finditer(source)}
 
 

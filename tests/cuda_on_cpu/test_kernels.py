@@ -23,9 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="session")
-def outcome(
-    support: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def outcome(support: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a function: source name to the results of its cases, built and run once."""
     known: dict[str, dict[str, Any]] = {}
 

@@ -90,6 +90,11 @@ def base_flags() -> list[str]:
     return flags
 
 
+# The header is compiled with OpenMP, or it would not fit the C++ of a solution that asks for it.
+# toolchain.py says who may use it without asking.
+PREFIX_FLAGS = ["-fopenmp"]
+
+
 def _pybind_abi_flags() -> list[str]:
     flags = []
     for name in ("COMPILER_TYPE", "STDLIB", "BUILD_ABI"):
@@ -117,7 +122,10 @@ def prefix_key() -> str:
     """Return the content key of the precompiled header, which no device header enters."""
     source = [RUNTIME / "include" / "emu" / "prefix.h"]
     location = f"{Path(torch.__file__).parent} {sysconfig.get_paths()['include']}"
-    return _hash_of(source, f"{torch.__version__} {_compiler_version()} {base_flags()} {location}")
+    return _hash_of(
+        source,
+        f"{torch.__version__} {_compiler_version()} {base_flags() + PREFIX_FLAGS} {location}",
+    )
 
 
 @contextlib.contextmanager
@@ -149,7 +157,7 @@ def _build_library(folder: Path) -> None:
 def _build_prefix(folder: Path) -> None:
     header = folder / "prefix.h"
     shutil.copy(RUNTIME / "include" / "emu" / "prefix.h", header)
-    command = [compiler(), *base_flags(), "-O2", *torch_include_flags()]
+    command = [compiler(), *base_flags(), *PREFIX_FLAGS, "-O2", *torch_include_flags()]
     _run([*command, "-x", "c++-header", str(header), "-o", f"{header}.gch"], "the header")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.domain import BuildFailed
 from harness.worker.cuda_on_cpu.support import (
+    PREFIX_FLAGS,
     RUNTIME,
     Support,
     base_flags,
@@ -42,6 +43,12 @@ _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
     "-D__CUDA_NO_HALF2_OPERATORS__",
 ]
+
+# A source that says neither means the same with and without OpenMP. One that does is compiled as
+# its flags say: a loop that is serial on the real tool chain is serial, and timed so, here.
+_OPENMP_MATTERS = re.compile(
+    r"\bparallel_for\b|\bparallel_reduce\b|#\s*pragma\s+omp|\b_OPENMP\b|omp\.h"
+)
 
 _ERROR = re.compile(
     r"^(?P<file>[^\s:][^:\n]*):(?P<line>\d+):(?:\d+:)? (?:fatal )?error: (?P<text>.*)$"
@@ -107,6 +114,8 @@ def compile_object(
         BuildFailed: with the first error; its file and line are the source's own (#line).
     """
     command = [compiler(), *base_flags(), *(CHECKED if instrument else NATIVE)]
+    if "-fopenmp" not in flags and not _OPENMP_MATTERS.search(source.read_text()):
+        command += PREFIX_FLAGS
     command += [f"-DTORCH_EXTENSION_NAME={name}", "-w", "-fdiagnostics-color=never"]
     command += ["-I", str(support.prefix.parent), "-I", str(RUNTIME / "include")]
     command += [f"-I{p}" for p in include_paths]
