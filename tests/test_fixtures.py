@@ -36,7 +36,7 @@ from harness import Blame, Status, Verdict, evaluate
 FOLDER = Path(__file__).parent / "fixtures"
 KEYS = {"problem", "solution", "expect", "device", "mode", "size", "timeout", "tier", "why"}
 FULL = os.environ.get("CORPUS") == "full"
-SIDE_BY_SIDE = 2
+SIDE_BY_SIDE = int(os.environ.get("CORPUS_JOBS", "2"))
 LITTERERS = ("faulty/leftover_children", "faulty/many_children")
 SLEEPS = ("sleep 3322", "sleep 3344")
 """What the processes are called that fixtures try to leave behind."""
