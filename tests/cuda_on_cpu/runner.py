@@ -1,6 +1,6 @@
 """Builds one kernel file and runs its cases, each in a process of its own, as a worker would.
 
-``python runner.py SUPPORT BUILD SOURCE`` prints one JSON line: per case and thread order the
+``python -m cuda_on_cpu.runner SUPPORT BUILD SOURCE`` prints one JSON line: per case and thread order the
 largest deviation, the findings, the launches, or how it died.
 """
 
@@ -16,10 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
-
-from cases import DEFECTS, HONEST
+from cuda_on_cpu.cases import DEFECTS, HONEST
 
 from harness.domain import to_json
 from harness.pretend_cuda import pretend
@@ -32,7 +29,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 def declarations(source: str) -> dict[str, str]:
     """Return the host functions of a source, by name, as declarations."""
     pattern = re.compile(
-        r"^((?:torch::Tensor|std::vector<torch::Tensor>|void) (\w+)\([^)]*\)) \{", re.M
+        r"^((?:torch::Tensor|std::vector<torch::Tensor>|void) (\w+)\([^)]*\)) \{", re.MULTILINE
     )
     return {m.group(2): m.group(1) + ";" for m in pattern.finditer(source)}
 
@@ -53,7 +50,7 @@ def build(support: Path, folder: Path, source_name: str) -> Path:
 
 
 def deviation(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest difference relative to max(1, |expected|); inf for NaN or a wrong shape."""
+    """Return the largest difference relative to max(1, |expected|); inf for NaN or shape."""
     if got.shape != expected.shape:
         return float("inf")
     a, b = got.double(), expected.double()

@@ -6,6 +6,7 @@ Each source file is built once; each case runs in a process of its own (see runn
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cuda_on_cpu.cases import DEFECTS, HONEST
 from cuda_on_cpu.runner import KERNELS, ORDERS
 
-RUNNER = Path(__file__).parent / "runner.py"
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.slow
 
@@ -31,10 +31,11 @@ def outcome(support: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         if source not in known:
             folder = tmp_path_factory.mktemp(source.replace(".", "_"))
             done = subprocess.run(
-                [sys.executable, str(RUNNER), str(support), str(folder), source],
+                [sys.executable, "-m", "cuda_on_cpu.runner", str(support), str(folder), source],
                 capture_output=True,
                 text=True,
-                timeout=600,
+                timeout=900,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
             )
             assert done.returncode == 0, done.stderr[-3000:]
             known[source] = json.loads(done.stdout.strip().split("\n")[-1])

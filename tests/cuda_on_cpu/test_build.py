@@ -1,0 +1,132 @@
+"""Builds fail as the real tool chain's do, and say so at the solution's own line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.domain import BuildFailed, Unsupported
+from harness.worker.cuda_on_cpu import compile_files, compile_inline
+from harness.worker.cuda_on_cpu.toolchain import cuda_flags
+
+pytestmark = pytest.mark.slow
+
+GOOD = """#include <torch/extension.h>
+__global__ void k(float* o) { o[threadIdx.x] = 1; }
+torch::Tensor f(torch::Tensor x) {
+    k<<<1, 4>>>(x.data_ptr<float>());
+    return x;
+}
+"""
+DECLARED = "torch::Tensor f(torch::Tensor x);"
+
+
+@pytest.fixture
+def build(support: Path, tmp_path: Path) -> Any:
+    def run(cuda: str, cpp: str = DECLARED, functions: Any = ("f",), **more: Any) -> Path:
+        solution = tmp_path / "solution.py"
+        solution.write_text(f'# a solution\ncuda = """{cuda}"""\ncpp = """{cpp}"""\n')
+        return compile_inline(
+            name="ext",
+            cpp_sources=[cpp],
+            cuda_sources=[cuda],
+            functions=functions if functions is None else list(functions),
+            solution_file=str(solution),
+            build_dir=tmp_path / "build",
+            support_dir=support,
+            **more,
+        )
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("cuda", "functions", "line", "text"),
+    [
+        (GOOD.replace("return x;", "return undeclared(x);"), ["f"], 6, "undeclared"),
+        (GOOD.replace("= 1;", "= this_grid().size();"), ["f"], 3, "this_grid"),
+        (GOOD.replace("k<<<1, 4>>>", "missing<<<1, 4>>>"), ["f"], 5, "missing"),
+        (
+            GOOD.replace("return x;", "C10_CUDA_CHECK(cudaGetLastError()); return x;"),
+            ["f"],
+            6,
+            "C10_CUDA_CHECK",
+        ),
+        (
+            GOOD.replace("= 1;", "= __half2float(__float2half(1.f) + __float2half(2.f));"),
+            ["f"],
+            3,
+            "operator+",
+        ),
+    ],
+    ids=["undeclared", "missing-include", "missing-kernel", "missing-header", "half-operators"],
+)
+def test_compiler_error_names_the_solutions_own_line(
+    build: Any, cuda: str, functions: list[str], line: int, text: str
+) -> None:
+    with pytest.raises(BuildFailed) as failure:
+        build(cuda, functions=functions)
+    assert str(failure.value).startswith(f"solution.py:{line}: ")
+    assert text in str(failure.value)
+    assert "error" in failure.value.log
+
+
+def test_function_in_the_list_that_is_not_declared_fails(build: Any) -> None:
+    with pytest.raises(BuildFailed, match=r"functions=:\d+: .*forward"):
+        build(GOOD, functions=["forward"])
+
+
+def test_missing_declaration_in_cpp_sources_fails(build: Any) -> None:
+    with pytest.raises(BuildFailed, match=r"functions=.*was not declared"):
+        build(GOOD, cpp="")
+
+
+def test_return_type_in_a_function_name_fails(build: Any) -> None:
+    with pytest.raises(BuildFailed):
+        build(GOOD, functions=["torch::Tensor f"])
+
+
+def test_unknown_option_of_nvcc_fails() -> None:
+    with pytest.raises(BuildFailed, match="--fast-as-light"):
+        cuda_flags(["-O3", "--use_fast_math", "--fast-as-light"])
+
+
+def test_options_of_nvcc_are_understood() -> None:
+    given = [
+        "-O3",
+        "-arch=sm_90a",
+        "-Xptxas",
+        "-v",
+        "--expt-relaxed-constexpr",
+        "-DN=4",
+        "-lineinfo",
+    ]
+    assert "-DN=4" in cuda_flags(given)
+    assert not [f for f in cuda_flags(given) if "arch" in f or "ptxas" in f]
+
+
+def test_unsupported_construct_is_refused_with_its_line(build: Any) -> None:
+    with pytest.raises(Unsupported, match=r"solution\.py:3: inline PTX"):
+        build(GOOD.replace("o[threadIdx.x] = 1;", 'asm volatile("");'))
+
+
+def test_half_operators_come_back_with_their_macro(build: Any) -> None:
+    source = GOOD.replace("= 1;", "= __half2float(__float2half(1.f) + __float2half(2.f));")
+    assert build(source, extra_cuda_cflags=["-U__CUDA_NO_HALF_OPERATORS__"]).is_file()
+
+
+def test_files_with_their_own_bindings_build(support: Path, tmp_path: Path) -> None:
+    (tmp_path / "kernel.cu").write_text(GOOD.replace("torch/extension.h", "torch/types.h"))
+    (tmp_path / "bind.cpp").write_text(
+        "#include <torch/extension.h>\n"
+        f'{DECLARED}\nPYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{ m.def("f", &f); }}\n'
+    )
+    library = compile_files(
+        name="from_files",
+        sources=[str(tmp_path / "bind.cpp"), str(tmp_path / "kernel.cu")],
+        build_dir=tmp_path / "build",
+        support_dir=support,
+    )
+    assert library.name == "from_files.so"
