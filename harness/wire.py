@@ -280,7 +280,9 @@ class Encoder:
             return {"l": [self.encode(v, depth + 1) for v in value]}
         if kind is tuple or kind is torch.Size:
             return {"u": [self.encode(v, depth + 1) for v in value]}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
+        if isinstance(value, tuple) and (
+            hasattr(value, "_fields") or kind.__module__ == "torch.return_types"
+        ):
             return {"u": [self.encode(v, depth + 1) for v in value]}
         if kind is dict and all(type(k) in (str, int, bool, type(None)) for k in value):
             return {"d": [[k, self.encode(v, depth + 1)] for k, v in value.items()]}

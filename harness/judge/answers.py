@@ -157,6 +157,7 @@ class AnswerJudge:
             check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name)
             if mismatch is not None and r.is_floating_point():
                 moved = self._sensitivity(trial, case, what, name, o)
+                moved = max(moved, _sequential(case, r, o))
                 check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name, moved)
             self._record(check)
             if mismatch is not None:
@@ -386,3 +387,15 @@ def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None 
     return dataclasses.replace(
         mismatch, status=status, message=prefix + (message or mismatch.message)
     )
+
+
+def _sequential(case: Case, reference: torch.Tensor, oracle: torch.Tensor) -> float:
+    """Return what half the rounding of a long sum from left to right may come to.
+
+    Each of K roundings errs by half a unit of the sum so far, in either direction. How many terms
+    an output has is not known; it is at least the number of inputs for each output.
+    """
+    read = sum(t.numel() for t in tensors_of(case.inputs))
+    terms = max(read / max(oracle.numel(), 1), 1.0)
+    largest = torch.nan_to_num(oracle.abs(), nan=0.0, posinf=0.0).max() if oracle.numel() else 0.0
+    return float(0.5 * terms**0.5 * compare.unit_roundoff(reference.dtype) * float(largest))

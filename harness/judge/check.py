@@ -241,6 +241,7 @@ class Checker:
         size = sum(t.numel() * t.element_size() for t in tensors)
         state_size = sum(t.numel() * t.element_size() for t in case.before.values())
         self._worker.max_outbox_bytes = 8 * (size + 3 * state_size) + (64 << 20)
+        self._worker.expected_tensors = len(tensors) + len(case.before) * 2
         cheap = size < BIG_BYTES or trial.index < 2
         untouched = trial.variant == "same"
         given = None if untouched else case.inputs
@@ -252,6 +253,7 @@ class Checker:
             mode=trial.mode,
             rng=trial.rng,
             untouched=untouched,
+            parameters=case.reference.returns_parameter,
             order=self._orders[trial.index % len(self._orders)],
             poison_limit_bytes=16 << 30,
             count_launches=profile and self._count_launches,

@@ -254,6 +254,9 @@ def tensor(
     within = sums.max_error <= budget and _rms_within(
         sums, reference.dtype, declared, moved, policy
     )
+    lost = _lost_slice(got, reference, oracle, policy, sensitivity) if within else ""
+    if declared == _PRECISION_OF[reference.dtype] and lost:
+        within = False
     precision = _precision(sums, within, declared)
     check = Check(
         phase=phase,
@@ -267,6 +270,7 @@ def tensor(
         return check, None
     index = _unravel(sums.worst_at, tuple(got.shape))
     g, e = float(flat[0][sums.worst_at]), float(flat[2][sums.worst_at])
+    worst = lost or f"worst {where}"
     wrong = _wrong_mask(got, oracle, atol, rtol, slack) if not close else None
     where = f"{what}{list(index)} is {g:.7g}, expected {e:.7g}"
     if close or (precision in ("tf32", "fp16", "bf16") and _looks_like_rounding(got, oracle, sums)):
@@ -275,7 +279,7 @@ def tensor(
             message=(
                 f"effective precision {_spoken(precision)} where {declared} is due: error "
                 f"{sums.max_error:.3g} against the float64 oracle, budget {budget:.3g} (the "
-                f"reference's own error is {sums.max_reference_error:.3g}); worst {where}"
+                f"reference's own error is {sums.max_reference_error:.3g}); {worst}"
             ),
             what=what,
             index=index,
@@ -419,6 +423,44 @@ def _budget(sums: _Sums, dtype: torch.dtype, declared: str, standard: Standard) 
     return max(factor * sums.max_reference_error, floor * eps * sums.max_value)
 
 
+def _lost_slice(
+    got: torch.Tensor,
+    reference: torch.Tensor,
+    oracle: torch.Tensor,
+    policy: Policy,
+    sensitivity: float,
+) -> str:
+    """Return which sample or which column is less precise than its own size allows, or nothing.
+
+    The budget of a whole tensor follows its largest element: small columns could be anything
+    below that. Twice the tensor's own factors, since a slice's largest error is of fewer samples.
+    """
+    if reference.dtype not in (torch.float32, torch.float64) or got.numel() > 1 << 24:
+        return ""
+    eps = 2 * unit_roundoff(reference.dtype)
+    parts = [
+        torch.nan_to_num(t.double(), nan=0.0, posinf=0.0, neginf=0.0)
+        for t in (got - oracle, reference - oracle, oracle)
+    ]
+    for dim in {0, got.dim() - 1} if got.dim() > 1 else set():
+        others = [d for d in range(got.dim()) if d != dim]
+        if got.numel() // max(got.shape[dim], 1) < 16:
+            continue
+        error, own, size = (t.abs().amax(others) for t in parts)
+        floor = 4096 if reference.dtype is torch.float64 else 1
+        bound = torch.maximum(
+            2 * policy.reference_factor * own, 2 * policy.eps_factor * floor * eps * size
+        ).clamp_min(policy.sensitivity_factor * sensitivity)
+        bad = error > bound
+        if bool(bad.any()):
+            at = int((error - bound).argmax())
+            return (
+                f"at index {at} of dim {dim} the error is {float(error[at]):.3g} where values "
+                f"reach {float(size[at]):.3g}"
+            )
+    return ""
+
+
 def _rms_within(
     sums: _Sums, dtype: torch.dtype, declared: str, moved: float, policy: Policy
 ) -> bool:
@@ -456,7 +498,8 @@ def _precision(sums: _Sums, within: bool, declared: str) -> str:
 def _looks_like_rounding(got: torch.Tensor, oracle: torch.Tensor, sums: _Sums) -> bool:
     """Return whether the error is the noise of a lower precision rather than a wrong formula.
 
-    Rounding noise touches many elements (a ReLU leaves half of them exact), has no outliers, no mean along any axis, and does not
+    Rounding noise touches many elements (a ReLU leaves half of them exact), has no outliers, no
+    mean along any axis, and does not
     follow the value. A wrong constant follows the value; a wrong index has outliers.
     """
     if sums.count < 64 or sums.unequal < 0.2 * sums.count:

@@ -46,7 +46,7 @@ _NEXT = {
 def advised(status: Status, message: str) -> str:
     """Return the message with what to do next, in one line."""
     advice = _NEXT.get(status)
-    first = message.strip().rstrip(".")
+    first = " ".join(message.split()).rstrip(".")
     return f"{first}. Next: {advice}." if advice else first
 
 

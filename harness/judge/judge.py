@@ -332,9 +332,13 @@ class Judge:
             if d["kind"] == "buffer" and state.is_constant(d["name"], tensors[d["name"]], "buffer")
         )
         try:
-            match = state.match(described, loaded.get("state"), constants)
+            match = state.match(
+                described, loaded.get("state"), constants, training="train" in self._facts.modes
+            )
         except state.StateMismatch as mismatch:
-            raise Settled(Status.STATE_MISMATCHED, str(mismatch)) from None
+            first, *lists = str(mismatch).splitlines()
+            self._facts.state_match = tuple(lists)
+            raise Settled(Status.STATE_MISMATCHED, first) from None
         self._facts.state_match = match.notes
         self._source = match.source
         return match
@@ -379,7 +383,8 @@ class Judge:
         for path in files:
             if path.suffix in (".cu", ".cuh") and path.is_file():
                 sources.append(path.read_text(errors="replace"))
-        if not any(_SHIPS_CUDA.search(s) for s in sources) or self._kind == "cpu":
+        ships = loaded.get("ships_cuda") is True or any(_SHIPS_CUDA.search(s) for s in sources)
+        if not ships or self._kind == "cpu":
             return
         failures = [str(f) for f in loaded.get("build_failures", [])]
         unsupported = [str(u) for u in loaded.get("unsupported", [])]
@@ -483,6 +488,9 @@ class Judge:
         if not self._facts.findings or status in (Status.TAMPERED, Status.HARNESS_ERROR):
             return status, message
         first = self._facts.findings[0]
+        if status is Status.CRASHED and not first.kernel and "tensor" not in first.detail:
+            # A signal in host code that touched no tensor's memory: dead, and no more is known.
+            return status, f"{message} ({first.message})"
         more = len(self._facts.findings) - 1
         text = first.message + (f" ({more} more findings)" if more else "")
         self._facts.speed = Speed()

@@ -42,6 +42,7 @@ class Outcome:
         state: parameters and buffers after the call, by name.
         input_grads: one per input tensor, None where there is none; empty without gradients.
         state_grads: by parameter name.
+        returns_parameter: whether a torch.nn.Parameter itself is among the outputs.
         aliases: [output index, input index] of outputs that share storage with an input.
     """
 
@@ -51,6 +52,7 @@ class Outcome:
     input_grads: list[torch.Tensor | None] = field(default_factory=list)
     state_grads: dict[str, torch.Tensor | None] = field(default_factory=dict)
     aliases: list[list[int]] = field(default_factory=list)
+    returns_parameter: bool = False
 
 
 class Problem:
@@ -176,6 +178,9 @@ class Problem:
             input_grads=gradients.inputs,
             state_grads=gradients.state,
             aliases=modules.aliases(output, own),
+            returns_parameter=any(
+                isinstance(t, torch.nn.Parameter) for t in modules.tensors_of(output)
+            ),
         )
 
     @contextlib.contextmanager

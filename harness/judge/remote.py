@@ -116,6 +116,7 @@ class RemoteWorker:
         self.launches: int | None = None
         self.findings: list[dict[str, Any]] = []
         self.max_outbox_bytes = 1 << 40
+        self.expected_tensors = 0
         self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
         self.findings_path = self.folder / "findings.jsonl"
         root = os.geteuid() == 0
@@ -224,7 +225,7 @@ class RemoteWorker:
         if message.get("ok") is not True:
             raise self._failed(message.get("error"))
         if "too_small" in message:
-            return self._grown(message["too_small"], timeout_s)
+            return self._grown(message["too_small"], message.get("tensors"), timeout_s)
         return message
 
     def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,13 +283,15 @@ class RemoteWorker:
         self.answer()
         return host
 
-    def _grown(self, needed: Any, timeout_s: float | None) -> dict[str, Any]:
+    def _grown(self, needed: Any, tensors: Any, timeout_s: float | None) -> dict[str, Any]:
         if type(needed) is not int or needed <= 0:
             raise self._tampered("a malformed size")
         if needed > self.max_outbox_bytes:
+            many = type(tensors) is int and tensors > self.expected_tensors * 4 + 64
             raise WorkerFailed(
-                Status.WRONG_SHAPE,
-                f"its answer takes {needed} bytes, over the cap of {self.max_outbox_bytes}",
+                Status.WRONG_STRUCTURE if many else Status.WRONG_SHAPE,
+                f"its answer takes {needed} bytes in {tensors} tensors, over the cap of "
+                f"{self.max_outbox_bytes}",
             )
         self._outbox = self._new_arena("out", needed)
         answer = self.ask("again", timeout_s=timeout_s)

@@ -57,7 +57,11 @@ def _entries(described: Any) -> list[_Entry]:
 
 
 def match(
-    reference: Sequence[Mapping[str, Any]], candidate: Any, constants: frozenset[str]
+    reference: Sequence[Mapping[str, Any]],
+    candidate: Any,
+    constants: frozenset[str],
+    *,
+    training: bool,
 ) -> Match:
     """Match the candidate's state to the reference's.
 
@@ -68,6 +72,8 @@ def match(
         reference: description of the reference's state (see modules.describe_state).
         candidate: the same as the candidate's worker claims it; checked, not trusted.
         constants: reference names that need not be held: masks and counters never perturbed.
+        training: gradients are compared; else a parameter may be held as a buffer. The other way
+            round it never may: an optimiser would train a running statistic.
 
     Raises:
         StateMismatch: anything else; the message shows both lists side by side.
@@ -85,7 +91,7 @@ def match(
                 f"{entry.name} is {list(entry.shape)}, the reference's {origin.name} is "
                 f"{list(origin.shape)}\n" + side_by_side(ours, theirs)
             )
-        if entry.kind != origin.kind:
+        if not _kinds_agree(entry, origin, training):
             raise StateMismatch(
                 f"{entry.name} is a {entry.kind}, the reference's {origin.name} is a "
                 f"{origin.kind}\n" + side_by_side(ours, theirs)
@@ -109,8 +115,8 @@ def match(
             left.append(entry)
     free = [e for e in ours if e.name not in used]
     for entry in list(left):
-        hits = [o for o in free if _suffix(entry, o)]
-        rivals = [e for e in left if hits and _suffix(e, hits[0])]
+        hits = [o for o in free if _suffix(entry, o, training)]
+        rivals = [e for e in left if hits and _suffix(e, hits[0], training)]
         if len(hits) == 1 and len(rivals) == 1:
             take(entry, hits[0], "suffix")
             left.remove(entry)
@@ -140,8 +146,13 @@ def match(
     return Match(source=source, unheld=tuple(unheld), notes=tuple(notes))
 
 
-def _suffix(entry: _Entry, origin: _Entry) -> bool:
-    if (entry.kind, entry.shape) != (origin.kind, origin.shape):
+def _kinds_agree(entry: _Entry, origin: _Entry, training: bool) -> bool:
+    held_as_buffer = entry.kind == "buffer" and origin.kind == "parameter"
+    return entry.kind == origin.kind or (held_as_buffer and not training)
+
+
+def _suffix(entry: _Entry, origin: _Entry, training: bool) -> bool:
+    if entry.shape != origin.shape or not _kinds_agree(entry, origin, training):
         return False
     return any(
         a.rpartition(".")[2] == b.rpartition(".")[2] for a in entry.names for b in origin.names

@@ -196,7 +196,7 @@ class Stopwatch:
         times = []
         for _ in range(20):
             started = time.perf_counter()
-            worker.ask("go", slots=[], each=False, poison=[])
+            worker.ask("go", slots=[], each=False)
             times.append((time.perf_counter() - started) * 1e3)
         return sorted(times)[len(times) // 2]
 
@@ -205,9 +205,9 @@ class Stopwatch:
         order = [self._secret.randrange(self._staged) for _ in range(calls)]
         if self._staged >= calls:
             order = self._secret.sample(range(self._staged), calls)
-        worker.ask("ready", mode=self._mode)
+        worker.ask("ready", mode=self._mode, poison=self._poison)
         before = time.perf_counter()
-        answer = worker.ask("go", slots=order, each=False, poison=self._poison)
+        answer = worker.ask("go", slots=order, each=False)
         milliseconds = (time.perf_counter() - before) * 1e3
         claimed = answer.get("claimed_ms")
         if check and role == "candidate":

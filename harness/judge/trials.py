@@ -196,11 +196,19 @@ def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if _is_sorted(x) or _is_binary(x) or (x.is_floating_point() and _is_structured(x)):
         return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
     flat = x.flatten().clone()
+    # Zeros may be a pattern: only other elements change.
+    part = flat[: 1 << 22]
+    filled = torch.nonzero(part).flatten() if x.is_floating_point() else None
+    if filled is not None and filled.numel() < 4:
+        return x
     # Away from both ends, where caches like to look.
-    low, high = flat.numel() // 4, max(flat.numel() * 3 // 4, flat.numel() // 4 + 2)
+    total = flat.numel() if filled is None else filled.numel()
+    low, high = total // 4, max(total * 3 // 4, total // 4 + 2)
     count = min(5, high - low)
     places = low + torch.randperm(min(high - low, 1 << 20), generator=generator, device=x.device)
-    places = places[:count].clamp_max(flat.numel() - 1)
+    places = places[:count].clamp_max(total - 1)
+    if filled is not None:
+        places = filled[places]
     values = flat[places].roll(1)
     if x.is_floating_point():
         values = torch.where(values == 0, values, values * 1.5)
@@ -222,7 +230,7 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
         return _permuted(x, generator) if variant in ("permuted", "signs", "tails") else x
     structured = _is_structured(x)
     if variant == "large":
-        return x * 8.0
+        return x * 64.0
     if variant == "small":
         return x * 2.0**-6
     if structured:

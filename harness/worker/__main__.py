@@ -24,6 +24,8 @@ from harness.worker import calls, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
 
+_LAG_CYCLES = 4_000_000
+"""Some two milliseconds of a GPU's clock."""
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -48,6 +50,7 @@ class Worker:
         self._last: tuple[Any, dict[str, Any]] | None = None
         self._previous_output: Any = None
         self._output_bytes: list[int] = []
+        self._stream: torch.cuda.Stream | None = None
 
     def serve(self) -> None:
         """Answer requests until the judge closes the wire."""
@@ -59,7 +62,8 @@ class Worker:
             reply: dict[str, Any] = {"id": request["id"], "ok": True}
             try:
                 handler = getattr(self, "do_" + request["do"])
-                reply.update(handler(request) or {})
+                with self._own_stream():
+                    reply.update(handler(request) or {})
             except BaseException as error:  # noqa: BLE001 - everything becomes an answer
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
@@ -130,6 +134,7 @@ class Worker:
         self._device = torch.device(request["device"] if on_gpu else "cpu")
         if on_gpu:
             torch.cuda.set_device(self._device)
+            self._stream = torch.cuda.Stream(self._device)
             torch.backends.cuda.matmul.allow_tf32 = bool(request["tf32"])
             torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
         path = Path(request["file"])
@@ -164,6 +169,7 @@ class Worker:
             "state": modules.describe_state(module),
             "built": self._builder.keys,
             "files": sorted(self._builder.files),
+            "ships_cuda": self._builder.ships_cuda,
             "build_failures": self._builder.failures[:5],
             "unsupported": self._builder.unsupported[:5],
         }
@@ -177,6 +183,9 @@ class Worker:
     def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Call the module once and hand back everything that the judge compares."""
         module = self._model()
+        if self._stream is not None:
+            # Our stream lags behind: work that a solution puts on another one comes too early.
+            torch.cuda._sleep(_LAG_CYCLES)
         if request["untouched"]:
             inputs = self._inputs.current
         else:
@@ -200,7 +209,7 @@ class Worker:
                 module, request["mode"], inputs, request["rng"], output_grads
             )
             calls.synchronize(self._device)
-        odd = calls.oddities(output)
+        odd = calls.oddities(output, parameters=request["parameters"])
         self._output_bytes = [t.numel() * t.element_size() for t in modules.tensors_of(output)]
         self._previous_output = output if request["keep"] else None
         answer: dict[str, Any] = {
@@ -241,14 +250,14 @@ class Worker:
 
     def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run a batch; the judge's clock runs from its *go* until this answer arrives."""
-        claimed = self._batch.run(
-            self._model(), request["slots"], request["each"], request["poison"]
-        )
+        claimed = self._batch.run(self._model(), request["slots"], request["each"])
         return {"claimed_ms": claimed}
 
     def do_ready(self, request: dict[str, Any]) -> None:
         """Enter a mode before a batch, and wait for the device."""
         modules.set_mode(self._model(), request["mode"])
+        self._batch.outputs = []
+        calls.poison(request["poison"], self._device)
         calls.synchronize(self._device)
 
     def do_fetch(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +271,7 @@ class Worker:
         ):
             output, gradients = output
             values = {"input_grads": gradients.inputs, "state_grads": gradients.state}
-        odd = calls.oddities(output)
+        odd = calls.oddities(output, parameters=True)
         values["output"] = None if odd else output
         return self._encoded(values, {"odd": odd})
 
@@ -277,6 +286,15 @@ class Worker:
         return {"libraries": self._builder.libraries if self._builder else []}
 
     # --- helpers --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Make a stream of our own the current one: the default stream is not always current."""
+        if self._stream is None:
+            yield
+        else:
+            with torch.cuda.stream(self._stream):
+                yield
 
     @contextlib.contextmanager
     def _user_code(self) -> Iterator[None]:
@@ -301,7 +319,7 @@ class Worker:
         try:
             encoder.finish()
         except wire.TooSmall as error:
-            return {"too_small": error.needed_bytes}
+            return {"too_small": error.needed_bytes, "tensors": len(encoder.table)}
         calls.synchronize(self._device)
         self._last = None
         return {**answer, "values": described, "table": encoder.table}

@@ -74,6 +74,7 @@ class Builder:
         self.failures: list[str] = []
         self.libraries: list[str] = []
         self.unsupported: list[str] = []
+        self.ships_cuda = False
 
     def install(self) -> None:
         """Replace load_inline and load in torch.utils.cpp_extension for this process."""
@@ -119,6 +120,8 @@ class Builder:
             "extra_include_paths": _strings(extra_include_paths),
             "with_pytorch_error_handling": with_pytorch_error_handling,
         }
+
+        self.ships_cuda = self.ships_cuda or bool(cuda_sources)
 
         def build(folder: Path) -> None:
             if self._device == "cuda":
@@ -176,6 +179,7 @@ class Builder:
             "extra_ldflags": _strings(extra_ldflags),
             "extra_include_paths": _strings(extra_include_paths),
         }
+        self.ships_cuda = self.ships_cuda or any(f.endswith(".cu") for f in files)
         contents = self._contents(files, flags["extra_include_paths"])
 
         def build(folder: Path) -> None:

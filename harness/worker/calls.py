@@ -18,21 +18,27 @@ _POISON_BYTE = 0xFF
 """All bits set is a NaN in float16, bfloat16, float32 and float64, and -1 in integers."""
 
 
-def oddities(value: Any, path: str = "output") -> list[str]:
-    """Return where a value is not made of plain tensors: subclasses, attributes, lazy ones."""
+def oddities(value: Any, path: str = "output", *, parameters: bool) -> list[str]:
+    """Return where a value is not made of plain tensors: subclasses, attributes, lazy ones.
+
+    Args:
+        value: what the module returned.
+        path: how messages name it.
+        parameters: whether torch.nn.Parameter is fine, because the reference returns one too.
+    """
     if isinstance(value, torch.Tensor):
-        found = []
-        if type(value) not in (torch.Tensor, torch.nn.Parameter):
-            found.append(f"{path} is a {type(value).__qualname__}, not a plain torch.Tensor")
-        elif type(value) is torch.Tensor and value.__dict__:
-            names = ", ".join(sorted(value.__dict__))
-            found.append(f"{path} carries Python attributes: {names}")
-        return found
+        plain = (torch.Tensor, torch.nn.Parameter) if parameters else (torch.Tensor,)
+        if type(value) not in plain:
+            return [f"{path} is a {type(value).__qualname__}, not a plain torch.Tensor"]
+        if type(value) is torch.Tensor and value.__dict__:
+            return [f"{path} carries Python attributes: {', '.join(sorted(value.__dict__))}"]
+        return []
+    items: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
-        return [o for k, v in value.items() for o in oddities(v, f"{path}[{k!r}]")]
-    if isinstance(value, (list, tuple)):
-        return [o for i, v in enumerate(value) for o in oddities(v, f"{path}[{i}]")]
-    return []
+        items = [(repr(k), v) for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        items = list(enumerate(value))
+    return [o for k, v in items for o in oddities(v, f"{path}[{k}]", parameters=parameters)]
 
 
 def _same_form(a: Any, b: Any) -> bool:
@@ -144,20 +150,15 @@ class Batch:
         self._grads.clear()
         self.outputs = []
 
-    def run(
-        self, module: torch.nn.Module, order: Sequence[int], each: bool, poison_bytes: Sequence[int]
-    ) -> float | None:
+    def run(self, module: torch.nn.Module, order: Sequence[int], each: bool) -> float | None:
         """Call the module on the slots in order; return the milliseconds that CUDA events claim.
 
         Args:
             module: already in its mode.
             order: slots, in the judge's secret order.
             each: synchronize after every call (latency), else once at the end (throughput).
-            poison_bytes: block sizes to poison before, outside the timed part.
         """
-        self.outputs = []
         device = self._device
-        poison(poison_bytes, device)
         events = None
         if device.type == "cuda":
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
