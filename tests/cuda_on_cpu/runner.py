@@ -1,7 +1,7 @@
 """Builds one kernel file and runs its cases, each in a process of its own, as a worker would.
 
-``python -m cuda_on_cpu.runner SUPPORT BUILD SOURCE`` prints one JSON line: per case and thread order the
-largest deviation, the findings, the launches, or how it died.
+``python -m cuda_on_cpu.runner SUPPORT BUILD SOURCE`` prints one JSON line: per case and order
+the largest deviation, the findings, the launches, or how it died.
 """
 
 from __future__ import annotations

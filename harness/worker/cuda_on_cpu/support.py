@@ -170,6 +170,7 @@ def _obtain(support: Path, name: str, build: Callable[[Path], None]) -> tuple[Pa
         if (finished / "done").exists():
             return finished, 0.0
         _remove_stale(support)
+        _keep_newest(support, name.split("-")[0])
         started = time.perf_counter()
         staging = Path(tempfile.mkdtemp(prefix="building-", dir=support))
         try:
@@ -189,6 +190,14 @@ def _obtain(support: Path, name: str, build: Callable[[Path], None]) -> tuple[Pa
 def _remove_stale(support: Path) -> None:
     """Remove what killed builders left; the lock is held, so none of it is in use."""
     for path in support.glob("building-*"):
+        shutil.rmtree(path)
+
+
+def _keep_newest(support: Path, kind: str, keep: int = 2) -> None:
+    """Remove builds that a later torch, compiler or source has replaced: a header is 550 MB."""
+    found = [p for p in support.glob(f"{kind}-*") if (p / "done").exists()]
+    found.sort(key=lambda p: (p / "done").stat().st_mtime, reverse=True)
+    for path in found[keep:]:
         shutil.rmtree(path)
 
 

@@ -219,8 +219,11 @@ EMU_COLD Report race_report(const char* kind, const char* mine, const char* thei
     r.kind = is_shared(address) ? "shared memory race" : inside ? "data race" : "data race between blocks";
     const EmuIndex other_block = block_index_of(block_of_segment(segment));
     r.message = std::string(mine) + " of " + std::to_string(size) + " bytes at " +
-                describe_address(address, size) + " races with " + theirs + " by thread " +
-                index_text(thread_index_of(thread)) + " of block " + index_text(other_block);
+                describe_address(address, size) + " races with " + theirs + " by ";
+    if (inside && thread == now.thread)
+        r.message += "another thread of the block";  // this one is only the first of several readers
+    else
+        r.message += "thread " + index_text(thread_index_of(thread)) + " of block " + index_text(other_block);
     r.detail = inside ? "no barrier orders the two accesses"
                       : "nothing orders the two blocks: no __threadfence with an atomic, no grid barrier";
     // Code of one process lies within 4 GiB of the caller often enough; findings.cpp checks.
@@ -301,15 +304,23 @@ EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, unsi
     }
 }
 
+// Several readers in one segment: the first stays on record, for it is the one that a later write
+// by the last (`s[t] += s[t + k]`) races with; the flags say that there were others.
 inline void note_read(Cell& c, unsigned mask, uintptr_t caller) {
     uint32_t flags = 0;
     if (c.read_segment == now.segment) {
         mask |= c.read_mask();
         flags = c.read_bits & (kReadWarps | kReadBlocks);
-        if (c.read_thread() / 32 != now.thread / 32)
-            flags |= kReadWarps;
-        else if (c.read_epoch() == (now.warp_epoch & 0x7ff))
-            flags |= c.read_thread() != now.thread ? kReadMany : c.read_bits & kReadMany;
+        const bool other_warp = c.read_thread() / 32 != now.thread / 32;
+        const bool same_epoch = c.read_epoch() == (now.warp_epoch & 0x7ff);
+        if (other_warp || flags & kReadWarps || same_epoch) {
+            if (other_warp)
+                flags |= kReadWarps;
+            else if (same_epoch)
+                flags |= c.read_thread() != now.thread ? kReadMany : c.read_bits & kReadMany;
+            c.read_bits = (c.read_bits & ~(kReadMany | 15u << 10)) | mask << 10 | flags;
+            return;
+        }
     } else if (c.read_segment >= now.launch_first_segment && c.read_segment >= grid_epoch_first_segment &&
                ((c.read_bits & kReadBlocks) || !same_block(c.read_segment))) {
         flags = kReadBlocks;
@@ -386,7 +397,8 @@ inline void check_cells(Cell* cells, uintptr_t address, size_t size, uintptr_t c
                  !(c.write_segment == now.segment && c.write_thread() == now.thread)) ||
                 c.read_segment >= now.launch_first_segment)
                 write_conflicts(c, address, size, mask, caller, access == kAtomic);
-            if (access == kAtomic && c.read_segment == now.segment && c.read_thread() == now.thread)
+            if (access == kAtomic && c.read_segment == now.segment && c.read_thread() == now.thread &&
+                !(c.read_bits & (kReadMany | kReadWarps)))
                 c.read_segment = 0;  // a plain read before a compare-and-swap loop
             note_write(c, mask, caller, access == kAtomic);
         }
