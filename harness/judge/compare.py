@@ -270,9 +270,9 @@ def tensor(
         return check, None
     index = _unravel(sums.worst_at, tuple(got.shape))
     g, e = float(flat[0][sums.worst_at]), float(flat[2][sums.worst_at])
-    worst = lost or f"worst {where}"
     wrong = _wrong_mask(got, oracle, atol, rtol, slack) if not close else None
     where = f"{what}{list(index)} is {g:.7g}, expected {e:.7g}"
+    worst = lost or f"worst {where}"
     if close or (precision in ("tf32", "fp16", "bf16") and _looks_like_rounding(got, oracle, sums)):
         return check, Mismatch(
             status=Status.PRECISION_LOST,
