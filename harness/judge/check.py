@@ -85,6 +85,7 @@ class Checker:
             self._run(trial)
         self._followed = self._previous = None
         self._answers.forget()
+        self._worker.ask("finish")
 
     def _run(self, trial: trials.Trial) -> None:
         if trial.new_state is not None:

@@ -444,7 +444,7 @@ def _lost_slice(
     ]
     for dim in {0, got.dim() - 1} if got.dim() > 1 else set():
         others = [d for d in range(got.dim()) if d != dim]
-        if got.numel() // max(got.shape[dim], 1) < 16:
+        if got.numel() // max(got.shape[dim], 1) < 8:
             continue
         error, own, size = (t.abs().amax(others) for t in parts)
         floor = 4096 if reference.dtype is torch.float64 else 1

@@ -14,6 +14,7 @@ from harness.domain import Pair, Status
 from harness.judge.compare import Mismatch
 from harness.modules import tensors_of
 
+_MAX_MESSAGE = 1500
 _NEXT = {
     Status.BUILD_FAILED: "fix that line; the log has the compiler's whole output",
     Status.LOAD_FAILED: "import the file and construct ModelNew(*get_init_inputs()) by hand",
@@ -47,6 +48,8 @@ def advised(status: Status, message: str) -> str:
     """Return the message with what to do next, in one line."""
     advice = _NEXT.get(status)
     first = " ".join(message.split()).rstrip(".")
+    if len(first) > _MAX_MESSAGE:
+        first = first[:_MAX_MESSAGE] + " ..."
     return f"{first}. Next: {advice}." if advice else first
 
 

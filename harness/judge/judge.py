@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import resource
@@ -375,11 +376,11 @@ class Judge:
     # --- requirements ---------------------------------------------------------------------------
 
     def _ships_cuda(self) -> bool:
-        return bool(_SHIPS_CUDA.search(self._text))
+        return any(_SHIPS_CUDA.search(s) for s in _strings(self._text))
 
     def _require_launches(self, worker: RemoteWorker, loaded: dict[str, Any]) -> None:
         files = [Path(str(f)) for f in loaded.get("files", [])]
-        sources = [self._text]
+        sources = _strings(self._text)
         for path in files:
             if path.suffix in (".cu", ".cuh") and path.is_file():
                 sources.append(path.read_text(errors="replace"))
@@ -499,3 +500,20 @@ class Judge:
 
 def _names_kernel(launched: str, own: str) -> bool:
     return re.search(rf"\b{re.escape(own)}\b", launched) is not None
+
+
+def _strings(text: str) -> list[str]:
+    """Return a file's string literals, docstrings apart: where a solution keeps its sources.
+
+    A comment that quotes a kernel ships none. What is not Python is returned whole.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return [text]
+    prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    return [
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose
+    ]

@@ -7,6 +7,7 @@ holds no expected value and no seed of the judge's, and decides nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -50,6 +51,7 @@ class Worker:
         self._last: tuple[Any, dict[str, Any]] | None = None
         self._previous_output: Any = None
         self._output_bytes: list[int] = []
+        self._input_bytes: list[int] = []
         self._stream: torch.cuda.Stream | None = None
 
     def serve(self) -> None:
@@ -183,6 +185,8 @@ class Worker:
     def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Call the module once and hand back everything that the judge compares."""
         module = self._model()
+        sizes = self._output_bytes or self._input_bytes
+        calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], self._device)
         if self._stream is not None:
             # Our stream lags behind: work that a solution puts on another one comes too early.
             torch.cuda._sleep(_LAG_CYCLES)
@@ -197,10 +201,7 @@ class Worker:
         previous = self._previous_output
         if self._runtime is not None:
             self._runtime.set_thread_order(request["order"], request["rng"])
-        sizes = self._output_bytes or [
-            t.numel() * t.element_size() for t in modules.tensors_of(inputs)
-        ]
-        calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], self._device)
+        self._input_bytes = [t.numel() * t.element_size() for t in modules.tensors_of(inputs)]
         with (
             launches.counted(self._device, request["count_launches"]) as kernels,
             self._user_code(),
@@ -231,6 +232,12 @@ class Worker:
     def do_inputs(self, request: dict[str, Any]) -> dict[str, Any]:
         """Hand back the last call's arguments as they are now: was one of them changed?"""
         return self._encoded({"inputs": self._inputs.current}, {})
+
+    def do_finish(self, request: dict[str, Any]) -> None:
+        """Let go of all inputs and outputs: what was written around them shows when it is freed."""
+        self._inputs = calls.Inputs(self._device)
+        self._previous_output = self._last = None
+        gc.collect()
 
     def do_stage(self, request: dict[str, Any]) -> None:
         """Keep one set of inputs for timed batches; slot -1 clears all."""

@@ -24,7 +24,8 @@ uint64_t allocations_changed = 1;
 namespace {
 
 constexpr size_t kAlign = 64;
-constexpr unsigned char kRedzone = 0xA5;
+// All bits set is a NaN in every floating type: what is read beyond the end spoils the result.
+constexpr unsigned char kRedzone = 0xFF;
 constexpr size_t kFrontRedzone = 256;  // bytes before the base that are compared
 constexpr size_t kMostLive = 12000;  // two mappings each; vm.max_map_count is 65530 by default
 constexpr size_t kRememberedFrees = 4096;
