@@ -38,20 +38,45 @@ def parse(path: Path) -> ast.Module:
 
 
 def integer_constants(tree: ast.Module) -> dict[str, int]:
-    """Return the module-level names that are assigned one integer literal, in file order."""
+    """Return the module-level names that are assigned an integer, in file order.
+
+    A literal, or arithmetic on literals; what is computed from other names follows from those.
+    """
     found = {}
     for statement in tree.body:
         target = _single_target(statement)
         if target is None:
             continue
         value = _value(statement)
-        try:
-            literal = ast.literal_eval(value) if value is not None else None
-        except ValueError:
-            continue
-        if type(literal) is int:
-            found[target] = literal
+        number = None if value is None else _integer(value)
+        if number is not None:
+            found[target] = number
     return found
+
+
+def _integer(node: ast.expr) -> int | None:
+    """Return the value of an integer literal or of arithmetic on such (``16384 * 4``)."""
+    if isinstance(node, ast.Constant):
+        return node.value if type(node.value) is int else None
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _integer(node.operand)
+        return None if inner is None else -inner
+    if not isinstance(node, ast.BinOp):
+        return None
+    left, right = _integer(node.left), _integer(node.right)
+    if left is None or right is None:
+        return None
+    if isinstance(node.op, ast.Mult):
+        return left * right
+    if isinstance(node.op, ast.Add):
+        return left + right
+    if isinstance(node.op, ast.Sub):
+        return left - right
+    if isinstance(node.op, ast.FloorDiv):
+        return left // right if right else None
+    if isinstance(node.op, ast.Pow):
+        return int(left**right) if 0 <= right <= 62 else None
+    return None
 
 
 def overridden(tree: ast.Module, overrides: Mapping[str, Any]) -> ast.Module:

@@ -298,7 +298,7 @@ class Checker:
                 "outside the problem's domain, declare that under SETTINGS['domain'])"
             )
         elif trial.new_state is not None and self.report.calls:
-            said.append("only after the state changed: it was read once and kept")
+            said.append("only on another state than the constructed one: kept, ignored or misread")
         elif self.report.calls:
             said.append(f"after {self.report.calls} calls that agreed")
         status = mismatch.status
