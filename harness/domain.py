@@ -13,8 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 1
-"""Version of the JSON document. History: 1 first form."""
+SCHEMA_VERSION = 2
+"""Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
+MEASUREMENT_VERSION = 2
+"""Version of the clock's protocol: times under different ones are not compared.
+
+History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
+clock stops when random slices of the outputs have arrived.
+"""
 
 
 class Blame(enum.Enum):
@@ -93,6 +99,13 @@ class SpeedOutcome(enum.Enum):
     SLOWER = "SLOWER"
     UNDECIDED = "UNDECIDED"
     UNTIMED = "UNTIMED"
+
+
+BASELINES: Mapping[str, str | None] = {
+    "compile": None,
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
+"""Baselines beside eager, with the mode that torch.compile takes."""
 
 
 class HarnessError(Exception):
@@ -182,11 +195,56 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The candidate against one more baseline, in the blocks that Speed comes from.
+
+    Attributes:
+        name: ``torch.compile`` or ``torch.compile max-autotune-no-cudagraphs``; eager PyTorch is
+            the reference itself and stands in Speed.
+        outcome: of the candidate against this baseline; UNTIMED where it failed.
+        speedup, low, high: baseline time / candidate time with its 95 % interval.
+        baseline_ms: median time of one call, milliseconds.
+        note: why it failed.
+    """
+
+    name: str
+    outcome: SpeedOutcome = SpeedOutcome.UNTIMED
+    speedup: float | None = None
+    low: float | None = None
+    high: float | None = None
+    baseline_ms: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """Speed of light: the least time that the device allows the reference's algorithm.
+
+    Attributes:
+        bound_ms: the larger of bytes / bandwidth and flops / rate, forward and backward added.
+        share: bound / the candidate's time; above 1 it beat the bound (a better algorithm).
+        moved_bytes: inputs, state and outputs, once each per pass.
+        flops: counted by the dispatcher on the reference; 0 where it has no matrix product.
+        limited_by: ``bandwidth`` or the rate's name, e.g. ``3 x float16``.
+        copy_gb_s: measured copy bandwidth, read and write, GB/s.
+        rate_tflop_s: the matrix rate used, TFLOP/s; None where there are no flops.
+    """
+
+    bound_ms: float
+    share: float
+    moved_bytes: int
+    flops: int = 0
+    limited_by: str = "bandwidth"
+    copy_gb_s: float | None = None
+    rate_tflop_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
     """What the judge's clock says. Null figures where untimed.
 
     Attributes:
-        outcome: see SpeedOutcome.
+        outcome: see SpeedOutcome; against the reference in eager PyTorch.
         speedup: reference time / candidate time, ratio of medians.
         low: lower end of the 95 % bootstrap interval of the ratio.
         high: upper end.
@@ -196,6 +254,20 @@ class Speed:
         batches: how many batches of each went into the figures.
         calls_per_batch: calls in one batch.
         note: why untimed, or what bounds the figure.
+        shape: ``throughput`` (calls back to back) or ``latency`` (synchronized after each): which
+            of the two the figures above are.
+        reference_latency_ms, candidate_latency_ms: median time of one synchronized call.
+        reference_device_ms, candidate_device_ms: kernel time of one call as the profiler in the
+            worker claims it; what a call takes beyond it is host overhead.
+        noise_floor: relative; the reference against itself in the same blocks.
+        late_bound: relative; the most that work finished after *done* could have gained.
+        handshake_ms: cost of an empty batch, already subtracted.
+        discarded: blocks thrown away because the GPU was throttled.
+        capped: whether time ran out before the interval was narrow enough.
+        baselines: other baselines.
+        bound: speed of light, None where unknown.
+        gpu: what NVML saw while blocks ran: clocks, temperature, power, others' processes.
+        blocks: milliseconds per call by role, one entry per block: statistics can be redone.
     """
 
     outcome: SpeedOutcome = SpeedOutcome.UNTIMED
@@ -208,6 +280,20 @@ class Speed:
     batches: int = 0
     calls_per_batch: int = 0
     note: str = ""
+    shape: str = "throughput"
+    reference_latency_ms: float | None = None
+    candidate_latency_ms: float | None = None
+    reference_device_ms: float | None = None
+    candidate_device_ms: float | None = None
+    noise_floor: float | None = None
+    late_bound: float | None = None
+    handshake_ms: float | None = None
+    discarded: int = 0
+    capped: bool = False
+    baselines: tuple[Baseline, ...] = ()
+    bound: Bound | None = None
+    gpu: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,6 +321,8 @@ class Verdict:
         reproducer: stand-alone script that shows the mismatch without the harness.
         log: file with the compiler's output and the workers' stderr.
         peak_bytes: peak resident memory by process role: judge, reference, candidate.
+        problem_hash: SHA-256 of the problem's file, hexadecimal.
+        solution_hash: the same of the solution's.
     """
 
     pair: str
@@ -257,6 +345,8 @@ class Verdict:
     reproducer: str | None = None
     log: str | None = None
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    problem_hash: str = ""
+    solution_hash: str = ""
 
     def __post_init__(self) -> None:
         """Refuse records that cannot be true."""
@@ -306,6 +396,11 @@ class Options:
         cache_dir: built extensions; None is the default cache.
         log_dir: one log file per pair; None is the default folder.
         thread_orders: orders in which the CPU runner runs threads.
+        baselines: what else to compare with: names of ``harness.domain.BASELINES``; None lets the
+            device decide.
+        warm_l2: time with inputs that stay in the L2 cache.
+        cap_s: seconds for the timed blocks of one pair.
+        ncu: read Nsight Compute's counters for one call of each solution.
     """
 
     device: str = "auto"
@@ -320,6 +415,10 @@ class Options:
     cache_dir: Path | None = None
     log_dir: Path | None = None
     thread_orders: tuple[str, ...] = ("forward", "reverse", "shuffled")
+    baselines: tuple[str, ...] | None = None
+    warm_l2: bool = False
+    cap_s: float | None = None
+    ncu: bool = False
 
 
 def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
@@ -337,6 +436,13 @@ def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
         speed = dict(given.get("speed") or {})
         if "outcome" in speed:
             speed["outcome"] = SpeedOutcome(speed["outcome"])
+        speed["baselines"] = tuple(
+            _record(Baseline, {**b, "outcome": SpeedOutcome(b["outcome"])})
+            for b in speed.get("baselines", ())
+        )
+        if speed.get("bound") is not None:
+            speed["bound"] = _record(Bound, speed["bound"])
+        speed["blocks"] = {k: tuple(map(float, v)) for k, v in speed.get("blocks", {}).items()}
         given["speed"] = _record(Speed, speed)
         verdict: Verdict = _record(Verdict, given)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

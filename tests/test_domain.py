@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from harness.domain import (
+    Baseline,
     Blame,
+    Bound,
     Check,
     Finding,
     HarnessError,
@@ -40,7 +42,19 @@ PASSED = Verdict(
     findings=(Finding(kind="data race", message="two threads", block=(1, 2, 3), line=7),),
     notes=("small size",),
     launches=3,
-    speed=Speed(outcome=SpeedOutcome.FASTER, speedup=2.0, low=1.9, high=2.1),
+    speed=Speed(
+        outcome=SpeedOutcome.FASTER,
+        speedup=2.0,
+        low=1.9,
+        high=2.1,
+        baselines=(
+            Baseline(name="torch.compile", outcome=SpeedOutcome.SAME, speedup=1.0),
+            Baseline(name="torch.compile max-autotune-no-cudagraphs", note="raised"),
+        ),
+        bound=Bound(bound_ms=1.5, share=0.75, moved_bytes=1 << 30, copy_gb_s=4257.0),
+        gpu={"temperature_c": [40, 55]},
+        blocks={"reference": (2.0, 2.1), "candidate": (1.0, 1.0)},
+    ),
     peak_bytes={"judge": 1 << 30},
 )
 
@@ -73,6 +87,9 @@ def test_failed_verdict_cannot_carry_a_speedup() -> None:
         {"message": 5},
         {"speed": {"outcome": "LUDICROUS"}},
         {"speed": {"speedup": "fast"}},
+        {"speed": {"bound": {"share": 1.0}}},
+        {"speed": {"baselines": [{"name": "torch.compile"}]}},
+        {"speed": {"blocks": [1, 2]}},
         {"checks": [{"phase": "eval"}]},
         {"findings": [7]},
         {"status": "WRONG_VALUES"},

@@ -151,7 +151,7 @@ def test_full_explanation_has_checks_and_memory() -> None:
 def test_document_holds_every_verdict(tmp_path: Path) -> None:
     text = render_document([PASSED, WRONG], {"cpu": "x"}, exit_code=1)
     document = json.loads(text)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert document["environment"] == {"cpu": "x"}
     assert [v["pair"] for v in document["verdicts"]] == ["gemm/solution", "norm/solution"]
     assert document["verdicts"][0]["speed"]["speedup"] == 2.31234

@@ -37,8 +37,9 @@ def options_from(raw: dict[str, Any]) -> Options:
     for name in ("cache_dir", "log_dir"):
         if fields.get(name) is not None:
             fields[name] = Path(fields[name])
-    if fields.get("thread_orders") is not None:
-        fields["thread_orders"] = tuple(fields["thread_orders"])
+    for name in ("thread_orders", "baselines"):
+        if fields.get(name) is not None:
+            fields[name] = tuple(fields[name])
     return Options(**fields)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import shlex
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ def verdict(
         reproducer=facts.reproducer,
         log=str(log),
         peak_bytes=facts.peak,
+        problem_hash=hashlib.sha256(pair.problem.read_bytes()).hexdigest(),
+        solution_hash=hashlib.sha256(pair.solution.read_bytes()).hexdigest(),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.domain import SCHEMA_VERSION, Verdict, to_json
+from harness.domain import MEASUREMENT_VERSION, SCHEMA_VERSION, Verdict, to_json
 
 
 def render_document(
@@ -31,6 +31,7 @@ def render_document(
     """
     document = {
         "schema_version": SCHEMA_VERSION,
+        "measurement_version": MEASUREMENT_VERSION,
         "environment": dict(environment),
         "exit_code": exit_code,
         "error": error,
