@@ -1,37 +1,45 @@
 """Check and time the shipped pairs on a GPU, for the people who tune them.
 
-    python tests/pairs/bench_pairs.py                  full sizes: error against float64, times
-    python tests/pairs/bench_pairs.py --exercise       every kernel once at small sizes, untimed:
-                                                       the process to put under compute-sanitizer
-    python tests/pairs/bench_pairs.py groupnorm ...    some of them
+    python tests/pairs/bench_pairs.py                   full sizes: error against float64, times
+    python tests/pairs/bench_pairs.py --exercise        every kernel once at small sizes, untimed:
+                                                        the process to put under compute-sanitizer
+    python tests/pairs/bench_pairs.py groupnorm/hopper  one pair; no name after / is `solution`
+    python tests/pairs/bench_pairs.py --dtype float16   x and state in another dtype
+    python tests/pairs/bench_pairs.py --calls           host time per call at a tiny size
 
 Times are medians of CUDA events around single calls. Tensors exceed the L2 cache many times, so
-every call starts cold. `run_eval.py` is the figure of record; this is the quick loop.
+every call starts cold. The bound of a pair that moves bytes is what a copy of as many bytes takes
+in the same run, every input read once and every output written once. `run_eval.py` is the figure
+of record; this is the quick loop.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import importlib.util
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-# Bytes moved, or flops, at the full size; TB/s and TFLOP/s are printed from them.
+# Elements moved ("B": bytes), or flops ("F"), at the full size.
 WORK = {
-    "elementwise_add": ("B", 3 * 4 * 2**28),
-    "batchnorm2d_inference": ("B", 2 * 4 * 2**30),
-    "batchnorm2d_frozen_autograd": ("B", 5 * 4 * 2**28),
-    "batchnorm2d_training": ("B", 2 * 4 * 2**30),
-    "groupnorm": ("B", 2 * 4 * 112 * 2**24),
+    "elementwise_add": ("B", 3 * 2**28),
+    "batchnorm2d_inference": ("B", 2 * 2**30),
+    "batchnorm2d_frozen_autograd": ("B", 5 * 2**28),
+    "batchnorm2d_training": ("B", 2 * 2**30),
+    "groupnorm": ("B", 2 * 112 * 2**24),
     "gemm_scale_batchnorm": ("F", 2 * 16384 * 4096 * 4096),
 }
+# Where two results that differ by rounding may lie apart: (rtol, atol).
+CLOSE = {torch.float32: (1e-4, 1e-4), torch.float16: (1e-2, 1e-2), torch.bfloat16: (5e-2, 5e-2)}
 
 
 def import_file(path: Path, name: str):
@@ -52,9 +60,9 @@ def pair(problem: str, solution: str, **sizes):
     return reference, new
 
 
-def models(reference, new):
-    model = reference.Model(*reference.get_init_inputs()).cuda()
-    candidate = new.ModelNew(*reference.get_init_inputs()).cuda()
+def models(reference, new, dtype: torch.dtype = torch.float32):
+    model = reference.Model(*reference.get_init_inputs()).to("cuda", dtype)
+    candidate = new.ModelNew(*reference.get_init_inputs()).to("cuda", dtype)
     with torch.no_grad():
         for name, t in model.state_dict().items():
             if name.endswith("running_var"):
@@ -79,6 +87,16 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+@functools.cache
+def copy_rate() -> float:
+    """Return the bytes per second, read and written, of a copy of 4 GiB."""
+    x = torch.rand(2**30, device="cuda")
+    y = torch.empty_like(x)
+    ms = median_ms(lambda: y.copy_(x), 15)
+    print(f"copy of 4 GiB: {ms:.3f} ms, {2 * 4 * 2**30 / ms / 1e9:.2f} TB/s", flush=True)
+    return 2 * 4 * 2**30 / ms * 1e3
+
+
 def runner(problem: str, model, inputs) -> Callable[[], object]:
     """One call as the pair asks for it: with gradients where it has them."""
     if problem == "batchnorm2d_frozen_autograd":
@@ -97,16 +115,20 @@ def runner(problem: str, model, inputs) -> Callable[[], object]:
     return forward
 
 
-def bench(problem: str, solution: str, repeats: int) -> None:
+def bench(problem: str, solution: str, dtype: torch.dtype, repeats: int) -> None:
+    unit, work = WORK[problem]
+    work *= dtype.itemsize if unit == "B" else 1
+    bound = work / copy_rate() * 1e3 if unit == "B" else None
     reference, new = pair(problem, solution)
     for training in [False, True] if problem == "gemm_scale_batchnorm" else [None]:
-        model, candidate = models(reference, new)
+        model, candidate = models(reference, new, dtype)
         if training is not None:
             model.train(training), candidate.train(training)
         inputs = []
         with torch.device("cuda"):  # get_inputs draws there: a 7 GiB tensor takes minutes on a CPU
             drawn = reference.get_inputs()
-        for x in drawn:
+        while drawn:
+            x = drawn.pop(0).to(dtype)
             x.requires_grad_(problem == "batchnorm2d_frozen_autograd")
             inputs.append(x)
         with torch.no_grad():
@@ -114,25 +136,52 @@ def bench(problem: str, solution: str, repeats: int) -> None:
             exact = model.double()(*(x.double() for x in inputs))
             own = max((w - e).abs().max() for w, e in zip(want, exact, strict=True)).item()
             error = max((w - e).abs().max() for w, e in zip(got, exact, strict=True)).item()
+            rtol, atol = CLOSE[dtype]
             close = all(
-                torch.allclose(w, g, rtol=1e-4, atol=1e-4) for w, g in zip(want, got, strict=True)
+                torch.allclose(w, g, rtol=rtol, atol=atol) for w, g in zip(want, got, strict=True)
             )
         del want, got, exact
-        model.float()
+        model.to(dtype)
         eager = median_ms(runner(problem, model, inputs), repeats)
         ours = median_ms(runner(problem, candidate, inputs), repeats)
-        unit, work = WORK[problem]
         rate = work / ours * 1e3 / 1e12
         label = problem + ("" if training is None else ", training" if training else ", eval")
+        share = "" if bound is None else f" {bound / ours:6.1%} of {bound:.3f} ms"
         print(
             f"{label:36} {solution:9} eager {eager:7.3f} ms  ours {ours:7.3f} ms "
-            f"{eager / ours:5.2f}x  {rate:6.2f} T{unit}/s  error {error:.2e} eager's {own:.2e} "
-            f"allclose {close}",
+            f"{eager / ours:5.2f}x  {rate:6.2f} T{unit}/s{share}  error {error:.2e} "
+            f"eager's {own:.2e} allclose {close}",
             flush=True,
         )
-        del inputs, model, candidate
+        del inputs, model, candidate, x
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def calls(problem: str, solution: str, dtype: torch.dtype) -> None:
+    """Host time per call where the kernel itself takes next to none."""
+    small = {
+        "elementwise_add": {"batch_size": 1, "features": 128},
+        "groupnorm": {"batch_size": 1, "features": 4, "num_groups": 2, "dim1": 8, "dim2": 8},
+        "gemm_scale_batchnorm": {"batch_size": 16, "in_features": 16, "out_features": 16},
+    }.get(problem, {"batch_size": 2, "features": 2, "dim1": 8, "dim2": 8})
+    reference, new = pair(problem, solution, **small)
+    model, candidate = models(reference, new, dtype)
+    inputs = [x.detach().to("cuda", dtype) for x in reference.get_inputs()]
+    times = {}
+    with torch.no_grad():
+        for _ in range(7):
+            for name, call in (("eager", model), ("ours", candidate)):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(1000):
+                    call(*inputs)
+                torch.cuda.synchronize()
+                times.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
+    eager, ours = (statistics.median(times[name]) for name in ("eager", "ours"))
+    print(
+        f"{problem:36} {solution:9} eager {eager:6.2f} us a call  ours {ours:6.2f} us", flush=True
+    )
 
 
 def exercise(problem: str, solution: str) -> None:
@@ -176,13 +225,14 @@ def exercise(problem: str, solution: str) -> None:
                             if problem == "elementwise_add":
                                 candidate(variant[0], variant[1][:1])
             torch.cuda.synchronize()
-    print(f"{problem}: exercised", flush=True)
+    print(f"{problem}/{solution}: exercised", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("problems", nargs="*", default=list(WORK))
-    parser.add_argument("--solution", default="solution")
+    parser.add_argument("pairs", nargs="*", default=list(WORK), metavar="problem[/solution]")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--calls", action="store_true")
     parser.add_argument("--exercise", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
@@ -192,11 +242,16 @@ def main() -> int:
     os.environ.setdefault(
         "TORCH_CUDA_ARCH_LIST", "{}.{}".format(*torch.cuda.get_device_capability())
     )
-    for problem in options.problems:
+    dtype = getattr(torch, options.dtype)
+    for name in options.pairs:
+        problem, _, solution = name.partition("/")
+        solution = solution or "solution"
         if options.exercise:
-            exercise(problem, options.solution)
+            exercise(problem, solution)
+        elif options.calls:
+            calls(problem, solution, dtype)
         else:
-            bench(problem, options.solution, options.repeats)
+            bench(problem, solution, dtype, options.repeats)
     return 0
 
 
