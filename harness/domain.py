@@ -359,6 +359,91 @@ class Verdict:
         return self.status.blame
 
 
+class GateClass(enum.Enum):
+    """What the gate says about one pair against its stored result."""
+
+    OK = "OK"
+    """As good as what is stored."""
+    IMPROVED = "IMPROVED"
+    """Faster by more than what intervals and slack explain. ``--update-baseline`` keeps it."""
+    REGRESSED = "REGRESSED"
+    """Status, precision, findings, errors or speed got worse; ``what`` says which."""
+    MISSING = "MISSING"
+    """Stored, and this run has no complete result: deleted, skipped or without a time."""
+    INCOMPARABLE = "INCOMPARABLE"
+    """Stored for another device, driver, clock, problem, size or modes."""
+    NO_BASELINE = "NO_BASELINE"
+    """Nothing is stored for this pair."""
+    UNDECIDED = "UNDECIDED"
+    """Measured twice, and the intervals still allow both: slower, and not slower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairDecision:
+    """The gate's answer for one pair.
+
+    Attributes:
+        pair: name of the pair.
+        gate_class: see GateClass.
+        what: which property decided: ``status``, ``precision``, ``findings``, ``launches``,
+            ``errors``, ``speed``; empty where none stands out.
+        reason: one line: what was compared and what to do next.
+        before, after: the stored speedup and this run's; None where untimed.
+        change: relative change of the speedup, e.g. -0.03; None where not compared.
+        low, high: ends of its 95 % interval, run-to-run spread included.
+        measurements: how many runs of the pair stand behind the answer.
+    """
+
+    pair: str
+    gate_class: GateClass
+    what: str = ""
+    reason: str = ""
+    before: float | None = None
+    after: float | None = None
+    change: float | None = None
+    low: float | None = None
+    high: float | None = None
+    measurements: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateDecision:
+    """The gate's answer for a run.
+
+    Attributes:
+        baseline: file that the run was compared with.
+        pairs: one per pair that is stored or was run.
+        exit_code: see docs/baselines.md.
+    """
+
+    baseline: str
+    pairs: tuple[PairDecision, ...]
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One JSON document: everything that one invocation found out.
+
+    Attributes:
+        verdicts: exactly one per pair.
+        environment: what the machine was.
+        exit_code: what the command returned.
+        error: why nothing was evaluated, None where something was.
+        measurement_version: of the clock that took the times.
+        gate: the comparison with the stored results, None where none was asked for.
+        source: file the run was read from; empty for the run at hand.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+    error: str | None = None
+    measurement_version: int = MEASUREMENT_VERSION
+    gate: GateDecision | None = None
+    source: str = ""
+
+
 def to_json(value: Any) -> Any:
     """Return plain dicts, lists and scalars for any record; non-finite floats become strings."""
     if isinstance(value, enum.Enum):
@@ -468,3 +553,38 @@ def _record(cls: type[Any], plain: Mapping[str, Any]) -> Any:
         if annotation == "str" and not isinstance(value, str):
             raise TypeError(f"{cls.__name__}.{name} must be text, not {value!r}")
     return cls(**values)
+
+
+def run_from_json(plain: Mapping[str, Any], source: str = "") -> Run:
+    """Return the run that a JSON document holds. Reads schema 1 and 2.
+
+    Args:
+        plain: the parsed document.
+        source: the file it comes from, for messages.
+
+    Raises:
+        HarnessError: not such a document, or of a schema that this version does not know.
+    """
+    try:
+        schema = plain["schema_version"]
+        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA_VERSION:
+            raise HarnessError(
+                f"schema {schema!r} of the document is not one of 1 to {SCHEMA_VERSION}: it was "
+                "written by another version. Next: update the harness, or run again"
+            )
+        gate = plain.get("gate")
+        decisions = tuple(
+            _record(PairDecision, {**d, "gate_class": GateClass(d["gate_class"])})
+            for d in (gate or {}).get("pairs", ())
+        )
+        return Run(
+            verdicts=tuple(verdict_from_json(v) for v in plain["verdicts"]),
+            environment=dict(plain["environment"]),
+            exit_code=int(plain["exit_code"]),
+            error=plain.get("error"),
+            measurement_version=int(plain.get("measurement_version", 1)),
+            gate=_record(GateDecision, {**gate, "pairs": decisions}) if gate else None,
+            source=source,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise HarnessError(f"not a document of a run: {error!r}") from error
