@@ -167,6 +167,15 @@ HONEST: dict[str, Honest] = {
     "half_atomic": Honest(
         _F, lambda: (torch.ones(20).half(),), lambda x: torch.full((1,), 20.0).half()
     ),
+    "half_in_place": Honest(_F, lambda: (_f(150).half(),), lambda x: x * 2),
+    "half_tree": Honest(
+        _F, lambda: (_i(9, 64).half(),), lambda x: x.float().sum().half().reshape(1)
+    ),
+    "bytes_in_place": Honest(
+        _F,
+        lambda: (torch.randint(0, 200, (96,), dtype=torch.uint8),),
+        lambda x: x.reshape(-1, 4).flip(1).flatten() + 4,
+    ),
 }
 
 _D = "defects.cu"
@@ -238,5 +247,12 @@ DEFECTS: dict[str, Defect] = {
     "device_assert": Defect(_D, lambda: (_f(8),), ("device assert",)),
     "divide_by_zero": Defect(
         _D, lambda: (_index(1, 2, 0, 4, 5, 6, 7, 8),), ("integer division by zero",)
+    ),
+    "half_race": Defect(_D, lambda: (_f(128).half(),), ("data race",), marked=False),
+    "byte_race": Defect(
+        _D,
+        lambda: (torch.randint(0, 200, (64,), dtype=torch.uint8),),
+        _SHARED_RACE,
+        marked=False,
     ),
 }

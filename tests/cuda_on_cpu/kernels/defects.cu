@@ -509,3 +509,28 @@ torch::Tensor divide_by_zero(torch::Tensor x) {
     divide_kernel<<<1, 8>>>(x.data_ptr<int>(), o.data_ptr<int>());
     return o;
 }
+// Only the odd ones of neighbouring 16-bit values race.
+__global__ void half_race_kernel(at::Half* x, int n) {
+    const int i = 2 * threadIdx.x + 1;
+    const at::Half v = x[i];
+    if (i + 2 < n) x[i + 2] = v;  // BUG half_race
+}
+torch::Tensor half_race(torch::Tensor x) {
+    auto o = x.clone();
+    half_race_kernel<<<1, 64>>>(o.data_ptr<at::Half>(), o.numel());
+    return o;
+}
+__global__ void byte_race_kernel(const unsigned char* x, unsigned char* o) {
+    __shared__ unsigned char s[64];
+    const int t = threadIdx.x;
+    s[t] = x[t];
+    __syncthreads();
+    if (t % 4 == 3 && t + 4 < 64) s[t] = s[t + 4] + 1;
+    __syncthreads();
+    o[t] = s[t];
+}
+torch::Tensor byte_race(torch::Tensor x) {
+    auto o = torch::empty_like(x);
+    byte_race_kernel<<<1, 64>>>(x.data_ptr<unsigned char>(), o.data_ptr<unsigned char>());
+    return o;
+}

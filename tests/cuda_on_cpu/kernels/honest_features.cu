@@ -422,3 +422,48 @@ torch::Tensor half_atomic(torch::Tensor x) {
     half_atomic_kernel<<<1, 32>>>(x.data_ptr<at::Half>(), o.data_ptr<at::Half>(), x.numel());
     return o;
 }
+
+// Neighbouring small values belong to different threads: each reads and then writes its own.
+__global__ void half_in_place_kernel(at::Half* x, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = static_cast<at::Half>(static_cast<float>(x[i]) * 2);
+}
+torch::Tensor half_in_place(torch::Tensor x) {
+    auto o = x.clone();
+    half_in_place_kernel<<<3, 64>>>(o.data_ptr<at::Half>(), o.numel());
+    return o;
+}
+__global__ void half_tree_kernel(const at::Half* x, at::Half* o) {
+    __shared__ at::Half s[64];
+    const int t = threadIdx.x;
+    s[t] = x[t];
+    __syncthreads();
+    for (int k = 32; k > 0; k /= 2) {
+        if (t < k) s[t] = s[t] + s[t + k];
+        __syncthreads();
+    }
+    if (t == 0) *o = s[0];
+}
+torch::Tensor half_tree(torch::Tensor x) {
+    auto o = torch::empty({1}, x.options());
+    half_tree_kernel<<<1, 64>>>(x.data_ptr<at::Half>(), o.data_ptr<at::Half>());
+    return o;
+}
+__global__ void bytes_in_place_kernel(unsigned char* x) {
+    __shared__ unsigned char s[96];
+    const int t = threadIdx.x;
+    s[t] = x[t];
+    s[t] += 3;
+    __syncthreads();
+    if (t < 24) {  // whole words after single bytes
+        const uchar4 four = reinterpret_cast<uchar4*>(s)[t];
+        reinterpret_cast<uchar4*>(x)[t] = make_uchar4(four.w, four.z, four.y, four.x);
+    }
+    __syncthreads();
+    x[t] = x[t] + 1;
+}
+torch::Tensor bytes_in_place(torch::Tensor x) {
+    auto o = x.clone();
+    bytes_in_place_kernel<<<1, 96>>>(o.data_ptr<unsigned char>());
+    return o;
+}

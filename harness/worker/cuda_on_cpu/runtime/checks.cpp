@@ -2,8 +2,10 @@
 //
 // The extension is compiled with -fsanitize=thread, which makes the compiler call __tsan_readN and
 // __tsan_writeN before each access; this file supplies those calls instead of libtsan. A shadow
-// cell per 4 bytes remembers the last writer and reader. Two accesses of which one is a plain write
-// conflict unless something orders them:
+// cell per 4 bytes remembers the last writer and reader; memory that is accessed in smaller pieces
+// (halves, bytes) gets a cell per 2 bytes or per byte once that is seen, for neighbouring values
+// belong to different threads. Two accesses of which one is a plain write conflict unless something
+// orders them:
 //   same block   a barrier between them (their segments differ), or a warp operation (same warp,
 //                later warp epoch);
 //   two blocks   a grid barrier, or the chain write, __threadfence, atomic -> atomic, read.
@@ -30,24 +32,22 @@ namespace {
 struct Cell {
     uint32_t write_segment, write_caller;  // callers: low 32 bits
     uint32_t read_segment, read_caller;
-    uint32_t write_bits;  // thread 0..9, byte mask 10..13, atomic 14, warp epoch 15..31
-    uint32_t read_bits;  // thread 0..9, byte mask 10..13, flags 14..16, epoch 17..27, written 28..31
+    uint32_t write_bits;  // thread 0..9, atomic 14, warp epoch 15..31
+    uint32_t read_bits;  // thread 0..9, flags 14..16, epoch 17..27, written by this block 28
 
     unsigned write_thread() const { return write_bits & 1023; }
-    unsigned write_mask() const { return write_bits >> 10 & 15; }
     bool write_atomic() const { return write_bits >> 14 & 1; }
     unsigned write_epoch() const { return write_bits >> 15; }
     unsigned read_thread() const { return read_bits & 1023; }
-    unsigned read_mask() const { return read_bits >> 10 & 15; }
     unsigned read_epoch() const { return read_bits >> 17 & 0x7ff; }
-    unsigned written() const { return read_bits >> 28; }
 };
 constexpr uint32_t kReadMany = 1u << 14;  // several threads of one warp in one epoch
 constexpr uint32_t kReadWarps = 1u << 15;  // several warps of one block in one segment
 constexpr uint32_t kReadBlocks = 1u << 16;  // several blocks in this launch
+constexpr uint32_t kWritten = 1u << 28;
 static_assert(sizeof(Cell) == 24, "one cell per 4 bytes; its size is most of the checks' memory");
 
-constexpr size_t kCellsPerPage = kPage / 4;
+constexpr unsigned kCoarse = 2;  // a cell describes 1 << kCoarse bytes to begin with
 
 // One page of checked memory. The key holds the generation of the allocations too, so that a free
 // makes all entries stale at once.
@@ -56,13 +56,18 @@ struct Lookup {
     Cell* cells = nullptr;  // of the page
     uintptr_t begin = 0, end = 0;  // object on this page
     bool poisoned = false;
+    unsigned shift = kCoarse;
 };
 
 constexpr size_t kLookups = 4096;
 Lookup lookups[kLookups];
 uint64_t lookups_valid_for = 0;
 uint64_t generation = 0;  // shifted into the key's upper bits
-std::unordered_map<uintptr_t, Cell*> other_pages;  // memory that no allocation of ours describes
+struct OtherPage {
+    Cell* cells = nullptr;
+    unsigned shift = kCoarse;
+};
+std::unordered_map<uintptr_t, OtherPage> other_pages;  // memory that no allocation of ours describes
 std::multimap<size_t, void*> spare_shadows;
 size_t spare_bytes = 0;
 std::mutex spare_lock;  // tensors are freed by any thread
@@ -70,7 +75,9 @@ constexpr size_t kMostSpare = size_t{1} << 30;
 
 inline uint64_t key_of(uintptr_t page) { return generation | page; }
 
-Cell arena_cells[kArenaLimit / 4];
+Cell arena_by_word[kArenaLimit / 4], arena_by_half[kArenaLimit / 2], arena_by_byte[kArenaLimit];
+Cell* const arena_levels[] = {arena_by_byte, arena_by_half, arena_by_word};
+unsigned arena_shift = kCoarse;  // of this launch
 uint8_t arena_owner[kArenaLimit / 4];  // 0: no variable here
 struct Variable {
     const char* name;
@@ -145,11 +152,13 @@ EMU_COLD void out_of_bounds(uintptr_t address, size_t size, bool write, uintptr_
     abort_launch(700);  // cudaErrorIllegalAddress, as the GPU would report
 }
 
-Cell* other_page(uintptr_t page) {
-    Cell*& cells = other_pages[page];
-    if (!cells) cells = new_shadow(kCellsPerPage * sizeof(Cell));
-    return cells;
+OtherPage& other_page(uintptr_t page) {
+    OtherPage& other = other_pages[page];
+    if (!other.cells) other.cells = new_shadow((kPage >> other.shift) * sizeof(Cell));
+    return other;
 }
+
+size_t shadow_bytes(size_t mapped_bytes, unsigned shift) { return (mapped_bytes >> shift) * sizeof(Cell); }
 
 EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t caller) {
     if (near_arena(address)) {
@@ -173,12 +182,15 @@ EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t c
         l.poisoned = a.poisoned;
         if (a.map_end) {
             if (!a.shadow) {
-                a.shadow = new_shadow((a.map_end - a.map_begin) / 4 * sizeof(Cell));
-                set_shadow(a.map_begin, a.shadow);
+                a.shadow = new_shadow(shadow_bytes(a.map_end - a.map_begin, kCoarse));
+                a.shadow_shift = kCoarse;
+                set_shadow(a.map_begin, a.shadow, kCoarse);
             }
-            l.cells = static_cast<Cell*>(a.shadow) + (page * kPage - a.map_begin) / 4;
+            l.shift = a.shadow_shift;
+            l.cells = static_cast<Cell*>(a.shadow) + ((page * kPage - a.map_begin) >> l.shift);
         } else {
-            l.cells = other_page(page);
+            l.cells = other_page(page).cells;
+            l.shift = other_page(page).shift;
             if (page * kPage < a.begin) l.begin = 0;  // the page holds something else as well
             if (page * kPage + kPage > a.end) l.end = UINTPTR_MAX;
         }
@@ -187,10 +199,54 @@ EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t c
         l.begin = 0;  // memory of the process that no allocation of ours describes
         l.end = UINTPTR_MAX;
         l.poisoned = false;
-        l.cells = other_page(page);
+        l.cells = other_page(page).cells;
+        l.shift = other_page(page).shift;
     }
     l.key = key_of(page);
     return &l;
+}
+
+// Copies what this launch has noted into cells that describe less each.
+void refine_cells(const Cell* from, Cell* to, size_t count, unsigned by) {
+    for (size_t i = 0; i < count; ++i)
+        if (from[i].write_segment >= now.launch_first_segment || from[i].read_segment >= now.launch_first_segment)
+            for (size_t k = 0; k < size_t{1} << by; ++k) to[(i << by) + k] = from[i];
+}
+
+// An access smaller than the cells: gives the memory around `address` cells of its size.
+EMU_COLD void refine(const Lookup& l, uintptr_t address, size_t size) {
+    const unsigned old = l.shift, shift = (address | size) & 1 ? 0 : 1;
+    Allocation a;
+    uintptr_t begin = address / kPage * kPage, end = begin + kPage;
+    const bool ours = find_allocation(address, &a) && a.map_end && !a.freed;
+    if (ours) {
+        begin = a.map_begin;
+        end = a.map_end;
+    }
+    Cell* const before = ours ? static_cast<Cell*>(a.shadow) : other_page(begin / kPage).cells;
+    Cell* const after = new_shadow(shadow_bytes(end - begin, shift));
+    refine_cells(before, after, (end - begin) >> old, old - shift);
+    munmap(before, shadow_bytes(end - begin, old));  // not kept: it has segments of this launch
+    if (ours)
+        set_shadow(begin, after, shift);
+    else
+        other_pages[begin / kPage] = {after, shift};
+    for (uintptr_t page = begin / kPage; page < end / kPage; ++page)
+        if (lookups[page % kLookups].key == key_of(page)) lookups[page % kLookups].key = ~0ull;
+}
+
+EMU_COLD void refine_arena(uintptr_t address, size_t size) {
+    const unsigned shift = (address | size) & 1 ? 0 : 1, by = arena_shift - shift;
+    for (size_t w = 0; w < kArenaLimit / 4; ++w) {
+        if (!arena_owner[w]) continue;
+        const size_t count = size_t{1} << (kCoarse - arena_shift), first = w * count;
+        refine_cells(arena_levels[arena_shift] + first, arena_levels[shift] + (first << by), count, by);
+    }
+    arena_shift = shift;
+}
+
+inline bool finer_than(uintptr_t address, size_t size, unsigned shift) {
+    return ((address | size) & ((size_t{1} << shift) - 1)) != 0;
 }
 
 // ------------------------------------------------------------------------- races
@@ -240,11 +296,9 @@ void defer_until_value_changes(uintptr_t address, size_t size, Report r) {
 }
 
 // Conflicts of a write (plain or atomic) with what the cell remembers. Slow: only on suspicion.
-EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, unsigned mask,
-                              uintptr_t caller, bool atomic) {
+EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, uintptr_t caller, bool atomic) {
     const unsigned t = now.thread;
-    if (c.write_segment >= now.launch_first_segment && (c.write_mask() & mask) &&
-        !(c.write_atomic() && atomic)) {
+    if (c.write_segment >= now.launch_first_segment && !(c.write_atomic() && atomic)) {
         bool conflict = false;
         if (c.write_segment == now.segment) {
             if (c.write_thread() != t)
@@ -261,7 +315,7 @@ EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, uns
             return;
         }
     }
-    if (c.read_segment >= now.launch_first_segment && (c.read_mask() & mask) && !atomic) {
+    if (c.read_segment >= now.launch_first_segment && !atomic) {
         bool conflict = false;
         if (c.read_segment == now.segment) {
             if ((c.read_bits & kReadWarps) || c.read_thread() / 32 != t / 32)
@@ -282,9 +336,8 @@ EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, uns
     }
 }
 
-EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, unsigned mask,
-                             uintptr_t caller) {
-    if (c.write_segment < now.launch_first_segment || !(c.write_mask() & mask)) return;
+EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, uintptr_t caller) {
+    if (c.write_segment < now.launch_first_segment) return;
     const unsigned t = now.thread;
     if (c.write_segment == now.segment) {
         if (c.write_thread() == t) return;
@@ -306,10 +359,9 @@ EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, unsi
 
 // Several readers in one segment: the first stays on record, for it is the one that a later write
 // by the last (`s[t] += s[t + k]`) races with; the flags say that there were others.
-inline void note_read(Cell& c, unsigned mask, uintptr_t caller) {
+inline void note_read(Cell& c, uintptr_t caller) {
     uint32_t flags = 0;
     if (c.read_segment == now.segment) {
-        mask |= c.read_mask();
         flags = c.read_bits & (kReadWarps | kReadBlocks);
         const bool other_warp = c.read_thread() / 32 != now.thread / 32;
         const bool same_epoch = c.read_epoch() == (now.warp_epoch & 0x7ff);
@@ -318,21 +370,21 @@ inline void note_read(Cell& c, unsigned mask, uintptr_t caller) {
                 flags |= kReadWarps;
             else if (same_epoch)
                 flags |= c.read_thread() != now.thread ? kReadMany : c.read_bits & kReadMany;
-            c.read_bits = (c.read_bits & ~(kReadMany | 15u << 10)) | mask << 10 | flags;
+            c.read_bits = (c.read_bits & ~kReadMany) | flags;
             return;
         }
     } else if (c.read_segment >= now.launch_first_segment && c.read_segment >= grid_epoch_first_segment &&
                ((c.read_bits & kReadBlocks) || !same_block(c.read_segment))) {
         flags = kReadBlocks;
     }
-    c.read_bits = (c.read_bits & 0xF0000000u) | (now.read_bits & ~(15u << 10)) | mask << 10 | flags;
+    c.read_bits = (c.read_bits & kWritten) | now.read_bits | flags;
     c.read_segment = now.segment;
     c.read_caller = static_cast<uint32_t>(caller);
 }
 
-inline void note_write(Cell& c, unsigned mask, uintptr_t caller, bool atomic) {
+inline void note_write(Cell& c, uintptr_t caller, bool atomic) {
     c.write_segment = now.segment;
-    c.write_bits = (now.write_bits & ~(15u << 10)) | mask << 10 | static_cast<uint32_t>(atomic) << 14;
+    c.write_bits = now.write_bits | static_cast<uint32_t>(atomic) << 14;
     c.write_caller = static_cast<uint32_t>(caller);
 }
 
@@ -353,13 +405,12 @@ EMU_COLD void misaligned(uintptr_t address, size_t size, uintptr_t caller) {
     abort_launch(716);  // cudaErrorMisalignedAddress
 }
 
+// Checks and notes one access in `count` cells, each of which it covers as a whole.
 template <Access access>
-inline void check_cells(Cell* cells, uintptr_t address, size_t size, uintptr_t caller, bool shared) {
-    const uintptr_t last = (address + size - 1) / 4;
-    const bool whole = ((address | size) & 3) == 0;
-    for (uintptr_t word = address / 4; word <= last; ++word, ++cells) {
+inline void check_cells(Cell* cells, size_t count, uintptr_t address, size_t size, uintptr_t caller, bool shared) {
+    for (Cell* const last = cells + count; cells != last; ++cells) {
         Cell& c = *cells;
-        if (__builtin_expect(whole && !shared && c.write_segment < now.launch_first_segment &&
+        if (__builtin_expect(!shared && c.write_segment < now.launch_first_segment &&
                                  c.read_segment < now.launch_first_segment,
                              1)) {  // the first access of this launch: nothing to conflict with
             if (access == kRead) {
@@ -367,40 +418,30 @@ inline void check_cells(Cell* cells, uintptr_t address, size_t size, uintptr_t c
                 c.read_segment = now.segment;
                 c.read_caller = static_cast<uint32_t>(caller);
             } else {
-                c.write_bits = now.write_bits | (access == kAtomic ? 1u << 14 : 0);
-                c.write_segment = now.segment;
-                c.write_caller = static_cast<uint32_t>(caller);
+                note_write(c, caller, access == kAtomic);
             }
             continue;
         }
-        unsigned mask = 15;
-        if (!whole) {
-            const uintptr_t low = std::max(address, word * 4), high = std::min(address + size, word * 4 + 4);
-            mask = ((1u << (high - low)) - 1) << (low & 3);
-        }
         if (shared && !now.cooperative) {
             // `written` counts for this block only; the first write of a block resets it.
-            if (c.write_segment < now.block_first_segment) c.read_bits &= 0x0FFFFFFFu;
-            if (access != kWrite && (c.written() & mask) != mask) {
-                uninitialised(address, size, caller, true);
-                c.read_bits |= mask << 28;
-            }
-            if (access != kRead) c.read_bits |= mask << 28;
+            if (c.write_segment < now.block_first_segment) c.read_bits &= ~kWritten;
+            if (access != kWrite && !(c.read_bits & kWritten)) uninitialised(address, size, caller, true);
+            c.read_bits |= kWritten;
         }
         if (access == kRead) {
             if (c.write_segment >= now.launch_first_segment &&
                 !(c.write_segment == now.segment && c.write_thread() == now.thread))
-                read_conflicts(c, address, size, mask, caller);
-            note_read(c, mask, caller);
+                read_conflicts(c, address, size, caller);
+            note_read(c, caller);
         } else {
             if ((c.write_segment >= now.launch_first_segment &&
                  !(c.write_segment == now.segment && c.write_thread() == now.thread)) ||
                 c.read_segment >= now.launch_first_segment)
-                write_conflicts(c, address, size, mask, caller, access == kAtomic);
+                write_conflicts(c, address, size, caller, access == kAtomic);
             if (access == kAtomic && c.read_segment == now.segment && c.read_thread() == now.thread &&
                 !(c.read_bits & (kReadMany | kReadWarps)))
                 c.read_segment = 0;  // a plain read before a compare-and-swap loop
-            note_write(c, mask, caller, access == kAtomic);
+            note_write(c, caller, access == kAtomic);
         }
     }
 }
@@ -416,13 +457,15 @@ EMU_COLD void check_shared(uintptr_t address, size_t size, Access access, uintpt
         report(r);
         abort_launch(700);
     }
-    Cell* cells = arena_cells + offset / 4;
+    if (__builtin_expect(finer_than(address, size, arena_shift), 0)) refine_arena(address, size);
+    Cell* const cells = arena_levels[arena_shift] + (offset >> arena_shift);
+    const size_t count = size >> arena_shift;
     if (access == kRead)
-        check_cells<kRead>(cells, address, size, caller, true);
+        check_cells<kRead>(cells, count, address, size, caller, true);
     else if (access == kWrite)
-        check_cells<kWrite>(cells, address, size, caller, true);
+        check_cells<kWrite>(cells, count, address, size, caller, true);
     else
-        check_cells<kAtomic>(cells, address, size, caller, true);
+        check_cells<kAtomic>(cells, count, address, size, caller, true);
 }
 
 template <Access access>
@@ -456,7 +499,11 @@ inline void check(uintptr_t address, size_t size, uintptr_t caller) {
         }
         if (__builtin_expect(untouched, 0)) uninitialised(address, size, caller, false);
     }
-    check_cells<access>(l->cells + address % kPage / 4, address, size, caller, false);
+    if (__builtin_expect(finer_than(address, size, l->shift), 0)) {
+        refine(*l, address, size);
+        l = look_up(address, size, access != kRead, caller);
+    }
+    check_cells<access>(l->cells + (address % kPage >> l->shift), size >> l->shift, address, size, caller, false);
 }
 
 void settle() {
@@ -518,14 +565,15 @@ void checks_launch_begins() {
     blocks_acquired.clear();
     block_acquired = false;
     grid_epoch_first_segment = 0;
+    arena_shift = kCoarse;
     generation = (allocations_changed & 0xfffff) << 40;
     if (lookups_valid_for >> 20 != allocations_changed >> 20)  // the generation has gone round
         for (Lookup& l : lookups) l.key = ~0ull;
     lookups_valid_for = allocations_changed;
 }
 
-void checks_forget(void* shadow, size_t mapped_bytes) {
-    const size_t bytes = mapped_bytes / 4 * sizeof(Cell);
+void checks_forget(void* shadow, size_t mapped_bytes, unsigned shift) {
+    const size_t bytes = shadow_bytes(mapped_bytes, shift);
     std::lock_guard<std::mutex> guard(spare_lock);
     if (spare_bytes + bytes > kMostSpare) {
         munmap(shadow, bytes);
@@ -597,8 +645,11 @@ static void volatile_access(uintptr_t address, size_t size, bool write, uintptr_
     if (address < l->begin || address + size > l->end)
         out_of_bounds(address, size, write, caller, "");
     if (write) {
-        Cell* cells = l->cells + address % kPage / 4;
-        note_write(*cells, 15, caller, true);
+        if (finer_than(address, size, l->shift)) {
+            refine(*l, address, size);
+            l = look_up(address, size, write, caller);
+        }
+        note_write(l->cells[address % kPage >> l->shift], caller, true);
         auto found = block_orders.find(now.block_linear);
         if (found != block_orders.end() && found->second.fenced)
             found->second.released = found->second.fenced;

@@ -141,7 +141,7 @@ int release(void* pointer) {
         mmap(reinterpret_cast<void*>(a.map_begin), a.map_end - a.map_begin, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
         a.freed = true;
-        if (a.shadow) checks_forget(a.shadow, a.map_end - a.map_begin);
+        if (a.shadow) checks_forget(a.shadow, a.map_end - a.map_begin, a.shadow_shift);
         a.shadow = nullptr;
         --live;
         live_bytes -= a.map_end - a.map_begin;
@@ -172,9 +172,11 @@ struct GuardedAllocator final : c10::Allocator {
 
 }  // namespace
 
-void set_shadow(uintptr_t map_begin, void* shadow) {
+void set_shadow(uintptr_t map_begin, void* shadow, unsigned shift) {
     std::lock_guard<std::mutex> guard(lock);
-    allocations[map_begin].shadow = shadow;
+    Allocation& a = allocations[map_begin];
+    a.shadow = shadow;
+    a.shadow_shift = shift;
 }
 
 bool in_guarded_region(uintptr_t address) { return address - region_begin < region_end - region_begin; }

@@ -22,12 +22,13 @@ struct Allocation {
     uintptr_t map_begin = 0, map_end = 0;  // pages that are accessible
     uint64_t serial = 0;
     void* shadow = nullptr;  // cells of its pages, once a kernel has touched it
+    unsigned shadow_shift = 2;  // each describes 1 << shift bytes
     bool freed = false, poisoned = false, from_cuda_malloc = false;
     std::string name;
 };
 // The allocation around or nearest to an address; false if it is nowhere near one of ours.
 bool find_allocation(uintptr_t address, Allocation* found);
-void set_shadow(uintptr_t map_begin, void* shadow);
+void set_shadow(uintptr_t map_begin, void* shadow, unsigned shift);
 bool in_guarded_region(uintptr_t address);
 extern uint64_t allocations_changed;  // grows with each allocation and free: stale lookups
 
@@ -53,7 +54,7 @@ struct Current {
     unsigned thread = 0;  // linear index in the block
     uint32_t segment = 0;  // barrier interval of the block, unique over the process
     uint32_t warp_epoch = 0;
-    uint32_t write_bits = 0, read_bits = 0;  // a cell's bits for a whole-word access right now
+    uint32_t write_bits = 0, read_bits = 0;  // a cell's bits for an access right now
     uint32_t block_first_segment = 0;
     uint32_t launch_first_segment = 1;
     uintptr_t arena = 0;  // shared memory of the block
@@ -77,12 +78,12 @@ constexpr size_t kArenaLimit = 256 * 1024;
 constexpr size_t kArenaMargin = 64 << 20;  // inaccessible address space on both sides
 void checks_launch_begins();
 void checks_block_begins();
-void checks_forget(void* shadow, size_t mapped_bytes);  // of an allocation that is freed
+void checks_forget(void* shadow, size_t mapped_bytes, unsigned shift);  // of an allocation that is freed
 inline void set_current(unsigned thread, uint32_t epoch) {
     now.thread = thread;
     now.warp_epoch = epoch;
-    now.write_bits = thread | 15u << 10 | epoch << 15;
-    now.read_bits = thread | 15u << 10 | (epoch & 0x7ff) << 17;
+    now.write_bits = thread | epoch << 15;
+    now.read_bits = thread | (epoch & 0x7ff) << 17;
 }
 void checks_thread_stops();  // the current thread blocks or ends: settle its deferred suspicions
 void checks_grid_synchronised();
