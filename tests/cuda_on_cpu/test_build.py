@@ -112,9 +112,13 @@ def test_unsupported_construct_is_refused_with_its_line(build: Any) -> None:
         build(GOOD.replace("o[threadIdx.x] = 1;", 'asm volatile("");'))
 
 
-def test_half_operators_come_back_with_their_macro(build: Any) -> None:
-    source = GOOD.replace("= 1;", "= __half2float(__float2half(1.f) + __float2half(2.f));")
-    assert build(source, extra_cuda_cflags=["-U__CUDA_NO_HALF_OPERATORS__"]).is_file()
+def test_half_operators_come_back_with_their_macro_and_limits_need_no_header(build: Any) -> None:
+    source = GOOD.replace(
+        "= 1;", "= __half2float(__float2half(1.f) + __float2half(2.f)) - FLT_MAX;"
+    )
+    macro = ["-U__CUDA_NO_HALF_OPERATORS__"]
+    empty = {"extra_cflags": [""], "extra_ldflags": [""]}
+    assert build(source, extra_cuda_cflags=["", *macro], **empty).is_file()
 
 
 def test_files_with_their_own_bindings_build(support: Path, tmp_path: Path) -> None:

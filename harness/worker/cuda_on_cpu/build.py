@@ -17,6 +17,7 @@ from harness.worker.cuda_on_cpu.unsupported import find_unsupported
 
 _CUDA_PREFIX = (
     '#include "prefix.h"\n#include <emu/torch_device.h>\n'
+    "#include <cfloat>\n#include <queue>\n"  # nvcc's torch headers bring them
     "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
     "{restrict}"
 )

@@ -59,6 +59,11 @@ _CUDA_LIBRARY = re.compile(
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
 
+def _words(flags: Sequence[str]) -> list[str]:
+    """Return flags as a build file's line would hold them: split at blanks, "" is nothing."""
+    return [word for flag in flags for word in flag.split()]
+
+
 def cuda_flags(flags: Sequence[str]) -> list[str]:
     """Return what a host compiler can use of nvcc's flags.
 
@@ -82,7 +87,7 @@ def cuda_flags(flags: Sequence[str]) -> list[str]:
         r"|--?split-compile\S*|--?Ofast-compile\S*|--?extra-device-vectorization|--?optimize\S*"
     )
     i = 0
-    flags = [part for f in flags for part in f.split()]
+    flags = _words(flags)
     while i < len(flags):
         flag = flags[i]
         if flag.startswith(("-D", "-U", "-I", "-isystem", "--define-macro", "-include")):
@@ -140,7 +145,7 @@ def link(
     command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     command += ["-ltorch_python"] if python else []
     kept = []
-    for flag in flags:
+    for flag in _words(flags):
         if _CUDA_LIBRARY.match(flag):
             continue  # CUDA's own: the run-time library stands for it
         kept.append(flag)
