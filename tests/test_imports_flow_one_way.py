@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
     "fleet": {"domain", "settings", "environment", "fleet"},
     "report": {"domain", "report"},
+    "gate": {"domain", "gate"},
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},

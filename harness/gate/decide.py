@@ -1,0 +1,208 @@
+"""One pair against its stored result: pure functions over records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.domain import (
+    Check,
+    GateClass,
+    HarnessError,
+    PairDecision,
+    SpeedOutcome,
+    Status,
+    Verdict,
+)
+from harness.gate.policy import PRECISIONS, GatePolicy, change_of
+from harness.gate.store import Stored
+
+_UPDATE = "Next: look at the change, then --update-baseline"
+
+
+def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDecision:
+    """Return what the gate says about one pair.
+
+    What makes results incomparable is asked first, but a pair that fails now has failed on any
+    machine. Then whatever must not get worse: status, findings, launches, precision, errors;
+    the speedup last.
+
+    Args:
+        stored: its stored result; only passed pairs are stored.
+        runs: this run's measurements of it, the latest last; more than one after it was
+            measured again.
+        policy: thresholds.
+    """
+    latest = runs[-1]
+    verdict = latest.verdict
+    count = len(runs)
+    if verdict.status is Status.SKIPPED:
+        return _say(
+            verdict,
+            GateClass.MISSING,
+            "status",
+            f"stored as {stored.verdict.status.value}, now SKIPPED: {verdict.message}",
+            count,
+        )
+    if verdict.status is not Status.PASSED:
+        return _say(
+            verdict,
+            GateClass.REGRESSED,
+            "status",
+            f"stored as {stored.verdict.status.value}, now {verdict.status.value}: "
+            f"{verdict.message}",
+            count,
+        )
+    unlike = _incomparable(stored, latest)
+    if unlike:
+        return _say(verdict, GateClass.INCOMPARABLE, "", unlike, count)
+    worse = _worse(stored.verdict, verdict, policy)
+    if worse:
+        what, reason = worse
+        return _say(verdict, GateClass.REGRESSED, what, reason, count)
+    return _speed(stored, runs, policy)
+
+
+def _say(
+    verdict: Verdict, gate_class: GateClass, what: str, reason: str, count: int
+) -> PairDecision:
+    return PairDecision(
+        pair=verdict.pair,
+        gate_class=gate_class,
+        what=what,
+        reason=reason,
+        after=verdict.speed.speedup,
+        measurements=count,
+    )
+
+
+def _incomparable(stored: Stored, latest: Stored) -> str:
+    """Return why two results cannot be compared; empty where they can."""
+    old, new = stored.verdict, latest.verdict
+    if stored.device != latest.device:
+        return (
+            f"stored on {stored.device}, this run is on {latest.device}. Next: give the baseline "
+            "of this device, or write one with --update-baseline"
+        )
+    if not old.problem_hash or not new.problem_hash:
+        return "no hash of the problem's file is on record. Next: --update-baseline"
+    if old.problem_hash != new.problem_hash:
+        return f"the problem's file changed since it was stored. {_UPDATE}"
+    for name, before, after in (("size", old.size, new.size), ("modes", old.modes, new.modes)):
+        if before != after:
+            return f"stored with {name} {_text(before)}, this run has {_text(after)}"
+    timed = SpeedOutcome.UNTIMED not in (old.speed.outcome, new.speed.outcome)
+    if timed and stored.measurement_version != latest.measurement_version:
+        return (
+            f"stored by version {stored.measurement_version} of the clock, this is version "
+            f"{latest.measurement_version}. Next: --update-baseline"
+        )
+    drivers = [_major(side.environment.get("driver")) for side in (stored, latest)]
+    if timed and drivers[0] != drivers[1]:
+        return f"stored with driver {drivers[0]}, this is driver {drivers[1]}. {_UPDATE}"
+    if timed and old.speed.shape != new.speed.shape:
+        return f"stored as {old.speed.shape}, this run measured {new.speed.shape}. {_UPDATE}"
+    return ""
+
+
+def _text(value: str | tuple[str, ...]) -> str:
+    return (value if isinstance(value, str) else ", ".join(value)) or "none"
+
+
+def _major(driver: object) -> str:
+    return str(driver or "none").partition(".")[0]
+
+
+def _worse(old: Verdict, new: Verdict, policy: GatePolicy) -> tuple[str, str] | None:
+    """Return which property got worse and how, speed aside; None where none did."""
+    known = {finding.kind for finding in old.findings}
+    fresh = sorted({finding.kind for finding in new.findings} - known)
+    if fresh:
+        return "findings", f"the CPU runner saw what it had not seen before: {', '.join(fresh)}"
+    if old.launches and not new.launches:
+        return "launches", f"{old.launches} kernel launches were stored, none was counted now"
+    if _rank(new.precision) > _rank(old.precision):
+        return "precision", f"precision fell from {old.precision} to {new.precision or 'unknown'}"
+    return _errors(old.checks, new.checks, policy)
+
+
+def _rank(precision: str | None) -> int:
+    """Return a precision's place, the most precise first; an unknown one is the worst."""
+    return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)
+
+
+def _errors(
+    old: Sequence[Check], new: Sequence[Check], policy: GatePolicy
+) -> tuple[str, str] | None:
+    """Return which tensor lost its check, or uses far more of its error budget than before."""
+    shares = {_tensor(check): _share(check) for check in new}
+    for before in old:
+        tensor = _tensor(before)
+        if tensor not in shares:
+            return "errors", f"{tensor} was checked when it was stored, and is not any more"
+        share, stored = shares[tensor], _share(before)
+        if share is None or stored is None or share <= policy.error_share:
+            continue
+        if share > policy.error_growth * stored:
+            return (
+                "errors",
+                f"{tensor} uses {share:.0%} of its error budget, {stored:.2%} when it was stored",
+            )
+    return None
+
+
+def _tensor(check: Check) -> str:
+    """Return mode and tensor: the trial differs from run to run."""
+    return f"{check.phase.partition('/')[0]} {check.what}"
+
+
+def _share(check: Check) -> float | None:
+    if check.error is None or not check.budget:
+        return None
+    return check.error / check.budget
+
+
+def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDecision:
+    old, latest = stored.verdict, runs[-1].verdict
+    count = len(runs)
+    before, after = old.speed, latest.speed
+    if before.outcome is SpeedOutcome.UNTIMED:
+        also = "" if after.outcome is SpeedOutcome.UNTIMED else "; now timed: --update-baseline"
+        return _say(latest, GateClass.OK, "", f"nothing timed is stored{also}", count)
+    if after.outcome is SpeedOutcome.UNTIMED:
+        reason = f"stored with a time, this run has none: {after.note or 'no reason given'}"
+        return _say(latest, GateClass.MISSING, "speed", reason, count)
+    try:
+        change = change_of(before, [run.verdict.speed for run in runs], policy)
+    except HarnessError as error:
+        return _say(latest, GateClass.MISSING, "speed", f"no usable interval: {error}", count)
+    if change.high < -policy.slack:
+        gate_class = GateClass.REGRESSED
+    elif change.low <= -policy.limit:
+        gate_class = GateClass.UNDECIDED
+    elif change.low > policy.slack:
+        gate_class = GateClass.IMPROVED
+    else:
+        gate_class = GateClass.OK
+    said = f"speedup {_ratio(before.speedup)} -> {_ratio(after.speedup)}"
+    reason = (
+        f"{said}: {change.change:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
+        f"{f', mean of {count} measurements' if count > 1 else ''}"
+    )
+    if gate_class is GateClass.UNDECIDED:
+        reason += f"; neither ruled out: {policy.limit:.0%} slower, and no slowdown"
+    return PairDecision(
+        pair=latest.pair,
+        gate_class=gate_class,
+        what="" if gate_class is GateClass.OK else "speed",
+        reason=reason,
+        before=before.speedup,
+        after=after.speedup,
+        change=change.change,
+        low=change.low,
+        high=change.high,
+        measurements=count,
+    )
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}x"

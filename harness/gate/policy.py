@@ -1,0 +1,92 @@
+"""Every threshold of the gate, and how two measured speedups are told apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.domain import HarnessError, Speed
+
+PRECISIONS = ("exact", "fp64", "fp32", "fp16", "tf32", "bf16", "worse")
+"""From the most to the least precise, as the judge names them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatePolicy:
+    """Thresholds of the gate, all relative.
+
+    Attributes:
+        slack: a slowdown up to this is nobody's business, however well it is measured.
+        limit: a slowdown of this much must never pass as OK.
+        run_to_run: 95 % half-width of what two runs of the same code differ by beyond their own
+            intervals: other clocks, other addresses, another driver state.
+        error_growth: the error's share of its budget may grow by this factor: every run draws
+            fresh inputs.
+        error_share: and a share of the budget below this is never held against a pair.
+    """
+
+    slack: float = 0.0075
+    limit: float = 0.03
+    run_to_run: float = 0.009
+    error_growth: float = 8.0
+    error_share: float = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Relative change of a speedup with its 95 % interval; -0.03 is 3 % slower."""
+
+    change: float
+    low: float
+    high: float
+
+
+def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Change:
+    """Return how far the speedup moved from the stored measurement to the new ones.
+
+    Works on logarithms: each interval of a ratio becomes a half-width, new measurements are
+    averaged, and independent half-widths add in squares. A run's own noise floor (the reference
+    against itself) replaces ``run_to_run`` where it is larger; one half of its variance belongs
+    to the stored run, the other to each new one.
+
+    Args:
+        before: what is stored.
+        after: one or more measurements of this run.
+        policy: thresholds.
+
+    Raises:
+        HarnessError: a speedup or an end of its interval is missing or not positive.
+    """
+    stored, stored_width = _log_ratio(before)
+    new = [_log_ratio(speed) for speed in after]
+    if not new:
+        raise HarnessError("a change needs at least one new measurement")
+    count = len(new)
+    floors = [speed.noise_floor or 0.0 for speed in (before, *after)]
+    spread = max(policy.run_to_run, *floors)
+    variance = (
+        stored_width**2
+        + sum(width**2 for _, width in new) / count**2
+        + spread**2 / 2
+        + spread**2 / 2 / count
+    )
+    moved = sum(ratio for ratio, _ in new) / count - stored
+    width = math.sqrt(variance)
+    return Change(
+        change=math.expm1(moved),
+        low=math.expm1(moved - width),
+        high=math.expm1(moved + width),
+    )
+
+
+def _log_ratio(speed: Speed) -> tuple[float, float]:
+    """Return the logarithm of a speedup and the half-width of its interval.
+
+    An interval that is lopsided counts with its wider side.
+    """
+    ends = (speed.low, speed.speedup, speed.high)
+    if any(end is None or not math.isfinite(end) or end <= 0 for end in ends):
+        raise HarnessError(f"not an interval of a speedup: {ends}")
+    low, middle, high = (math.log(end) for end in ends if end is not None)
+    return middle, max(high - middle, middle - low, 0.0)
