@@ -112,6 +112,12 @@ class Gradients:
     missing: str = ""
 
 
+def shown_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor | None]:
+    """Return what one timed call gave, in a fixed order: outputs, then gradients of inputs."""
+    shown: list[torch.Tensor | None] = list(tensors_of(output))
+    return shown + (gradients.inputs if gradients is not None else [])
+
+
 def differentiate(
     output: Any,
     inputs: Any,

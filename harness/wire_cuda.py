@@ -139,6 +139,10 @@ class DeviceArena:
             raise HarnessError("the arena is closed")
         return self._flat
 
+    def piece(self, offset: int, nbytes: int) -> torch.Tensor:
+        """Return some bytes as a uint8 tensor with a storage of its own over them."""
+        return torch.as_tensor(_Exposed(self._pointer + offset, nbytes), device=self.flat().device)
+
     def close(self) -> None:
         """Free or unmap the memory."""
         if self._flat is None:

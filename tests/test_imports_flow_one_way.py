@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
-NEUTRAL = {"domain", "modules", "pretend_cuda", "settings", "source", "wire", "wire_cuda"}
+NEUTRAL = {"bell", "domain", "modules", "pretend_cuda", "settings", "source", "wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": set(),
     "pretend_cuda": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "source": {"domain"},
     "settings": {"domain"},
     "wire": {"domain"},
+    "bell": {"domain", "wire"},
     "wire_cuda": {"domain", "wire"},
     "nursery": set(),
     "discover": {"domain"},

@@ -1,22 +1,24 @@
-"""The judge's clock: batches of distinct inputs, run in turn by reference and candidate.
+"""The comparison: blocks in which every role runs one batch, and what their times say.
 
-The figure of record is taken here, around *go* and *done*; what a worker says about time is a
-claim. Outputs to check are chosen after *done*, so a call that was skipped or answered from a
-cache shows as a wrong output.
+Pure of processes and devices: what runs a batch and what tells the time is passed in, so tests
+can inject both. The figures are ratios of medians over the same blocks, each with a bootstrap
+interval over block pairs, held against the reference's ratio to itself.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.domain import HarnessError, Speed, SpeedOutcome
+from harness.domain import HarnessError, SpeedOutcome
 
 _RESAMPLES = 2000
+_LOUDEST = 0.03
+REFERENCE, AGAIN, CANDIDATE = "reference", "again", "candidate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,125 +27,181 @@ class ClockPolicy:
 
     Attributes:
         cap_s: seconds for all blocks of one pair.
-        min_blocks, max_blocks: block pairs.
+        min_blocks, max_blocks: blocks; in each every role runs once, the reference twice.
         target_half_width: stop when the interval of the ratio is this narrow (relative).
-        same_within: ratios nearer to 1 than this are SAME; the first form's fixed noise floor.
+        least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
+            quiet the reference is against itself.
         batch_ms: a batch should take this long.
-        claim_tolerance: how far a claim may lie above the clock before the pair is suspect.
+        latency_blocks: blocks of synchronized calls, for the latency.
+        claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
+            milliseconds per batch) in most blocks is a lie.
+        overlap_part, overlap_ms: latency above throughput by more than this, and by more than
+            the reference's, means that calls overlap.
+        discard_part: more throttled blocks than this part leave the speed UNDECIDED.
     """
 
     cap_s: float = 12.0
-    min_blocks: int = 5
-    max_blocks: int = 40
+    min_blocks: int = 8
+    max_blocks: int = 100
     target_half_width: float = 0.005
-    same_within: float = 0.02
+    least_floor: float = 0.005
     batch_ms: float = 200.0
+    latency_blocks: int = 3
+    claim_part: float = 0.10
+    claim_ms: float = 0.5
+    overlap_part: float = 0.25
+    overlap_ms: float = 0.1
+    discard_part: float = 0.5
 
 
 @dataclass(slots=True)
 class Blocks:
-    """Milliseconds per call, one entry per block pair."""
+    """What was measured.
 
-    reference_ms: list[float] = field(default_factory=list)
-    candidate_ms: list[float] = field(default_factory=list)
-    claimed_ms: list[float] = field(default_factory=list)
+    Attributes:
+        ms: milliseconds per call by role, one entry per kept block.
+        discarded: blocks thrown away, by reason.
+        capped: whether time ran out before the interval was narrow enough.
+    """
+
+    ms: dict[str, list[float]] = field(default_factory=dict)
+    discarded: dict[str, int] = field(default_factory=dict)
+    capped: bool = False
+
+    def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
+        """Return the time of role over the time of another, with its interval."""
+        return ratio_interval(self.ms[role], self.ms[over], seed)
 
 
 def measure(
-    run_reference: Callable[[], float],
-    run_candidate: Callable[[], float],
-    calls: int,
+    run: Callable[[str], float],
+    roles: Sequence[str],
     policy: ClockPolicy,
     order: random.Random,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    condition: Callable[[], str] = lambda: "",
     now: Callable[[], float] = time.monotonic,
-) -> tuple[Blocks, float, float, float]:
-    """Run interleaved blocks until the ratio is narrow enough or the time is up.
+) -> Blocks:
+    """Run blocks until the candidate's ratio is narrow enough or the time is up.
 
     Args:
-        run_reference: runs one batch, returns its milliseconds by the judge's clock.
-        run_candidate: the same for the candidate.
-        calls: calls per batch.
+        run: runs one batch of a role, returns its milliseconds per call.
+        roles: REFERENCE and CANDIDATE, AGAIN for the reference once more, and others.
         policy: when to stop.
-        order: decides who goes first in each block.
-        now: seconds; tests inject a fake one.
-
-    Returns:
-        Blocks, ratio of medians, and its interval's ends.
+        order: decides who runs when within a block.
+        prepare: called before each block.
+        condition: called after each block; a reason to discard it, or nothing.
+        now: seconds.
     """
-    blocks = Blocks()
-    started = now()
-    ratio = low = high = float("nan")
-    for done in range(1, policy.max_blocks + 1):
-        if order.random() < 0.5:
-            reference, candidate = run_reference(), run_candidate()
+    blocks = Blocks(ms={role: [] for role in roles})
+    began = now()
+    while True:
+        prepare()
+        sequence = list(roles)
+        order.shuffle(sequence)
+        block = {role: run(role) for role in sequence}
+        reason = condition()
+        late = now() - began > policy.cap_s
+        if reason:
+            blocks.discarded[reason] = blocks.discarded.get(reason, 0) + 1
         else:
-            candidate, reference = run_candidate(), run_reference()
-        blocks.reference_ms.append(reference / calls)
-        blocks.candidate_ms.append(candidate / calls)
-        if done < policy.min_blocks:
-            continue
-        ratio, low, high = ratio_interval(
-            blocks.reference_ms, blocks.candidate_ms, order.getrandbits(32)
-        )
-        if (high - low) / 2 / ratio < policy.target_half_width:
-            break
-        if now() - started > policy.cap_s:
-            break
-    return blocks, ratio, low, high
+            for role, milliseconds in block.items():
+                blocks.ms[role].append(milliseconds)
+        kept = len(blocks.ms[CANDIDATE])
+        if kept >= policy.min_blocks and _narrow(blocks, policy):
+            return blocks
+        if kept >= policy.max_blocks or (late and (kept >= 2 or reason)):
+            blocks.capped = True
+            return blocks
+
+
+def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
+    for other in blocks.ms:
+        if other != CANDIDATE:
+            ratio, low, high = blocks.ratio(other, CANDIDATE)
+            if (high - low) / 2 / ratio >= policy.target_half_width:
+                return False
+    return True
 
 
 def ratio_interval(
-    reference_ms: Sequence[float], candidate_ms: Sequence[float], seed: int
+    above_ms: Sequence[float], below_ms: Sequence[float], seed: int
 ) -> tuple[float, float, float]:
     """Return the ratio of medians and its 95 % bootstrap interval over block pairs.
 
     Raises:
         HarnessError: fewer than two blocks, or lists of different length.
     """
-    if len(reference_ms) != len(candidate_ms) or len(reference_ms) < 2:
+    if len(above_ms) != len(below_ms) or len(above_ms) < 2:
         raise HarnessError("a ratio needs at least two block pairs")
-    a, b = np.asarray(reference_ms), np.asarray(candidate_ms)
+    a, b = np.asarray(above_ms), np.asarray(below_ms)
     picks = np.random.default_rng(seed).integers(0, len(a), (_RESAMPLES, len(a)))
     ratios = np.median(a[picks], axis=1) / np.median(b[picks], axis=1)
     low, high = np.percentile(ratios, [2.5, 97.5])
     return float(np.median(a) / np.median(b)), float(low), float(high)
 
 
-def outcome(low: float, high: float, policy: ClockPolicy) -> SpeedOutcome:
+def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
+    """Return how far the reference strays from itself in the same blocks, relative."""
+    _, low, high = blocks.ratio(REFERENCE, AGAIN)
+    return max(policy.least_floor, abs(low - 1), abs(high - 1))
+
+
+def outcome(low: float, high: float, floor: float) -> SpeedOutcome:
     """Return what an interval of the speedup says.
 
     FASTER or SLOWER only if the whole interval lies beyond the noise floor, SAME only if the
-    whole interval lies within it.
+    whole interval lies within it and the floor is low: a noisy machine says nothing.
     """
-    if low > 1 + policy.same_within:
+    if low > 1 + floor:
         return SpeedOutcome.FASTER
-    if high < 1 - policy.same_within:
+    if high < 1 - floor:
         return SpeedOutcome.SLOWER
-    if low >= 1 - policy.same_within and high <= 1 + policy.same_within:
+    if low >= 1 - floor and high <= 1 + floor and floor <= _LOUDEST:
         return SpeedOutcome.SAME
     return SpeedOutcome.UNDECIDED
 
 
-def speed(
-    blocks: Blocks,
-    ratio: float,
-    low: float,
-    high: float,
-    calls: int,
-    policy: ClockPolicy,
-    note: str,
-) -> Speed:
-    """Return the record of a measurement."""
-    claims = blocks.claimed_ms
-    return Speed(
-        outcome=outcome(low, high, policy),
-        speedup=ratio,
-        low=low,
-        high=high,
-        reference_ms=float(np.median(blocks.reference_ms)),
-        candidate_ms=float(np.median(blocks.candidate_ms)),
-        claimed_ms=float(np.median(claims)) if claims else None,
-        batches=len(blocks.reference_ms),
-        calls_per_batch=calls,
-        note=note,
-    )
+def lying(
+    clocked_ms: Sequence[float], claimed_ms: Sequence[float | None], policy: ClockPolicy
+) -> str:
+    """Return what is wrong with claims, or nothing.
+
+    Args:
+        clocked_ms: per batch, hand-shake subtracted.
+        claimed_ms: what the worker's events said of the same batches.
+        policy: what an honest claim may differ by. One host hiccup is no lie: most blocks must
+            disagree, and in the same direction.
+    """
+    pairs = [(t, c) for t, c in zip(clocked_ms, claimed_ms, strict=True) if c is not None]
+    if len(pairs) < 2:
+        return ""
+    for direction, word in ((1, "less"), (-1, "more")):
+        off = [
+            t for t, c in pairs if direction * (t - c) > max(policy.claim_part * t, policy.claim_ms)
+        ]
+        if len(off) > 0.8 * len(pairs):
+            clocked = float(np.median([t for t, _ in pairs]))
+            claimed = float(np.median([c for _, c in pairs]))
+            return (
+                f"its CUDA events claim {claimed:.3g} ms for batches that take {clocked:.3g} ms by "
+                f"the judge's clock: {word} in {len(off)} of {len(pairs)} batches"
+            )
+    return ""
+
+
+def overlaps(
+    throughput_ms: Mapping[str, float], latency_ms: Mapping[str, float], policy: ClockPolicy
+) -> bool:
+    """Return whether the candidate's back-to-back calls run side by side.
+
+    A call's throughput time is then far under the time of a call that is waited for: by more
+    than waiting costs, which the reference shows.
+    """
+
+    def surplus(role: str) -> float:
+        return latency_ms[role] - throughput_ms[role]
+
+    allowed = max(policy.overlap_part * throughput_ms[CANDIDATE], policy.overlap_ms)
+    return surplus(CANDIDATE) > allowed + max(surplus(REFERENCE), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from harness.domain import (
+    BASELINES,
     HarnessError,
     Options,
     Pair,
@@ -26,7 +28,7 @@ from harness.domain import (
 )
 from harness.judge import answers, check, compare, diagnose, record, reduce, state, timing, trials
 from harness.judge.cache import ExtensionCache
-from harness.judge.clock import ClockPolicy
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
@@ -265,7 +267,8 @@ class Judge:
             memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
             threads=self._threads(),
             device=self._options.device,
-            untrusted=role != "reference",
+            untrusted=role in ("candidate", "build"),
+            compiled=None if role in ("candidate", "build") else self._cache_root / "compiled",
         )
         self._workers.append(worker)
         for note in worker.notes:
@@ -276,10 +279,12 @@ class Judge:
     def _threads(self) -> int:
         """Return torch's CPU threads of a worker, 0 for all.
 
-        All where the CPU is what is measured, else one: the sizes are small, and as many pairs
-        run side by side as there are cores.
+        All but the judge's where the CPU is what is measured, else one: the sizes are small, and
+        as many pairs run side by side as there are cores.
         """
-        return 0 if self._kind == "cuda" or (self._kind == "cpu" and self._options.timed) else 1
+        if self._kind == "cpu" and self._options.timed:
+            return max(1, len(os.sched_getaffinity(0)) - 1)
+        return 0 if self._kind == "cuda" else 1
 
     def _load(
         self,
@@ -289,6 +294,7 @@ class Judge:
         path: Path,
         overrides: dict[str, Any],
         built: Path,
+        compile_mode: str | None = None,
     ) -> dict[str, Any]:
         private = worker.folder / "build"
         building = worker.role == "build"
@@ -308,6 +314,7 @@ class Judge:
                 seed=trials.derived(self._seed, "construction") % 2**31,
                 overrides=overrides,
                 class_name=class_name,
+                compile=compile_mode,
                 **fields,
             )
         except WorkerFailed as failed:
@@ -348,30 +355,64 @@ class Judge:
         self, problem: Problem, checker: check.Checker, worker: RemoteWorker, match: state.Match
     ) -> None:
         self._enter("time")
-        reference = self._start("reference", self._timeout())
+        options = self._options
+        workers = {REFERENCE: self._baseline(problem, "reference", None)}
+        workers[CANDIDATE] = worker
+        for name in self._baseline_names():
+            mode = BASELINES[name]
+            title = f"torch.compile {mode}" if mode else "torch.compile"
+            workers[title] = self._baseline(problem, title, mode or "default")
+        policy = ClockPolicy()
+        if options.quick:
+            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
+        if options.cap_s is not None:
+            policy = dataclasses.replace(policy, cap_s=options.cap_s)
+        if self._kind == "cpu":
+            self._pin(list(workers.values()))
+        self._facts.speed = timing.Stopwatch(
+            problem,
+            checker.oracle,
+            workers,
+            match,
+            timing.Setting(
+                mode="train" if "train" in self._facts.modes else self._facts.modes[0],
+                seed=self._seed,
+                precision=str(self._solution_settings("precision") or ""),
+                standard=checker.standard,
+                warm_l2=options.warm_l2,
+                timeout_s=self._timeout(),
+            ),
+            policy,
+        ).run()
+
+    def _baseline_names(self) -> tuple[str, ...]:
+        if self._options.baselines is not None:
+            return self._options.baselines
+        return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
+
+    def _baseline(self, problem: Problem, role: str, compile_mode: str | None) -> RemoteWorker:
+        worker = self._start(role, self._timeout())
         self._load(
-            reference,
+            worker,
             problem,
             "Model",
             self._pair.problem,
             problem.overrides,
-            reference.folder / "build",
+            worker.folder / "build",
+            compile_mode,
         )
-        mode = "train" if "train" in self._facts.modes else self._facts.modes[0]
-        policy = ClockPolicy()
-        if self._options.quick:
-            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
-        self._facts.speed = timing.Stopwatch(
-            problem,
-            checker.oracle,
-            reference,
-            worker,
-            match,
-            checker.standard,
-            mode,
-            self._seed,
-            policy,
-        ).run()
+        return worker
+
+    def _pin(self, workers: list[RemoteWorker]) -> None:
+        """Give the judge the first core and the workers the others, where there are two."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            self._facts.notes.append("one core: judge and workers share it")
+            return
+        for task in Path("/proc/self/task").iterdir():
+            os.sched_setaffinity(int(task.name), {cores[0]})
+        for worker in workers:
+            worker.pin(set(cores[1:]))
 
     # --- requirements ---------------------------------------------------------------------------
 

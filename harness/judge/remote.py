@@ -84,6 +84,8 @@ class RemoteWorker:
         memory_bytes: resident memory above which the process is ended.
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
+        untrusted: gets a user id of its own.
+        compiled: where torch.compile keeps what it made; None is the worker's own folder.
     """
 
     _next_uid = 0
@@ -99,6 +101,7 @@ class RemoteWorker:
         threads: int,
         device: str,
         untrusted: bool,
+        compiled: Path | None = None,
     ) -> None:
         self.role = role
         self._timeout_s = timeout_s
@@ -108,6 +111,7 @@ class RemoteWorker:
         self._inbox: Any = None
         self._outbox: Any = None
         self._sequence = secrets.randbelow(1 << 30)
+        self._looked_at = 0.0
         self.peak_bytes = 0
         self._family_at = self._busy_at = time.monotonic()
         self._children_bytes = 0
@@ -141,8 +145,8 @@ class RemoteWorker:
             "TMPDIR": str(self.folder),
             "USER": "worker",
             "LOGNAME": "worker",
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
-            "TRITON_CACHE_DIR": str(self.folder / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str((compiled or self.folder) / "inductor"),
+            "TRITON_CACHE_DIR": str((compiled or self.folder) / "triton"),
             "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
             "PYTHONUNBUFFERED": "1",
@@ -257,13 +261,17 @@ class RemoteWorker:
             torch.cuda.synchronize()
         return {**described, "table": encoder.table}
 
-    def _new_arena(self, which: str, size_bytes: int) -> Any:
-        size_bytes = int(size_bytes * 1.05) + (1 << 16)
-        old = self._inbox if which == "in" else self._outbox
-        if self._device.startswith("cuda"):
-            from harness import wire_cuda
+    def share(self, which: str, arena: Any) -> None:
+        """Let the worker map an arena of the judge's.
 
-            arena = wire_cuda.DeviceArena.create(size_bytes, self._device)
+        Args:
+            which: ``in``, ``out``, ``stage``, ``show`` or ``bell``: what it is for.
+            arena: a HostArena or a DeviceArena, which the judge owns.
+        """
+        if isinstance(arena, wire.HostArena):
+            self.send("arena", (arena.fd,), which=which, kind="host", bytes=arena.size_bytes)
+            self.answer()
+        else:
             self.ask(
                 "arena",
                 which=which,
@@ -272,6 +280,15 @@ class RemoteWorker:
                 handle=arena.handle().hex(),
                 device=self._device,
             )
+
+    def _new_arena(self, which: str, size_bytes: int) -> Any:
+        size_bytes = int(size_bytes * 1.05) + (1 << 16)
+        old = self._inbox if which == "in" else self._outbox
+        if self._device.startswith("cuda"):
+            from harness import wire_cuda
+
+            arena = wire_cuda.DeviceArena.create(size_bytes, self._device)
+            self.share(which, arena)
             if old is not None:
                 # Only now: freeing memory that a peer still maps is undefined.
                 old.close()
@@ -279,8 +296,7 @@ class RemoteWorker:
         host = wire.HostArena.create(size_bytes)
         if old is not None:
             old.close()
-        self.send("arena", (host.fd,), which=which, kind="host", bytes=host.size_bytes)
-        self.answer()
+        self.share(which, host)
         return host
 
     def _grown(self, needed: Any, tensors: Any, timeout_s: float | None) -> dict[str, Any]:
@@ -298,6 +314,57 @@ class RemoteWorker:
         if "too_small" in answer:
             raise self._tampered("its answer grew while it was read")
         return answer
+
+    # --- under the clock ------------------------------------------------------------------------
+
+    def look(self, deadline: float) -> None:
+        """See, while waiting for the bell, whether the worker still lives and works.
+
+        Raises:
+            WorkerFailed: it died, answered that it failed, answered out of turn, ran out of
+                memory, or the deadline (time.monotonic()) has passed.
+        """
+        if self._channel.pending():
+            self.answer()
+            raise self._tampered("it answered before it was done")
+        now = time.monotonic()
+        if now > deadline:
+            self.kill()
+            raise WorkerFailed(Status.TIMED_OUT, "a timed batch did not end in time")
+        if now - self._looked_at > 0.05:
+            self._looked_at = now
+            self._watch()
+
+    def pause(self) -> None:
+        """Stop the worker and all that it started; returns when it stands still."""
+        for pid in _family(self._process.pid, self.uid if os.geteuid() == 0 else None):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGSTOP)
+        for _ in range(1000):
+            try:
+                stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+            except OSError:
+                return
+            if stat.rpartition(")")[2].split()[0] in "TtZX":
+                return
+            time.sleep(0.0001)
+
+    def resume(self) -> None:
+        """Let the worker go on."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGCONT)
+
+    def resume_family(self) -> None:
+        """Let go on what the worker started outside its process group."""
+        for pid in _family(self._process.pid, self.uid if os.geteuid() == 0 else None):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGCONT)
+
+    def pin(self, cores: set[int]) -> None:
+        """Keep every thread of the worker on some cores; threads to come inherit it."""
+        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.sched_setaffinity(int(task.name), cores)
 
     # --- failures -------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness import modules, pretend_cuda, wire
+from harness import bell, modules, pretend_cuda, wire
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
 from harness.worker import calls, launches, sandbox
 from harness.worker.build import Builder
@@ -53,6 +53,8 @@ class Worker:
         self._output_bytes: list[int] = []
         self._input_bytes: list[int] = []
         self._stream: torch.cuda.Stream | None = None
+        self._bell: bell.Bell | None = None
+        self._shared: dict[str, wire.Arena] = {}
 
     def serve(self) -> None:
         """Answer requests until the judge closes the wire."""
@@ -112,22 +114,32 @@ class Worker:
     def do_arena(self, request: dict[str, Any]) -> None:
         """Map an arena that the judge allocated."""
         arena: wire.Arena
+        which = request["which"]
+        if which == "stage":
+            # Unmapped before its successor is mapped; what lay in it goes with it.
+            self._batch.clear()
+            gc.collect()
         if request["kind"] == "host":
             (fd,) = self._channel.take_fds()
             arena = wire.HostArena(fd, request["bytes"])
         else:
             from harness import wire_cuda
 
-            old = self._inbox if request["which"] == "in" else self._outbox
+            old = {"in": self._inbox, "out": self._outbox}.get(which, self._shared.get(which))
             if isinstance(old, wire_cuda.DeviceArena):
                 old.close()
             arena = wire_cuda.DeviceArena.open(
                 bytes.fromhex(request["handle"]), request["bytes"], request["device"]
             )
-        if request["which"] == "in":
+        if which == "in":
             self._inbox = arena
-        else:
+        elif which == "out":
             self._outbox = arena
+        elif which == "bell":
+            assert isinstance(arena, wire.HostArena)
+            self._bell = bell.Bell(arena)
+        else:
+            self._shared[which] = arena
 
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Import a file, construct its module, move it to the device."""
@@ -164,6 +176,8 @@ class Worker:
                 path, request["class_name"], init, request["seed"], request["overrides"]
             )
             module = module.to(self._device)
+        if request["compile"] is not None:
+            module = compiled(module, request["compile"])
         self._module = module
         self._inputs = calls.Inputs(self._device)
         self._batch = calls.Batch(self._device)
@@ -240,43 +254,57 @@ class Worker:
         gc.collect()
 
     def do_stage(self, request: dict[str, Any]) -> None:
-        """Keep one set of inputs for timed batches; slot -1 clears all."""
-        if request["slot"] < 0:
-            self._batch.clear()
-            self._previous_output = None
-            self._inputs = calls.Inputs(self._device)
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            return
-        inputs = self._inputs.fresh(self._decode(request["args"], request["table"]))
-        grads = request["grads"]
-        decoded = None if grads is None else self._decode(grads, request["table"])
-        if decoded is not None:
-            decoded = [g if g is None else g.to(self._device, copy=True) for g in decoded]
-        self._batch.stage(request["slot"], inputs, decoded)
+        """Take the places of the timed batches' inputs; the judge writes them before each batch."""
+        self._batch.clear()
+        self._previous_output = self._last = None
+        self._inputs = calls.Inputs(self._device)
+        decoder = wire.Placed(self._shared["stage"], request["table"])
+        for described, grads in zip(request["args"], request["grads"], strict=True):
+            self._batch.stage(
+                decoder.decode(described), None if grads is None else decoder.decode(grads)
+            )
+
+    def do_clear(self, request: dict[str, Any]) -> None:
+        """Let go of everything that batches hold, and give cached memory back to the device."""
+        self._batch.clear()
+        self._previous_output = self._last = None
+        self._inputs = calls.Inputs(self._device)
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a batch; the judge's clock runs from its *go* until this answer arrives."""
-        claimed = self._batch.run(self._model(), request["slots"], request["each"])
+        """Run a batch between *go* and *done*, then show what the judge picks of its outputs."""
+        assert self._bell is not None
+        number, module = request["number"], self._model()
+        modules.set_mode(module, request["mode"])
+        if not request["again"]:
+            self._batch.outputs = []
+        calls.poison(request["poison"], self._device)
+        gc.collect()
+        gc.disable()
+        try:
+            order = self._bell.arm(number)
+            claimed = self._batch.run(module, order, request["each"], request["keep"])
+            picks, elements = self._bell.done(number)
+            self._batch.show(picks, elements, self._shared["show"])
+            self._bell.shown(number)
+        finally:
+            gc.enable()
         return {"claimed_ms": claimed}
 
-    def do_ready(self, request: dict[str, Any]) -> None:
-        """Enter a mode before a batch, and wait for the device."""
+    def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Say how long the kernels of one call take, by torch's profiler."""
         modules.set_mode(self._model(), request["mode"])
-        self._batch.outputs = []
-        calls.poison(request["poison"], self._device)
-        calls.synchronize(self._device)
+        with launches.durations(self._device) as spent:
+            self._batch.run(self._model(), request["order"], False, 1)
+        return {"device_ms": sum(spent) / len(request["order"])}
 
     def do_fetch(self, request: dict[str, Any]) -> dict[str, Any]:
         """Hand back the output of one call of the last batch, chosen after *done*."""
-        output = self._batch.outputs[request["position"]]
+        output, gradients = self._batch.outputs[request["position"]]
         values: dict[str, Any] = {}
-        if (
-            isinstance(output, tuple)
-            and len(output) == 2
-            and isinstance(output[1], modules.Gradients)
-        ):
-            output, gradients = output
+        if gradients is not None:
             values = {"input_grads": gradients.inputs, "state_grads": gradients.state}
         odd = calls.oddities(output, parameters=True)
         values["output"] = None if odd else output
@@ -330,6 +358,13 @@ class Worker:
         calls.synchronize(self._device)
         self._last = None
         return {**answer, "values": described, "table": encoder.table}
+
+
+def compiled(module: torch.nn.Module, mode: str) -> torch.nn.Module:
+    """Return a module behind torch.compile in one of its modes."""
+    wrapped: Any = torch.compile(module, mode=mode)
+    assert isinstance(wrapped, torch.nn.Module)
+    return wrapped
 
 
 def describe(error: BaseException) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from harness import modules
+from harness import bell, modules, wire
 from harness.modules import require_grad
 
 _POISON_BYTE = 0xFF
@@ -131,18 +132,23 @@ def poison(sizes_bytes: Sequence[int], device: torch.device) -> None:
 
 
 class Batch:
-    """Staged inputs and the outputs of the last timed run over them."""
+    """Staged inputs and the outputs of the last timed run over them.
+
+    Attributes:
+        outputs: by position in the order of the last run: what the module returned, and its
+            gradients where there are any. Older ones are gone where not all were to be kept.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._inputs: dict[int, Any] = {}
-        self._grads: dict[int, list[Any] | None] = {}
-        self.outputs: list[Any] = []
+        self._inputs: list[Any] = []
+        self._grads: list[list[Any] | None] = []
+        self.outputs: list[tuple[Any, modules.Gradients | None] | None] = []
 
-    def stage(self, slot: int, inputs: Any, output_grads: list[Any] | None) -> None:
-        """Keep one distinct set of inputs for later runs."""
-        self._inputs[slot] = inputs if output_grads is None else require_grad(inputs)
-        self._grads[slot] = output_grads
+    def stage(self, inputs: Any, output_grads: list[Any] | None) -> None:
+        """Keep one more distinct set of inputs for later runs."""
+        self._inputs.append(inputs if output_grads is None else require_grad(inputs))
+        self._grads.append(output_grads)
 
     def clear(self) -> None:
         """Forget all inputs and outputs."""
@@ -150,38 +156,68 @@ class Batch:
         self._grads.clear()
         self.outputs = []
 
-    def run(self, module: torch.nn.Module, order: Sequence[int], each: bool) -> float | None:
+    def run(
+        self, module: torch.nn.Module, order: Sequence[int], each: bool, keep: int
+    ) -> float | None:
         """Call the module on the slots in order; return the milliseconds that CUDA events claim.
 
         Args:
             module: already in its mode.
-            order: slots, in the judge's secret order.
+            order: slots, in the judge's secret order; none leaves the outputs as they are.
             each: synchronize after every call (latency), else once at the end (throughput).
+            keep: outputs to keep, counted from the last.
         """
         device = self._device
         events = None
         if device.type == "cuda":
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        kept = []
-        synchronize(device)
-        if events:
             events[0].record()
         started = time.perf_counter()
-        for slot in order:
+        kept: list[tuple[Any, modules.Gradients | None] | None] = []
+        for position, slot in enumerate(order):
             grads = self._grads[slot]
             if grads is None:
                 with torch.no_grad():
-                    kept.append(module(*self._inputs[slot]))
+                    kept.append((module(*self._inputs[slot]), None))
             else:
                 output = module(*self._inputs[slot])
-                kept.append(
-                    (output, modules.differentiate(output, self._inputs[slot], module, grads))
-                )
+                found = modules.differentiate(output, self._inputs[slot], module, grads)
+                kept.append((modules.mapped(output, torch.Tensor.detach), found))
+                del output, found
+            if position >= keep:
+                kept[position - keep] = None
             if each:
                 synchronize(device)
         if events:
             events[1].record()
         synchronize(device)
         claimed = (time.perf_counter() - started) * 1e3
-        self.outputs = kept
+        if order:
+            self.outputs = kept
         return float(events[0].elapsed_time(events[1])) if events else claimed
+
+    def show(self, picks: Sequence[int], elements: np.ndarray, arena: wire.Arena) -> None:
+        """Copy some elements of picked outputs to where the judge reads them.
+
+        Args:
+            picks: positions in the order of the run.
+            elements: raw numbers; modulo a tensor's length they are the elements wanted.
+            arena: cells of CELL_BYTES, MAX_TENSORS to a pick.
+        """
+        raw = torch.from_numpy(elements).to(self._device)
+        chosen: dict[int, torch.Tensor] = {}
+        for row, position in enumerate(picks):
+            kept = self.outputs[position]
+            if kept is None:
+                continue
+            for column, tensor in enumerate(modules.shown_tensors(*kept)[: bell.MAX_TENSORS]):
+                length = 0 if tensor is None else tensor.numel()
+                if tensor is None or not length:
+                    continue
+                if length not in chosen:
+                    chosen[length] = raw % length
+                cell = (row * bell.MAX_TENSORS + column) * bell.CELL_BYTES
+                taken = torch.take(tensor.detach(), chosen[length])
+                nbytes = taken.numel() * taken.element_size()
+                arena.flat()[cell : cell + nbytes].view(taken.dtype).copy_(taken)
+        synchronize(self._device)

@@ -28,3 +28,20 @@ def counted(device: torch.device, wanted: bool) -> Iterator[dict[str, int]]:
     for event in profiler.events() or []:
         if event.device_type.name == "CUDA":
             kernels[event.name] = kernels.get(event.name, 0) + 1
+
+
+@contextlib.contextmanager
+def durations(device: torch.device) -> Iterator[list[float]]:
+    """Fill the yielded list with the milliseconds of each kernel and copy when the block ends."""
+    spent: list[float] = []
+    if device.type != "cuda":
+        yield spent
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        yield spent
+        torch.cuda.synchronize(device)
+    spent += [
+        e.device_time_total / 1e3 for e in profiler.events() or [] if e.device_type.name == "CUDA"
+    ]

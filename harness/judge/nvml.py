@@ -1,0 +1,108 @@
+"""Watches the GPU through NVML while blocks run; never changes a setting of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_THROTTLED = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+}
+"""Reasons for which a block is thrown away. The software power cap is none of them: heavy matrix
+products run under it all the time, reference and candidate alike. Source: nvml.h,
+nvmlClocksEventReasons."""
+_POWER_CAP = 0x04
+
+
+class GpuWatch:
+    """One GPU's clocks, temperature, power and other users, sampled after every block.
+
+    Args:
+        device: a CUDA device; on any other nothing is seen.
+
+    Attributes:
+        blind: why something could not be seen, empty where all could.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.blind = ""
+        self._nvml: Any = None
+        self._handle: Any = None
+        self._seen: dict[str, list[float]] = {}
+        self._reasons = 0
+        self._strangers = 0
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            self.blind = "clocks and throttling were not watched: nvidia-ml-py is not installed"
+            return
+        try:
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self._handle = pynvml.nvmlDeviceGetHandleByUUID(
+                uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
+            )
+            self._nvml = pynvml
+        except (pynvml.NVMLError, AttributeError, OSError) as error:
+            self.blind = f"clocks and throttling were not watched: {error}"
+
+    def condition(self) -> str:
+        """Sample, and return why the block that just ended should not count, or nothing."""
+        if self._nvml is None:
+            return ""
+        nvml, handle = self._nvml, self._handle
+        self._sample("sm_clock_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, 1))
+        self._sample("memory_clock_mhz", lambda: nvml.nvmlDeviceGetClockInfo(handle, 2))
+        self._sample("temperature_c", lambda: nvml.nvmlDeviceGetTemperature(handle, 0))
+        self._sample("power_w", lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1e3)
+        reasons = 0
+        try:
+            reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+            users = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            strangers = [u.pid for u in users if not _ours(u.pid)]
+            self._strangers = max(self._strangers, len(strangers))
+        except nvml.NVMLError as error:
+            self.blind = self.blind or f"throttling was not watched: {error}"
+        self._reasons |= reasons
+        return next((name for bit, name in _THROTTLED.items() if reasons & bit), "")
+
+    def _sample(self, name: str, read: Any) -> None:
+        try:
+            self._seen.setdefault(name, []).append(float(read()))
+        except self._nvml.NVMLError as error:
+            self.blind = self.blind or f"{name} was not watched: {error}"
+
+    def record(self) -> Mapping[str, Any]:
+        """Return lowest and highest of everything that was sampled."""
+        found: dict[str, Any] = {k: [min(v), max(v)] for k, v in self._seen.items() if v}
+        if self._nvml is not None:
+            found["throttle_reasons"] = [n for bit, n in _THROTTLED.items() if self._reasons & bit]
+            found["power_capped"] = bool(self._reasons & _POWER_CAP)
+            found["other_processes"] = self._strangers
+        if self.blind:
+            found["blind"] = self.blind
+        return found
+
+
+def _ours(pid: int) -> bool:
+    """Return whether a process on the GPU is this judge or one that it started."""
+    for _ in range(16):
+        if pid == os.getpid():
+            return True
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+            pid = int(stat.rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            return False
+        if pid <= 1:
+            return False
+    return False

@@ -1,0 +1,178 @@
+"""Inputs of timed batches, written anew while the candidate stands still.
+
+A candidate that could see the inputs of a batch before *go* could compute ahead. So the places are
+mapped into the workers once, and what lies in them is drawn by the judge, in its own process, when
+the candidate has been stopped; it is let go on together with *go*.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from harness import wire
+from harness.judge import trials
+from harness.judge.baton import Baton
+from harness.judge.problem import InvalidReference, Problem
+from harness.modules import differentiable, mapped, tensors_of
+
+_DRAW_S = 0.06
+"""Time for fresh draws per batch; where it does not suffice, further inputs are made from them."""
+_KEEP_BYTES = 1 << 28
+"""Draws up to this size are kept; larger ones are drawn again when they are needed."""
+
+
+class Stage:
+    """Distinct inputs for the calls of a batch, and the output gradients of gradient calls.
+
+    Args:
+        problem: draws inputs.
+        grads: draws output gradients for a seed; None where no gradients are asked.
+        seed: secret until the verdict is written.
+    """
+
+    def __init__(
+        self, problem: Problem, grads: Callable[[int], list[torch.Tensor | None]] | None, seed: int
+    ) -> None:
+        self._problem = problem
+        self._draw_grads = grads
+        self._seed = seed
+        self._epoch = 0
+        template = problem.inputs(trials.derived(seed, "timed", 0, 0))
+        small = sum(t.numel() * t.element_size() for t in tensors_of(template)) < _KEEP_BYTES
+        self._template = template if small else [mapped(v, _form) for v in template]
+        self._template_grads = [g if g is None else _form(g) for g in grads(0)] if grads else None
+        del template
+        began = time.perf_counter()
+        self._base(0)
+        self._wait()
+        self._draw_s = max(time.perf_counter() - began, 1e-5)
+        self._bases = 1
+        self._arena: Any = None
+        self._places: list[list[torch.Tensor]] = []
+        self.count = 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Return the bytes of one slot."""
+        tensors = tensors_of(self._template) + tensors_of(self._template_grads)
+        return sum(wire.aligned(t.numel() * t.element_size()) for t in tensors)
+
+    def place(self, count: int, batons: list[Baton]) -> None:
+        """Allocate count slots and let every worker map them."""
+        grads = self._template_grads
+        measured = wire.Placer(None)
+        for _ in range(count):
+            measured.encode(self._template)
+            measured.encode(grads)
+        self.close(batons)
+        arena = self._new_arena(max(measured.needed_bytes, 1 << 12))
+        placer = wire.Placer(arena)
+        self._places, args, described = [], [], []
+        for _ in range(count):
+            before = len(placer.places)
+            args.append(placer.encode(self._template))
+            described.append(None if grads is None else placer.encode(grads))
+            self._places.append(placer.places[before:])
+        self._arena = arena
+        self.count = count
+        for baton in batons:
+            baton.stage(arena, placer.table, args, described)
+
+    def _new_arena(self, size_bytes: int) -> Any:
+        device = self._problem.device
+        if device.type == "cuda":
+            from harness import wire_cuda
+
+            return wire_cuda.DeviceArena.create(size_bytes, str(device))
+        return wire.HostArena.create(size_bytes)
+
+    def close(self, batons: list[Baton]) -> None:
+        """Free the places; the workers let go of them first."""
+        if self._arena is None:
+            return
+        for baton in batons:
+            baton.worker.ask("clear")
+        self._places = []
+        self._arena.close()
+        self._arena = None
+
+    def refresh(self, *, redraw: bool = True) -> None:
+        """Write new values into every place; without redraw the last ones, against tampering."""
+        if redraw:
+            self._epoch += 1
+        bases = max(1, min(self.count, int(_DRAW_S / self._draw_s)))
+        drawn: dict[int, tuple[list[Any], list[torch.Tensor | None]]] = {}
+        keep = bases * self.slot_bytes < _KEEP_BYTES
+        with torch.no_grad():
+            for slot, places in enumerate(self._places):
+                which = slot % bases
+                if which not in drawn:
+                    if not keep:
+                        drawn.clear()
+                    drawn[which] = self._base(which)
+                inputs, grads = self._made(drawn[which], slot, bases)
+                tensors = tensors_of(inputs) + [g for g in grads if g is not None]
+                for place, tensor in zip(places, tensors, strict=True):
+                    _write(place, tensor)
+        self._bases = bases
+        self._wait()
+
+    def values(self, slot: int) -> tuple[list[Any], list[torch.Tensor | None] | None]:
+        """Return the inputs and output gradients of a slot once more, as private tensors."""
+        base = self._base(slot % self._bases)
+        inputs, grads = self._made(base, slot, self._bases)
+        return inputs, grads if self._draw_grads else None
+
+    def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
+        seed = trials.derived(self._seed, "timed", self._epoch, which)
+        inputs = self._problem.inputs(seed)
+        if [t.shape for t in tensors_of(inputs)] != [t.shape for t in tensors_of(self._template)]:
+            inputs = self._template
+            if any(t.is_meta for t in tensors_of(inputs)):
+                raise InvalidReference(
+                    f"{self._problem.path}: get_inputs() draws other shapes each time; "
+                    "only one shape at a time can be timed"
+                )
+        # What is no tensor stays as it was staged; only places can be written anew.
+        fresh = iter(tensors_of(inputs))
+        inputs = [mapped(v, lambda t: next(fresh).to(t.dtype)) for v in self._template]
+        return inputs, self._draw_grads(seed) if self._draw_grads else []
+
+    def _made(
+        self, base: tuple[list[Any], list[torch.Tensor | None]], slot: int, bases: int
+    ) -> tuple[list[Any], list[torch.Tensor | None]]:
+        """Return a slot's values: a draw as it is, or one rolled and scaled by secret amounts."""
+        if slot < bases:
+            return base
+        secret = trials.derived(self._seed, "made", self._epoch, slot)
+        factor = 1 - (secret % 9973 + 1) / 1e5
+
+        def other(t: torch.Tensor) -> torch.Tensor:
+            if not t.dim() or t.numel() < 2:
+                return t
+            rolled = torch.roll(t, 1 + secret % 65537, dims=0)
+            return trials.restored(rolled * factor, t) if differentiable(t) else rolled
+
+        inputs, grads = base
+        return [mapped(v, other) for v in inputs], [g if g is None else other(g) for g in grads]
+
+    def _wait(self) -> None:
+        if self._problem.device.type == "cuda":
+            torch.cuda.synchronize(self._problem.device)
+
+
+def _form(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's shape, strides and dtype, without its memory."""
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+
+def _write(place: torch.Tensor, value: torch.Tensor) -> None:
+    """Copy a value into its place; an expanded layout is written once."""
+    for d, step in enumerate(place.stride()):
+        if step == 0 and place.shape[d] > 1:
+            place, value = place.narrow(d, 0, 1), value.narrow(d, 0, 1)
+    place.copy_(value)
