@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from harness.discover import Catalogue, discover, pair_from_files, select
-from harness.domain import Options, Pair, Status, UsageError, Verdict
+from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict
 from harness.environment import PROJECT_ROOT, describe_environment, torch_build
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.gpus import find_gpus
@@ -202,7 +202,21 @@ def _options(arguments: argparse.Namespace) -> Options:
         timeout_s=arguments.timeout,
         jobs=arguments.jobs,
         fail_fast=arguments.fail_fast,
+        baselines=arguments.baselines,
+        warm_l2=arguments.warm_l2,
+        cap_s=arguments.cap,
     )
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    """Return the baselines that a list names, eager left out: it is always there."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name != "eager" and name not in BASELINES]
+    if unknown:
+        raise argparse.ArgumentTypeError(
+            f"unknown baseline {unknown[0]!r}; valid: eager, {', '.join(BASELINES)}"
+        )
+    return tuple(dict.fromkeys(name for name in names if name != "eager"))
 
 
 def _check_target(target: str | None) -> None:
@@ -274,6 +288,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
     add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
+    add(
+        "--baselines",
+        type=_baselines,
+        metavar="LIST",
+        help="compare with these too: eager (always), compile, max-autotune (default: compile on "
+        "a GPU; eager alone elsewhere and with --quick)",
+    )
+    add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
+    add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (12)")
     add("--json", metavar="FILE", help="write one JSON document; - is stdout")
     add("--format", default="simple", choices=FORMATS, metavar="FMT", help="any tabulate format")
     add("--fail-fast", action="store_true", help="stop at the first pair that does not pass")
