@@ -28,10 +28,13 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": {"domain", "settings", "environment", "fleet"},
     "report": {"domain", "report"},
     "gate": {"domain", "gate"},
+    "guard": {"discover", "domain", "gate", "report"},
+    "outputs": {"__init__", "domain", "gate", "report"},
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},
-    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair"},
+    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair"}
+    | {"guard", "outputs"},
 }
 
 

@@ -27,7 +27,7 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     the speedup last.
 
     Args:
-        stored: its stored result; only passed pairs are stored.
+        stored: its stored result: passed, or skipped where it cannot run.
         runs: this run's measurements of it, the latest last; more than one after it was
             measured again.
         policy: thresholds.
@@ -35,6 +35,10 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     latest = runs[-1]
     verdict = latest.verdict
     count = len(runs)
+    skipped = stored.verdict.status is Status.SKIPPED
+    if verdict.status is Status.SKIPPED and skipped:
+        said = f"SKIPPED, as it is stored: {verdict.message}"
+        return _say(verdict, GateClass.OK, "", said, count)
     if verdict.status is Status.SKIPPED:
         return _say(
             verdict,
@@ -52,9 +56,12 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
             f"{verdict.message}",
             count,
         )
-    unlike = _incomparable(stored, latest)
+    unlike = "" if skipped else _incomparable(stored, latest)
     if unlike:
         return _say(verdict, GateClass.INCOMPARABLE, "", unlike, count)
+    if skipped:
+        said = "stored as SKIPPED, now PASSED. Next: --update-baseline"
+        return _say(verdict, GateClass.IMPROVED, "status", said, count)
     worse = _worse(stored.verdict, verdict, policy)
     if worse:
         what, reason = worse

@@ -179,6 +179,17 @@ def test_skipped_pair_is_missing() -> None:
     assert decision.exit_code == 6
 
 
+def test_pair_that_is_stored_as_skipped_may_be_skipped_and_may_pass() -> None:
+    skipped = verdict("norm/solution", status=Status.SKIPPED, message="needs sm_90a")
+    stored = stored_from_run(run(ADD, skipped))
+    assert check(stored, run(ADD, skipped))[0].exit_code == 0
+    passing, _ = check(stored, run(ADD, NORM))
+    assert passing.exit_code == 0
+    assert class_of(passing, "norm/solution") == (GateClass.IMPROVED, "status")
+    failed = verdict("norm/solution", status=Status.CRASHED)
+    assert check(stored, run(ADD, failed))[0].exit_code == 1
+
+
 def test_pair_without_its_time_is_missing() -> None:
     decision = gate(ADD, changed(NORM, speed=Speed(note="the memory did not allow it")))
     assert class_of(decision, "norm/solution") == (GateClass.MISSING, "speed")
