@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Guard:
 
     Attributes:
         path: the baseline file.
+        name: the file as messages name it: relative to the root where it lies below it.
         kind: kind of device of this run.
         stored: what the file holds; None where it does not exist yet.
         updating: write it, rather than check against it.
@@ -44,6 +46,7 @@ class Guard:
     """
 
     path: Path
+    name: str
     kind: str
     stored: StoredResults | None
     updating: bool
@@ -51,7 +54,7 @@ class Guard:
 
     def check(self, run: Run, remeasure: Remeasure) -> Run:
         """Return the run with the gate's decision in it, suspicious pairs measured again."""
-        stored = self.stored or StoredResults(source=str(self.path), device=self.kind, pairs={})
+        stored = self.stored or StoredResults(source=self.name, device=self.kind, pairs={})
         scope = {name for name in stored.pairs if self.scope(name)}
         return check(stored, run, scope=scope, remeasure=remeasure)[1]
 
@@ -69,7 +72,7 @@ class Guard:
             write_document(update.text, str(self.path))
         except OSError as failure:
             raise UsageError(f"{self.path}: cannot be written: {failure.strerror}") from failure
-        return "\n".join([f"baseline {self.path}:", *(f"  {line}" for line in update.said)])
+        return "\n".join([f"baseline {self.name}:", *(f"  {line}" for line in update.said)])
 
 
 def make_guard(
@@ -114,9 +117,10 @@ def make_guard(
         )
     (kind,) = kinds
     path = Path(given) if given else root / "baselines" / f"{kind}.json"
+    name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     stored = None
     if path.exists() or (given and updating is None):
-        stored = read_results(path)
+        stored = dataclasses.replace(read_results(path), source=name)
     if updating is not None and stored is not None and stored.device != kind:
         raise UsageError(
             f"{path}: holds results of {stored.device}, and this run is on {kind}. Next: name "
@@ -125,7 +129,14 @@ def make_guard(
     patterns, names = list(arguments.patterns), set(chosen)
     everything = not patterns and not arguments.problem
 
-    def scope(name: str) -> bool:
-        return everything or name in names or matches_any(name, patterns)
+    def scope(pair: str) -> bool:
+        return everything or pair in names or matches_any(pair, patterns)
 
-    return Guard(path=path, kind=kind, stored=stored, updating=updating is not None, scope=scope)
+    return Guard(
+        path=path,
+        name=name,
+        kind=kind,
+        stored=stored,
+        updating=updating is not None,
+        scope=scope,
+    )
