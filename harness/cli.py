@@ -18,7 +18,13 @@ from typing import Any, TextIO
 from harness import guard, outputs
 from harness.discover import Catalogue, discover, pair_from_files, select
 from harness.domain import BASELINES, Options, Pair, Run, Status, UsageError, Verdict
-from harness.environment import PROJECT_ROOT, describe_environment, torch_build
+from harness.environment import (
+    PROJECT_ROOT,
+    describe_environment,
+    find_nvcc,
+    nvcc_architectures,
+    torch_build,
+)
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
 from harness.fleet.gpus import find_gpus
@@ -252,6 +258,8 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
+    order = arguments.thread_order
+    orders: dict[str, Any] = {"thread_orders": (order,)} if order else {}
     return Options(
         device=arguments.device,
         mode=arguments.mode,
@@ -264,7 +272,31 @@ def _options(arguments: argparse.Namespace) -> Options:
         baselines=arguments.baselines,
         warm_l2=arguments.warm_l2,
         cap_s=arguments.cap,
+        nvcc=() if arguments.nvcc is None else nvcc_list(arguments.nvcc),
+        **orders,
     )
+
+
+def nvcc_list(text: str) -> tuple[str, ...]:
+    """Return the architectures that ``--nvcc`` names; none named is the usual ones.
+
+    Raises:
+        UsageError: nvcc is missing, or does not know one of them.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise UsageError(
+            "--nvcc: nvcc was not found. Next: install the CUDA toolkit, or leave out --nvcc"
+        )
+    known = nvcc_architectures(nvcc)
+    named = tuple(part for part in text.replace(",", " ").split() if part)
+    unknown = [a for a in named if a.rstrip("af") not in known]
+    if unknown:
+        raise UsageError(
+            f"--nvcc: {unknown[0]!r} is no architecture of this nvcc. "
+            f"Next: one of {', '.join(known)}, or --nvcc last on the line"
+        )
+    return named or tuple(a for a in ("sm_75", "sm_80", "sm_90") if a in known)
 
 
 def _baselines(text: str) -> tuple[str, ...]:
@@ -339,6 +371,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
     add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (12)")
+    add(
+        "--nvcc",
+        nargs="?",
+        const="",
+        metavar="LIST",
+        help="off the GPU: nvcc compiles the CUDA source too (sm_80,sm_90; default: the usual)",
+    )
+    add(
+        "--thread-order",
+        choices=("forward", "reverse", "shuffled"),
+        help="emulated: threads start in this order only (default: all three)",
+    )
     add("--json", metavar="FILE", help="write one JSON document; - is stdout")
     outputs.add_options(parser)
     guard.add_options(parser)
