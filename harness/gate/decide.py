@@ -141,9 +141,9 @@ def _errors(
     old: Sequence[Check], new: Sequence[Check], policy: GatePolicy
 ) -> tuple[str, str] | None:
     """Return which tensor lost its check, or uses far more of its error budget than before."""
-    shares = {_tensor(check): _share(check) for check in new}
+    shares = {check.what: _share(check) for check in new}
     for before in old:
-        tensor = _tensor(before)
+        tensor = before.what  # the mode and trial of the worst call differ from run to run
         if tensor not in shares:
             return "errors", f"{tensor} was checked when it was stored, and is not any more"
         share, stored = shares[tensor], _share(before)
@@ -155,11 +155,6 @@ def _errors(
                 f"{tensor} uses {share:.0%} of its error budget, {stored:.2%} when it was stored",
             )
     return None
-
-
-def _tensor(check: Check) -> str:
-    """Return mode and tensor: the trial differs from run to run."""
-    return f"{check.phase.partition('/')[0]} {check.what}"
 
 
 def _share(check: Check) -> float | None:

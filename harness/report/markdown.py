@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.domain import GateClass, GateDecision, PairDecision, Run, Status, Verdict
 from harness.report.explain import read_tail
-from harness.report.table import summarize
+from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
     baseline_speedup,
@@ -27,7 +27,6 @@ _LIMIT = 60_000  # a comment on a pull request holds 65,536 characters
 _QUIET = (Status.PASSED, Status.SKIPPED)
 _MARKS = re.compile(r"[\\`*_{}\[\]|~@$:]")
 _PASSING = (GateClass.OK, GateClass.IMPROVED)
-_ORDER = {c: i for i, c in enumerate((GateClass.REGRESSED, GateClass.MISSING, *GateClass))}
 
 
 def render_markdown(run: Run) -> str:
@@ -74,10 +73,9 @@ def _headline(run: Run) -> str:
 
 def _changes(gate: GateDecision) -> str:
     """Return what is not OK, the worst first."""
-    changed = [d for d in gate.pairs if d.gate_class is not GateClass.OK]
+    changed = worst_first(gate.pairs)
     if not changed:
         return "Nothing changed beyond what the intervals explain."
-    changed.sort(key=lambda d: (_ORDER[d.gate_class], d.pair))
     rows = [
         (
             f"{'🟢' if d.gate_class in _PASSING else '🔴'} **{_md(d.gate_class.value)}**",

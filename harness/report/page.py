@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from harness.domain import Run, Status, Verdict
 from harness.report import plots
 from harness.report.explain import read_tail
-from harness.report.table import summarize
+from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
     baseline_speedup,
@@ -49,13 +52,13 @@ def render_page(
         source_of: gives the source of pairs that failed.
     """
     from jinja2 import Environment, FileSystemLoader
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(
         clean=clean,
+        name=_breakable,
         line=one_line,
         figure=figure,
         ms=milliseconds,
@@ -102,13 +105,21 @@ def render_page(
         passed=sum(v.status is Status.PASSED for v in run.verdicts),
         summary=summarize(run.verdicts) if run.verdicts else "nothing was evaluated",
         missing=[d for d in run.gate.pairs if d.pair not in _names(run)] if run.gate else [],
+        changed=worst_first(run.gate.pairs) if run.gate else [],
+        date=re.sub(r"T(\d+:\d+).*", r" \1 UTC", one_line(str(run.environment.get("date") or ""))),
         speedups=svg(plots.plot_speedups(run.verdicts) if drawn else ""),
+        bounds=svg(plots.plot_bounds(run.verdicts) if drawn else ""),
         drawn=drawn,
         runs=len(told),
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own
         script=Markup(script),  # noqa: S704 - our own
         script_hash=digest,
     )
+
+
+def _breakable(name: str) -> Markup:
+    """Return a pair's name that may break behind a slash or an underscore."""
+    return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_])", one_line(name)))
 
 
 def _names(run: Run) -> set[str]:

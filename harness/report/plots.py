@@ -83,6 +83,24 @@ def plot_speedups(verdicts: Sequence[Verdict]) -> str:
     return _svg(figure, "speedups", "Speedup of each pair with its 95 % interval")
 
 
+def plot_bounds(verdicts: Sequence[Verdict]) -> str:
+    """Return how much of the speed of light each pair reaches; empty without any bound."""
+    known = [(v.pair, v.speed.bound.share) for v in verdicts if v.speed.bound]
+    if not known:
+        return ""
+    figure, axes = _figure(len(known) * 1.1 + 0.9)
+    for row, (pair, share) in enumerate(known):
+        axes.barh(-row, share, height=0.28, color=_OWN)
+        _row_label(axes, -row + 0.42, pair)
+        _text(axes, share, -row, f" {share:.0%}", va="center", color=_FAINT)
+    axes.axvline(1, color=_INK, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+    axes.set_xlim(0, max(1.0, *(share for _, share in known)) * 1.15)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.set_xticklabels(["0", "25 %", "50 %", "75 %", "bound"])
+    axes.set_ylim(-len(known) + 0.5, 0.75)
+    return _svg(figure, "bounds", "Share of the speed of light that each pair reaches")
+
+
 def plot_times(verdict: Verdict) -> str:
     """Return one pair's times as bars: baselines, solution, bound; empty where untimed."""
     speed = verdict.speed
@@ -95,7 +113,7 @@ def plot_times(verdict: Verdict) -> str:
     known = [(name, ms, colour) for name, ms, colour in bars if ms is not None and ms > 0]
     if verdict.status is not Status.PASSED or len(known) < 2:
         return ""
-    figure, axes = _figure(len(known) * 0.62 + 0.1)
+    figure, axes = _figure(len(known) * 0.7 + 0.1)
     longest = max(ms for _, ms, _ in known)
     for row, (name, ms, colour) in enumerate(known):
         axes.barh(-row, ms, height=0.42, color=colour)
@@ -147,7 +165,7 @@ def plot_history(runs: Sequence[Run], pair: str) -> str:
     points = points[-40:]
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(2.6)
+    figure, axes = _figure(3.6)
     names = list(dict.fromkeys(ratio.name for _, found in points for ratio in found))
     for i, name in enumerate(names):
         colour = _colour(i)

@@ -26,6 +26,14 @@ FORMATS: tuple[str, ...] = tuple(tabulate_formats)
 
 _BARS_PART_COLUMNS = {"github", "pipe", "orgtbl", "jira", "presto", "psql", "pretty", "textile"}
 _QUIET = (Status.PASSED, Status.SKIPPED)
+_WORST_FIRST = (
+    GateClass.REGRESSED,
+    GateClass.MISSING,
+    GateClass.INCOMPARABLE,
+    GateClass.NO_BASELINE,
+    GateClass.UNDECIDED,
+    GateClass.IMPROVED,
+)
 _GREEN, _YELLOW, _RED, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 
@@ -198,17 +206,20 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None) -> str:
     return f"{', '.join(parts)}{took}{where}"
 
 
+def worst_first(decisions: Sequence[PairDecision]) -> list[PairDecision]:
+    """Return the decisions that are not OK, the worst first."""
+    order = {c: place for place, c in enumerate(_WORST_FIRST)}
+    news = [d for d in decisions if d.gate_class is not GateClass.OK]
+    return sorted(news, key=lambda d: (order[d.gate_class], d.pair))
+
+
 def explain_gate(gate: GateDecision) -> str:
     """Return what the gate has to say: its counts, then a line per pair that is not OK."""
     counts: Mapping[GateClass, int] = Counter(decision.gate_class for decision in gate.pairs)
     said = ", ".join(f"{counts[c]} {c.value}" for c in GateClass if counts.get(c)) or "no pairs"
     lines = [f"gate against {clean(gate.baseline)}: {said}"]
-    for gate_class in GateClass:
-        if gate_class is GateClass.OK:
-            continue
-        lines += [
-            f"  {gate_class.value} {clean(d.pair)}: {' '.join(clean(d.reason).split())}"
-            for d in gate.pairs
-            if d.gate_class is gate_class
-        ]
+    lines += [
+        f"  {d.gate_class.value} {clean(d.pair)}: {' '.join(clean(d.reason).split())}"
+        for d in worst_first(gate.pairs)
+    ]
     return "\n".join(lines)

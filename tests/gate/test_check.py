@@ -144,8 +144,8 @@ def test_tensor_that_is_not_checked_any_more_is_regressed() -> None:
     assert class_of(decision, "norm/solution") == (GateClass.REGRESSED, "errors")
 
 
-def test_other_trial_of_the_same_tensor_is_the_same_check() -> None:
-    moved = dataclasses.replace(tensor_check(), phase="eval/9:large")
+def test_other_mode_and_trial_of_the_same_tensor_are_the_same_check() -> None:
+    moved = dataclasses.replace(tensor_check(), phase="train/9:large")
     assert gate(ADD, changed(NORM, checks=(moved,))).exit_code == 0
 
 
