@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from harness.report.text import (
 )
 
 _LIMIT = 60_000  # a comment on a pull request holds 65,536 characters
+_TABLE_LIMIT = 25_000
 _QUIET = (Status.PASSED, Status.SKIPPED)
 _MARKS = re.compile(r"[\\`*_{}\[\]|~@$:]")
 _PASSING = (GateClass.OK, GateClass.IMPROVED)
@@ -158,8 +160,11 @@ def _machine(run: Run) -> str:
 
 def _rows(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
     rule = ["---:" if side == "r" else "---" for side in align]
-    lines = [head, rule, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *rows)]
+    ends = list(itertools.accumulate(len(line) + 1 for line in lines))
+    shown = sum(end <= _TABLE_LIMIT for end in ends)
+    rest = f"\n\n_{len(lines) - shown} more pairs: see the job's artifacts._"
+    return "\n".join(lines[:shown]) + (rest if shown < len(lines) else "")
 
 
 def _folded(head: str, body: str, *, raw_head: bool = False, is_open: bool = False) -> str:
