@@ -105,7 +105,7 @@ def keep(run: Run, root: Path) -> Path | None:
     try:
         (root / "results").mkdir(parents=True, exist_ok=True)
         for number in range(1, 1000):
-            path = root / "results" / f"{name}{f'-{number}' if number > 1 else ''}.json"
+            path = root / "results" / f"{name}{f'_{number}' if number > 1 else ''}.json"
             try:
                 path.touch(exist_ok=False)
             except FileExistsError:
