@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {"domain", "report"},
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},
+    "pytest_plugin": {"discover", "domain", "fleet", "report"},
     "outputs": {"__init__", "domain", "gate", "report"},
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
