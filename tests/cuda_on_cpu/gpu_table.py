@@ -143,7 +143,8 @@ def main() -> None:
             said = str(error).strip().split("\n")[0]
             print(json.dumps({"error": said[:200] or type(error).__name__}), flush=True)
         os._exit(0)
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "%d.%d" % torch.cuda.get_device_capability())
+    major, minor = torch.cuda.get_device_capability()
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
     started = time.monotonic()
     builders = [
         subprocess.Popen([sys.executable, __file__, "--folder", options.folder, "--build", s])

@@ -6,6 +6,7 @@
     FOLDER/NAME/solution.py     ModelNew with inline CUDA
     FOLDER/NAME/about.json      optional: {"source": "where it is from", "gpu": "correct"}
 
+``size`` in about.json may ask for ``full``, for a solution with its sizes written into the kernel.
 ``gpu`` is what somebody's GPU said of it: ``correct``, ``wrong`` or ``not compiled``. A verdict
 that contradicts it, or an unmatched solution of which nothing is known, is a disagreement; each
 wants an explanation in ``--explanations`` ({"NAME": [KIND, "why"]}; kind ``bug`` is the solution's
@@ -47,6 +48,7 @@ def run(folder: Path, options: argparse.Namespace) -> Record:
         folder / "problem.py",
         folder / "solution.py",
         device="emulated",
+        size=facts.get("size"),
         quick=True,
         seed=options.seed,
         timeout_s=options.timeout,

@@ -115,7 +115,10 @@ def nvcc_check(
     """
     tool = _find()
     stubs = build_dir / "stubs"
+    toolkit = Path(tool).resolve().parents[1]
     for name, text in _STUBS.items():
+        if (toolkit / "include" / name).exists():
+            continue
         path = stubs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
