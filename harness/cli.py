@@ -61,7 +61,7 @@ def main(
         judge_command: starts one judge; None is the real one.
     """
     arguments = _parser().parse_args(argv)
-    session = _Session(arguments, arguments.root or root, judge_command)
+    session = _Session(arguments, (arguments.root or root).resolve(), judge_command)
     code, error = HARNESS_FAILED, None
     try:
         with _signals_interrupt(session.note_signal):
@@ -102,6 +102,8 @@ class _Session:
     def run(self) -> int:
         """Do what was asked for and return the exit code."""
         arguments = self._arguments
+        if arguments.root and not self._root.is_dir():
+            raise UsageError(f"--root {arguments.root}: no such folder")
         if arguments.doctor:
             from harness.doctor import main as doctor
 

@@ -68,11 +68,13 @@ class Guard:
 
         update = updated(self.stored, run, self.kind, existing)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_document(update.text, str(self.path))
+            if update.text:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_document(update.text, str(self.path))
         except OSError as failure:
             raise UsageError(f"{self.path}: cannot be written: {failure.strerror}") from failure
-        return "\n".join([f"baseline {self.name}:", *(f"  {line}" for line in update.said)])
+        head = f"baseline {self.name}:" if update.text else f"{self.name} is not written:"
+        return "\n".join([head, *(f"  {line}" for line in update.said)])
 
 
 def make_guard(

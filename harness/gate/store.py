@@ -151,7 +151,7 @@ class Update:
     """What ``--update-baseline`` is about to write.
 
     Attributes:
-        text: the new file, whole.
+        text: the new file, whole; empty where there is nothing to write.
         said: one line per pair that was stored, refused, kept or removed.
     """
 
@@ -195,7 +195,7 @@ def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable
         "device": device,
         "pairs": {name: _plain(kept[name]) for name in sorted(kept)},
     }
-    return Update(text=_dump(document), said=tuple(said))
+    return Update(text=_dump(document) if kept or old else "", said=tuple(said))
 
 
 def _news(before: Stored | None, after: Stored) -> str:

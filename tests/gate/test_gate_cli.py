@@ -297,6 +297,22 @@ def test_root_names_another_folder_of_pairs(
     assert capsys.readouterr().out == "add/recorded\nnorm/recorded\n"
 
 
+def test_relative_root_is_as_good_as_an_absolute_one(
+    checkout: Checkout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkout.root.parent)
+    argv = ("--root", checkout.root.name, "--check-baseline", "--device", "emulated")
+    assert main(argv, judge_command=FAKE_JUDGE) == 0
+    assert main(("--root", "no-such-folder")) == 2
+
+
+def test_run_in_which_nothing_passes_writes_no_baseline(checkout: Checkout) -> None:
+    checkout.baseline.unlink()
+    checkout.says("norm", recorded(1.7, status="WRONG_VALUES", speed={}))
+    assert checkout.run("norm", "--update-baseline") == 1
+    assert not checkout.baseline.exists()
+
+
 def test_report_needs_no_torch(tmp_path: Path, checkout: Checkout) -> None:
     checkout.run()
     (kept,) = (tmp_path / "results").glob("*.json")

@@ -89,7 +89,7 @@ def test_pairs_that_were_not_run_stay_and_those_that_are_gone_go(tmp_path: Path)
 
 def test_pair_of_another_device_is_not_stored() -> None:
     update = updated(None, run(verdict(device="emulated", speed=Speed())), "nvidia-h200", ())
-    assert json.loads(update.text)["pairs"] == {}
+    assert update.text == ""
     assert "ran on cpu-runner" in update.said[0]
 
 
