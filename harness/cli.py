@@ -116,7 +116,7 @@ class _Session:
         if arguments.list:
             return self._list()
         if arguments.report:
-            return outputs.rebuild(arguments, self._root)
+            return outputs.rebuild(arguments, self._root, self._existing(()))
         if arguments.compare:
             return outputs.compare(arguments)
         outputs.check_targets(arguments)

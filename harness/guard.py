@@ -52,7 +52,7 @@ class Guard:
     updating: bool
     scope: Callable[[str], bool]
 
-    def check(self, run: Run, remeasure: Remeasure) -> Run:
+    def check(self, run: Run, remeasure: Remeasure | None = None) -> Run:
         """Return the run with the gate's decision in it, suspicious pairs measured again."""
         stored = self.stored or StoredResults(source=self.name, device=self.kind, pairs={})
         scope = {name for name in stored.pairs if self.scope(name)}
@@ -107,10 +107,10 @@ def make_guard(
     if updating is not None and arguments.fail_fast:
         raise UsageError("--update-baseline needs every pair's result: leave out --fail-fast")
     kinds = sorted({device_kind(device, gpus) for device in devices})
-    if len(kinds) > 1:
+    if len(kinds) != 1:
         raise UsageError(
-            f"results are stored per kind of device, and this run is on {' and '.join(kinds)}. "
-            "Next: choose one with --device cuda:N"
+            "results are stored per kind of device, and this run is on "
+            f"{' and '.join(kinds) or 'none'}. Next: choose one with --device cuda:N"
         )
     if given and not given.endswith(".json"):
         option = "--check-baseline" if updating is None else "--update-baseline"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.domain import Pair, Run, UsageError, Verdict
 from harness.gate import check, device_kind, stored_from_run
+from harness.guard import make_guard
 
 _TARGETS = ("json", "html", "markdown", "junit")
 _HISTORY_SHOWN = 60
@@ -139,8 +140,16 @@ def stored_runs(root: Path, like: Run) -> list[Run]:
     return sorted(found, key=_date)
 
 
-def rebuild(arguments: argparse.Namespace, root: Path) -> int:
+def rebuild(arguments: argparse.Namespace, root: Path, existing: Iterable[str]) -> int:
     """Write reports from stored runs, about the newest of them; returns the exit code.
+
+    The gate's options work on that run too: a baseline can be checked, or renewed, from what
+    another machine recorded.
+
+    Args:
+        arguments: the command line.
+        root: folder with solutions/ and baselines/.
+        existing: names of all pairs on disk.
 
     Raises:
         UsageError: no run can be read, or a file cannot be written.
@@ -151,6 +160,16 @@ def rebuild(arguments: argparse.Namespace, root: Path) -> int:
     runs = _readable(arguments.report)
     newest = runs[-1]
     earlier = [run for run in runs[:-1] if _kinds(run) == _kinds(newest)]
+    guarded = make_guard(
+        arguments,
+        root=root,
+        devices=[verdict.device for verdict in newest.verdicts if verdict.device],
+        gpus=[str(name) for name in newest.environment.get("gpu") or ()],
+        chosen=[verdict.pair for verdict in newest.verdicts],
+    )
+    checked = guarded is not None and not guarded.updating
+    if guarded and checked:
+        newest = guarded.check(newest)
     try:
         write_all(newest, arguments, history=lambda: earlier, root=root)
     except OSError as failure:
@@ -165,7 +184,10 @@ def rebuild(arguments: argparse.Namespace, root: Path) -> int:
         print(f"\n{report.summarize(newest.verdicts)}")
         if newest.gate:
             print(report.explain_gate(newest.gate))
-    return 0
+    if guarded and guarded.updating:
+        said = guarded.update(newest, existing)
+        print(said, file=sys.stderr if arguments.json == "-" else sys.stdout)
+    return newest.gate.exit_code if newest.gate and checked else 0
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},
     "pytest_plugin": {"discover", "domain", "fleet", "report"},
-    "outputs": {"__init__", "domain", "gate", "report"},
+    "outputs": {"__init__", "domain", "gate", "guard", "report"},
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},

@@ -313,6 +313,18 @@ def test_run_in_which_nothing_passes_writes_no_baseline(checkout: Checkout) -> N
     assert not checkout.baseline.exists()
 
 
+def test_baseline_is_checked_and_renewed_from_a_record_of_another_machine(
+    checkout: Checkout, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    record = str(tmp_path / "artifact.json")
+    checkout.says("norm", recorded(1.5))
+    checkout.run("--json", record, "--no-history")
+    assert checkout.run("--report", record, "--check-baseline") == 4
+    assert checkout.run("--report", record, "--update-baseline") == 0
+    assert "stored: norm/recorded (1.620x -> 1.500x)" in capsys.readouterr().out
+    assert checkout.run("--report", record, "--check-baseline") == 0
+
+
 def test_report_needs_no_torch(tmp_path: Path, checkout: Checkout) -> None:
     checkout.run()
     (kept,) = (tmp_path / "results").glob("*.json")
