@@ -7,10 +7,9 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from harness.domain import GateClass, GateDecision, PairDecision, Run, Status, Verdict
-from harness.report.explain import read_tail
+from harness.report.explain import log_tail
 from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
@@ -46,7 +45,7 @@ def render_markdown(run: Run) -> str:
     closing = [_folded("All pairs", _table(run)), _folded("Machine", _machine(run))]
     room = _LIMIT - sum(len(part) + 2 for part in (*parts, *closing))
     for i, verdict in enumerate(failed):
-        part = _failure(verdict)
+        part = _failure(run, verdict)
         if len(part) > room:
             parts.append(f"_{len(failed) - i} more failures: see the job's artifacts._")
             break
@@ -104,14 +103,14 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}x"
 
 
-def _failure(verdict: Verdict) -> str:
+def _failure(run: Run, verdict: Verdict) -> str:
     head = f"<b>{_md(verdict.status.value)}</b> {_code(verdict.pair)}"
     lines = [f"Blame: {verdict.blame.value}. {_code(verdict.message or 'no message')}"]
     for finding in verdict.findings[:5]:
         lines.append(f"{_code(f'{finding.kind}: {finding.message}')}")
     if verdict.replay:
         lines.append(f"Replay: {_code(verdict.replay)}")
-    tail = read_tail(Path(verdict.log)) if verdict.log else []
+    tail = log_tail(run, verdict)
     if tail:
         text = html.escape("\n".join(line[:400] for line in tail), quote=False)
         lines.append("<pre>" + text.replace("\n\n", "\n&#10;") + "</pre>")
