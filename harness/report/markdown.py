@@ -60,9 +60,7 @@ def _headline(run: Run) -> str:
     on_gpu = any(verdict.device.startswith("cuda") for verdict in run.verdicts)
     where = ", ".join(gpus) if gpus and on_gpu else "the CPU"
     bad = bool(run.exit_code) or (run.gate is not None and run.gate.exit_code != 0)
-    said = (
-        f"## {'❌' if bad else '✅'} {passed} of {len(run.verdicts)} pairs passed on {_md(where)}"
-    )
+    said = f"## {'✘' if bad else '✔'} {passed} of {len(run.verdicts)} pairs passed on {_md(where)}"
     if run.gate:
         counts = Counter(decision.gate_class for decision in run.gate.pairs)
         listed = ", ".join(f"{counts[c]} {_md(c.value)}" for c in GateClass if counts[c])
@@ -79,11 +77,11 @@ def _changes(gate: GateDecision) -> str:
         return "Nothing changed beyond what the intervals explain."
     rows = [
         (
-            f"{'🟢' if d.gate_class in _PASSING else '🔴'} **{_md(d.gate_class.value)}**",
+            f"{'✔' if d.gate_class in _PASSING else '✘'} **{_md(d.gate_class.value)}**",
             _code(d.pair),
             _ratio(d.before),
             _ratio(d.after),
-            _md(_moved(d)),
+            _unbroken(_moved(d)),
             _code(d.reason),
         )
         for d in changed
@@ -127,8 +125,8 @@ def _table(run: Run) -> str:
     rows = []
     for v in verdicts:
         passed = v.status is Status.PASSED
-        row = [_code(v.pair), _md(v.status.value), _md(speedup(v.speed) if passed else "-")]
-        row += [_md(baseline_speedup(v, name)) for name in names]
+        row = [_code(v.pair), _md(v.status.value), _unbroken(speedup(v.speed) if passed else "-")]
+        row += [_unbroken(baseline_speedup(v, name)) for name in names]
         if bound:
             row.append(percent(v.speed.bound.share) if v.speed.bound else "-")
         row += [milliseconds(v.speed.reference_ms), milliseconds(v.speed.candidate_ms)]
@@ -178,6 +176,11 @@ def _md(text: object) -> str:
     return _MARKS.sub(
         lambda found: f"&#{ord(found.group())};", escaped.replace("&#", "\0")
     ).replace("\0", "&#")
+
+
+def _unbroken(text: str) -> str:
+    """Return a figure that stays on one line."""
+    return _md(text).replace(" ", "&nbsp;").replace("-", "&#8209;")
 
 
 def _code(text: object) -> str:
