@@ -126,7 +126,11 @@ def plot_times(verdict: Verdict) -> str:
 
 
 def plot_errors(verdict: Verdict) -> str:
-    """Return each tensor's error as a share of its budget, by effective precision."""
+    """Return each tensor's error as a share of its budget, beside what coarser arithmetic costs.
+
+    A float32 budget is at least 8 roundings of the largest value, 8 * 2**-24: one rounding in tf32
+    or fp16 (2**-11) is then 1024 budgets, in bf16 (2**-8) 8192.
+    """
     rows = [
         (f"{c.phase.partition('/')[0]} {c.what}", c.error / c.budget, c.precision or "unknown")
         for c in verdict.checks
@@ -134,20 +138,26 @@ def plot_errors(verdict: Verdict) -> str:
     ]
     if not rows:
         return ""
-    figure, axes = _figure(len(rows) * 0.72 + 0.8)
-    floor = 1e-4
+    figure, axes = _figure(len(rows) * 0.72 + 1.1)
+    floor, ceiling = 1e-4, 1e6
     for row, (name, share, precision) in enumerate(rows):
         axes.axhline(-row, color=_GRID, linewidth=1, zorder=0)
         colour = _OWN if share <= 1 else _THIRD
-        axes.plot(max(share, floor), -row, _MARKERS[0], color=colour, markersize=6)
+        shown = min(max(share, floor), ceiling)
+        axes.plot(shown, -row, _MARKERS[0], color=colour, markersize=6)
         _text(axes, floor, -row + 0.2, name, va="bottom")
-        _text(axes, 10, -row + 0.2, precision, va="bottom", ha="right", color=_FAINT)
+        _text(axes, ceiling, -row + 0.2, precision, va="bottom", ha="right", color=_FAINT)
     axes.axvline(1, color=_INK, linewidth=1, linestyle=(0, (3, 2)))
+    if any(precision == "fp32" for _, _, precision in rows):
+        for level, budgets, side in (("tf32, fp16 ", 1024, "right"), (" bf16", 8192, "left")):
+            axes.axvline(budgets, color=_FAINT, linewidth=0.8, linestyle=(0, (1, 2)))
+            _text(axes, budgets, 0.72, level, ha=side, color=_FAINT, fontsize=_FONT_PX - 1)
     axes.set_xscale("log")
-    axes.set_xlim(floor, 10)
-    axes.set_xticks([1e-4, 1e-3, 1e-2, 1e-1, 1, 10])
-    axes.set_xticklabels(["≤ 0.01 %", "0.1 %", "1 %", "10 %", "budget", "10 x"])
-    axes.set_ylim(-len(rows) + 0.5, 0.8)
+    axes.set_xlim(floor, ceiling)
+    axes.set_xticks([1e-4, 1e-2, 1, 100, 1e4])
+    axes.set_xticklabels(["≤ 0.01 %", "1 %", "budget", "100 x", "10⁴ x"])
+    axes.minorticks_off()
+    axes.set_ylim(-len(rows) + 0.5, 1.05)
     return _svg(figure, f"errors {verdict.pair}", f"Errors of {verdict.pair} by their budgets")
 
 
