@@ -363,7 +363,7 @@ class Judge:
             title = f"torch.compile {mode}" if mode else "torch.compile"
             workers[title] = self._baseline(problem, title, mode or "default")
         policy = ClockPolicy()
-        if options.quick:
+        if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
@@ -383,6 +383,7 @@ class Judge:
                 timeout_s=self._timeout(),
             ),
             policy,
+            lambda step: self._enter(f"time {step}"),
         ).run()
 
     def _baseline_names(self) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ class Stage:
         if self._arena is None:
             return
         for baton in batons:
+            baton.wake()
             baton.worker.ask("clear")
         self._places = []
         self._arena.close()

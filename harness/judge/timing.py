@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from harness import bell
-from harness.domain import Baseline, Speed, SpeedOutcome, Status
+from harness.domain import Baseline, HarnessError, Speed, SpeedOutcome, Status
 from harness.judge import clock, compare, nvml, roofline, state, trials
 from harness.judge.baton import Baton, Timed
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
@@ -28,6 +29,7 @@ _LARGE_BYTES = 1 << 30
 _FLUSH_TIMES = 4
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
+_BUSY_S = 3.0
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 _SAMPLE = 1 << 22
@@ -42,6 +44,14 @@ class TimedWrongly(Exception):
     def __init__(self, mismatch: Mismatch) -> None:
         super().__init__(mismatch.message)
         self.mismatch = mismatch
+
+
+class _BaselineFailed(Exception):
+    """A baseline's worker failed in a batch."""
+
+    def __init__(self, role: str, failed: WorkerFailed) -> None:
+        super().__init__(str(failed))
+        self.role = role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +93,7 @@ class Stopwatch:
         match: how the candidate's state was matched.
         setting: how.
         policy: when to stop and what counts.
+        progress: told of each step.
     """
 
     def __init__(
@@ -93,7 +104,9 @@ class Stopwatch:
         match: state.Match,
         setting: Setting,
         policy: clock.ClockPolicy,
+        progress: Callable[[str], None] = lambda step: None,
     ) -> None:
+        self._progress = progress
         self._problem = problem
         self._oracle = oracle
         self._match = match
@@ -120,6 +133,8 @@ class Stopwatch:
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
         self._batches = 0
         self._handshake_ms = 0.0
+        self._quiet_ms = float("inf")
+        self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
 
     def run(self) -> Speed:
@@ -129,26 +144,33 @@ class Stopwatch:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
             WorkerFailed: reference or candidate failed while it was timed.
         """
+        self._progress("stage")
         self._send_state()
         self._survey()
         calls = self._prepare()
-        policy = self._policy
-        watch = nvml.GpuWatch(self._problem.device)
+        self._progress("blocks")
         order = random.Random(self._setting.seed)
-        roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
-        blocks = clock.measure(
-            lambda role: self._batch(role, calls) / calls,
-            roles,
-            policy,
-            order,
-            condition=watch.condition,
-        )
+        while True:
+            roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
+            try:
+                blocks = clock.measure(
+                    lambda role: self._batch(role, calls) / calls,
+                    roles,
+                    self._policy,
+                    order,
+                    condition=self._watch.condition,
+                )
+                break
+            except _BaselineFailed as failed:
+                self._fail(failed.role, str(failed))
+        self._progress("latency")
         latency = {role: self._latency_ms(role, calls) for role in (REFERENCE, CANDIDATE)}
         log = self._logs[CANDIDATE]
-        lie = clock.lying(log.clocked_ms, log.claimed_ms, policy) if self._on_gpu else ""
+        lie = clock.lying(log.clocked_ms, log.claimed_ms, self._policy) if self._on_gpu else ""
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
-        return self._record(blocks, calls, latency, watch)
+        self._progress("bound")
+        return self._record(blocks, calls, latency)
 
     # --- preparation ----------------------------------------------------------------------------
 
@@ -168,11 +190,14 @@ class Stopwatch:
         """Do work for a role; a baseline that fails is named and does not hide the others."""
         try:
             work()
-        except WorkerFailed as failed:
+        except (WorkerFailed, _BaselineFailed) as failed:
             if role in (REFERENCE, CANDIDATE, AGAIN):
                 raise
-            self._failed[role] = str(failed)
-            self._batons.pop(role).worker.close()
+            self._fail(role, str(failed))
+
+    def _fail(self, role: str, why: str) -> None:
+        self._failed[role] = why
+        self._batons.pop(role).worker.close()
 
     def _survey(self) -> None:
         """Call the reference: what comes out, how large it is, whether it repeats."""
@@ -226,6 +251,7 @@ class Stopwatch:
         floating = [t.dtype for t in tensors_of(inputs) if t.is_floating_point()]
         self._dtype = max(floating, key=lambda d: d.itemsize) if floating else torch.float32
         del inputs
+        torch.cuda.empty_cache()
         self._stage = Stage(problem, grads, setting.seed)
         self._out_bytes = sum(self._poison)
 
@@ -237,10 +263,10 @@ class Stopwatch:
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._problem.device)
         self._stage.place(1, list(self._batons.values()))
+        self._stage.refresh()
         if self._large:
             for role in (REFERENCE, *self._others()):
                 self._batons[role].keep = 1
-        self._refresh()
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
         for role in self._batons:
@@ -248,28 +274,34 @@ class Stopwatch:
         per_call_ms = max((self._batch(REFERENCE, 1) + self._batch(CANDIDATE, 1)) / 2, 1e-3)
         room = self._room()
         calls = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
+        calls = self._fitting(calls)
         if calls > 1:
-            self._place(calls)
-            small = min(calls, 64)
-            # Short calls are hidden by the hand-shake above: once more, from a real batch.
-            for role in (REFERENCE, CANDIDATE):
-                self._batch(role, calls)
+            # Short calls hide behind the hand-shake above: once more, from a real batch.
             per_call_ms = max(self._batch(CANDIDATE, calls) / calls, 1e-3)
             better = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
-            if better > 1.5 * calls and calls >= small:
-                calls = better
-                self._place(calls)
-        for role in self._batons:
-            self._batch(role, calls)
+            if better > 1.5 * calls:
+                calls = self._fitting(better)
         self._calibrate(calls)
         for log in self._logs.values():
             log.clocked_ms.clear()
             log.claimed_ms.clear()
         return calls
 
-    def _place(self, calls: int) -> None:
-        self._stage.place(calls, list(self._batons.values()))
-        self._refresh()
+    def _fitting(self, calls: int) -> int:
+        """Stage calls and run each role once over them; fewer where memory does not suffice."""
+        while True:
+            try:
+                self._stage.place(calls, list(self._batons.values()))
+                for role in list(self._batons):
+                    self._guarded(role, partial(self._batch, role, calls))
+            except (WorkerFailed, HarnessError, torch.OutOfMemoryError) as error:
+                full = not isinstance(error, WorkerFailed) or error.status is Status.OUT_OF_MEMORY
+                if calls == 1 or not full:
+                    raise
+                calls //= 2
+                torch.cuda.empty_cache()
+                continue
+            return calls
 
     def _warm_up(self, role: str) -> None:
         baton = self._batons[role]
@@ -285,15 +317,13 @@ class Stopwatch:
         each = self._stage.slot_bytes + kept * self._out_bytes
         if not self._on_gpu:
             return max(1, _HOST_BUDGET_BYTES // max(each, 1))
-        # One checked call has been made: what judge and workers need for it, they hold by now.
-        self._checked_once()
+        # After one checked call judge and workers hold what they need for one.
         torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(self._problem.device)
-        return 1 + max(0, free - _SPARE_BYTES) // max(each, 1)
-
-    def _checked_once(self) -> None:
         self._batches = 0
         self._batch(CANDIDATE, 1)
+        free, _ = torch.cuda.mem_get_info(self._problem.device)
+        spare = _SPARE_BYTES + self._stage.slot_bytes + self._out_bytes
+        return 1 + max(0, free - spare) // max(each, 1)
 
     def _calibrate(self, calls: int) -> None:
         """Measure what a batch costs that calls nothing: hand-shake, events, showing."""
@@ -312,16 +342,36 @@ class Stopwatch:
     def _most(self) -> int:
         return 2 if self._large else 4
 
-    def _refresh(self) -> None:
-        self._stage.refresh()
-        self._touched = False
-
     def _cool(self) -> None:
-        """Push what the judge just wrote out of the L2 cache."""
-        if self._flush is not None:
+        """Push what the judge just wrote out of the L2 cache, and see that the GPU is free.
+
+        Raises:
+            TimedWrongly: something keeps it busy although the candidate stands still.
+        """
+        if not self._on_gpu:
+            return
+        device = self._problem.device
+        torch.cuda.synchronize(device)
+        if self._flush is None:
+            return
+        until = time.monotonic() + _BUSY_S
+        while time.monotonic() < until:
+            began = time.perf_counter()
             self._flush.add_(1)
-        if self._on_gpu:
-            torch.cuda.synchronize(self._problem.device)
+            torch.cuda.synchronize(device)
+            taken_ms = (time.perf_counter() - began) * 1e3
+            self._quiet_ms = min(self._quiet_ms, taken_ms)
+            if taken_ms < 3 * self._quiet_ms + 0.2:
+                return
+            time.sleep(0.002)
+        if not self._watch.strangers():
+            raise TimedWrongly(
+                Mismatch(
+                    status=Status.TAMPERED,
+                    message="the GPU stays busy while the candidate stands still: it leaves work "
+                    "behind that runs in the reference's time",
+                )
+            )
 
     def _batch(self, role: str, calls: int, *, each: bool = False) -> float:
         """Run one batch; returns its milliseconds without the hand-shake."""
@@ -334,13 +384,20 @@ class Stopwatch:
             slots = slots[: max(1, self._warm_slots())]
         order = [slots[i % len(slots)] for i in range(calls)]
         self._secret.shuffle(order)
+        if role != CANDIDATE:
+            self._batons[CANDIDATE].rest()
         baton.arm(self._setting.mode, self._poison * min(calls, baton.keep), each=each)
         if role == CANDIDATE:
             # It stands still only now: what it could have read until here is not what it gets.
             self._stage.refresh()
             self._touched = True
         self._cool()
-        timed = baton.run(order, calls, self._secret, self._most)
+        try:
+            timed = baton.run(order, calls, self._secret, self._most)
+        except WorkerFailed as failed:
+            if role in (REFERENCE, AGAIN, CANDIDATE):
+                raise
+            raise _BaselineFailed(role, failed) from failed
         clocked = max(timed.total_ms - self._handshake_ms, 1e-6)
         if role == CANDIDATE:
             self._check(baton, timed)
@@ -463,7 +520,6 @@ class Stopwatch:
         blocks: clock.Blocks,
         calls: int,
         latency: Mapping[str, float],
-        watch: nvml.GpuWatch,
     ) -> Speed:
         policy = self._policy
         medians = {role: float(np.median(times)) for role, times in blocks.ms.items() if times}
@@ -485,8 +541,8 @@ class Stopwatch:
         if dropped > policy.discard_part * (dropped + count):
             outcome = SpeedOutcome.UNDECIDED
             notes.append("most blocks were throttled")
-        if watch.blind:
-            notes.append(watch.blind)
+        if self._watch.blind:
+            notes.append(self._watch.blind)
         baselines = [self._baseline(name, blocks, floor) for name in self._others()]
         baselines += [Baseline(name=n, note=why) for n, why in self._failed.items()]
         figures = latency if shape == "latency" else medians
@@ -530,7 +586,7 @@ class Stopwatch:
             capped=blocks.capped,
             baselines=tuple(baselines),
             bound=limit,
-            gpu=watch.record(),
+            gpu=self._watch.record(),
             blocks={role: tuple(times) for role, times in blocks.ms.items()},
         )
 
@@ -561,6 +617,7 @@ class Stopwatch:
 
 
 def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:
+    baton.wake()
     baton.worker.ask("state", **baton.worker.encode(values=values))
     baton.worker.ask("clear")
 
