@@ -1,6 +1,6 @@
 """Attacks on the clock: whoever cheats only while it is timed is found out, or gains nothing.
 
-``tests/fixtures/timing`` holds them beside the honest solution that they pretend to beat. Each tells
+``tests/fixtures/timing`` holds them beside the honest solution they pretend to beat. Each tells
 a timed batch by the harness's own frames, so it behaves in all checked calls. On a GPU
 ``tests/bench_clock.py`` runs all of them; here those that can run on the CPU.
 """
