@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import concurrent.futures
 import dataclasses
 import os
 import re
@@ -356,12 +357,7 @@ class Judge:
     ) -> None:
         self._enter("time")
         options = self._options
-        workers = {REFERENCE: self._baseline(problem, "reference", None)}
-        workers[CANDIDATE] = worker
-        for name in self._baseline_names():
-            mode = BASELINES[name]
-            title = f"torch.compile {mode}" if mode else "torch.compile"
-            workers[title] = self._baseline(problem, title, mode or "default")
+        workers = {CANDIDATE: worker, **self._baselines(problem)}
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
@@ -391,18 +387,28 @@ class Judge:
             return self._options.baselines
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
-    def _baseline(self, problem: Problem, role: str, compile_mode: str | None) -> RemoteWorker:
-        worker = self._start(role, self._timeout())
-        self._load(
-            worker,
-            problem,
-            "Model",
-            self._pair.problem,
-            problem.overrides,
-            worker.folder / "build",
-            compile_mode,
-        )
-        return worker
+    def _baselines(self, problem: Problem) -> dict[str, RemoteWorker]:
+        """Return loaded workers that hold the reference: eager, and compiled where asked for."""
+        modes: dict[str, str | None] = {REFERENCE: None}
+        for name in self._baseline_names():
+            mode = BASELINES[name]
+            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
+        workers = {role: self._start(role, self._timeout()) for role in modes}
+
+        def load(role: str) -> None:
+            self._load(
+                workers[role],
+                problem,
+                "Model",
+                self._pair.problem,
+                problem.overrides,
+                workers[role].folder / "build",
+                modes[role],
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(load, workers))
+        return workers
 
     def _pin(self, workers: list[RemoteWorker]) -> None:
         """Give the judge the first core and the workers the others, where there are two."""
