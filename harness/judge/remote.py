@@ -352,13 +352,14 @@ class RemoteWorker:
     def resume(self) -> None:
         """Let the worker go on."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGCONT)
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def resume_family(self) -> None:
         """Let go on what the worker started outside its process group."""
         for pid in _family(self._process.pid, self.uid if os.geteuid() == 0 else None):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGCONT)
+            if pid != self._process.pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGCONT)
 
     def pin(self, cores: set[int]) -> None:
         """Keep every thread of the worker on some cores; threads to come inherit it."""

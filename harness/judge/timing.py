@@ -264,9 +264,6 @@ class Stopwatch:
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._problem.device)
         self._stage.place(1, list(self._batons.values()))
         self._stage.refresh()
-        if self._large:
-            for role in (REFERENCE, *self._others()):
-                self._batons[role].keep = 1
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
         for role in self._batons:
