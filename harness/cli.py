@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import signal
 import sys
@@ -12,12 +13,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
+from harness import guard, outputs
 from harness.discover import Catalogue, discover, pair_from_files, select
-from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict
-from harness.environment import PROJECT_ROOT, describe_environment, torch_build
+from harness.domain import BASELINES, Options, Pair, Run, Status, UsageError, Verdict
+from harness.environment import (
+    PROJECT_ROOT,
+    describe_environment,
+    find_nvcc,
+    nvcc_architectures,
+    torch_build,
+)
 from harness.fleet import Interrupted, run_pairs
+from harness.fleet.devices import make_plan
 from harness.fleet.gpus import find_gpus
 
 OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
@@ -25,12 +34,16 @@ OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
 _EPILOG = """\
 exit codes: 0 all passed or skipped; 1 some pair did not pass; 2 bad usage or input, or nothing
 was evaluated; 3 the harness itself failed; 128 + N ended by signal N (130: Ctrl-C).
+with --check-baseline also: 4 slower, 5 less precise, 6 a result is missing, 7 incomparable,
+8 no baseline, 9 undecided.
 
 examples:
   run_eval.py                                  every pair
   run_eval.py groupnorm 'batchnorm*'           some problems
   run_eval.py 'gemm*/hopper' --device cuda:1   one solution, on the second GPU
   run_eval.py --problem p.py --solution s.py   any pair of files
+  run_eval.py --check-baseline                 every pair against baselines/DEVICE.json
+  run_eval.py --report results/*.json --html report.html
 """
 
 
@@ -44,11 +57,11 @@ def main(
 
     Args:
         argv: arguments without the program's name; None is ``sys.argv``.
-        root: folder with problems/ and solutions/.
+        root: folder with problems/ and solutions/; ``--root`` names another.
         judge_command: starts one judge; None is the real one.
     """
     arguments = _parser().parse_args(argv)
-    session = _Session(arguments, root, judge_command)
+    session = _Session(arguments, (arguments.root or root).resolve(), judge_command)
     code, error = HARNESS_FAILED, None
     try:
         with _signals_interrupt(session.note_signal):
@@ -65,7 +78,7 @@ def main(
         traceback.print_exc()
     if error:
         print(f"run_eval.py: {error}", file=sys.stderr)
-    return session.write_json(code, error)
+    return session.leave(code, error)
 
 
 class _Session:
@@ -77,7 +90,8 @@ class _Session:
         self._arguments = arguments
         self._root = root
         self._judge_command = judge_command
-        self._verdicts: list[Verdict] = []
+        self._pairs: tuple[Pair, ...] = ()
+        self._run = Run(verdicts=())
         self._documented = False
         self.interrupted_code = 128 + signal.SIGINT
 
@@ -88,6 +102,8 @@ class _Session:
     def run(self) -> int:
         """Do what was asked for and return the exit code."""
         arguments = self._arguments
+        if arguments.root and not self._root.is_dir():
+            raise UsageError(f"--root {arguments.root}: no such folder")
         if arguments.doctor:
             from harness.doctor import main as doctor
 
@@ -99,24 +115,34 @@ class _Session:
             return OK
         if arguments.list:
             return self._list()
-        _check_target(arguments.json)
-        self._documented = arguments.json is not None
-        return self._evaluate(self._chosen_pairs())
+        if arguments.report:
+            return outputs.rebuild(arguments, self._root, self._existing(()))
+        if arguments.compare:
+            return outputs.compare(arguments)
+        outputs.check_targets(arguments)
+        self._documented = True
+        self._pairs = self._chosen_pairs()
+        return self._evaluate(self._pairs)
 
-    def write_json(self, code: int, error: str | None) -> int:
-        """Write the document, if one was asked for; returns the exit code."""
+    def leave(self, code: int, error: str | None) -> int:
+        """Write what was asked for and keep the run in the history; returns the exit code."""
         if not self._documented:
             return code
-        from harness.report import render_document, write_document
-
+        environment = self._run.environment or _environment()
+        run = dataclasses.replace(self._run, environment=environment, exit_code=code, error=error)
         try:
-            names = tuple(gpu.name for gpu in find_gpus().devices)
-            environment = describe_environment(names)
-            text = render_document(self._verdicts, environment, exit_code=code, error=error)
-            write_document(text, self._arguments.json)
+            outputs.write_all(
+                run,
+                self._arguments,
+                history=lambda: outputs.stored_runs(self._root, run),
+                pairs=self._pairs,
+                root=self._root,
+            )
         except OSError as failure:
-            print(f"run_eval.py: {self._arguments.json}: {failure.strerror}", file=sys.stderr)
-            return code or HARNESS_FAILED
+            print(f"run_eval.py: {failure.filename}: {failure.strerror}", file=sys.stderr)
+            code = code or HARNESS_FAILED
+        if run.verdicts and not self._arguments.no_history:
+            outputs.keep(run, self._root)
         return code
 
     def _chosen_pairs(self) -> tuple[Pair, ...]:
@@ -153,33 +179,74 @@ class _Session:
                 "Next: make eval, which brings its own, or pip install torch"
             )
         arguments = self._arguments
+        options = _options(arguments)
+        guarded = guard.make_guard(
+            arguments,
+            root=self._root,
+            devices=make_plan(options, len(pairs)).devices,
+            gpus=_gpu_names(),
+            chosen=[pair.name for pair in pairs],
+        )
         began = time.monotonic()
-        try:
-            with open_progress(len(pairs), verbose=arguments.verbose) as progress:
-                self._verdicts = run_pairs(
-                    pairs,
-                    _options(arguments),
-                    listener=progress,
-                    judge_command=self._judge_command,
+
+        def evaluate(some: Sequence[Pair]) -> list[Verdict]:
+            with open_progress(len(some), verbose=arguments.verbose) as progress:
+                return run_pairs(
+                    some, options, listener=progress, judge_command=self._judge_command
                 )
+
+        def again(names: Sequence[str]) -> list[Verdict]:
+            print(f"measuring again: {', '.join(names)}", file=sys.stderr)
+            return evaluate([pair for pair in pairs if pair.name in names])
+
+        try:
+            self._run = Run(verdicts=tuple(evaluate(pairs)))
         except Interrupted as interrupted:
-            self._verdicts = interrupted.verdicts
+            self._run = Run(verdicts=tuple(interrupted.verdicts))
             self._print_report(time.monotonic() - began)
             raise
+        code = exit_code(self._run.verdicts)
+        self._run = dataclasses.replace(self._run, environment=_environment(), exit_code=code)
+        if guarded and not guarded.updating:
+            self._run = guarded.check(self._run, again)
+            code = exit_code(self._run.verdicts)
         self._print_report(time.monotonic() - began)
-        return exit_code(self._verdicts)
+        if guarded and guarded.updating:
+            print(guarded.update(self._run, self._existing(pairs)), file=self._out)
+        return code or (self._run.gate.exit_code if self._run.gate else OK)
+
+    def _existing(self, pairs: Sequence[Pair]) -> set[str]:
+        """Return the names of all pairs that are known, those at hand included."""
+        return {pair.name for pair in (*discover(self._root).pairs, *pairs)}
+
+    @property
+    def _out(self) -> TextIO:
+        return sys.stderr if self._arguments.json == "-" else sys.stdout
 
     def _print_report(self, wall_s: float) -> None:
         """Print the table, then what is to be said about each pair."""
-        from harness.report import explain_run, render_table, summarize
+        from harness.report import explain_gate, explain_run, render_table, summarize
 
-        out = sys.stderr if self._arguments.json == "-" else sys.stdout
-        verdicts = self._verdicts
-        print(f"\n{render_table(verdicts, self._arguments.format)}\n", file=out)
-        said = explain_run(verdicts, in_full=self._arguments.verbose)
+        out, run = self._out, self._run
+        width, colour = outputs.terminal(self._arguments)
+        table = render_table(
+            run.verdicts, self._arguments.format, width=width, colour=colour, gate=run.gate
+        )
+        print(f"\n{table}\n", file=out)
+        said = explain_run(run.verdicts, in_full=self._arguments.verbose)
         if said:
             print(f"{said}\n", file=out)
-        print(summarize(verdicts, wall_s), file=out)
+        if run.gate:
+            print(f"{explain_gate(run.gate)}\n", file=out)
+        print(summarize(run.verdicts, wall_s), file=out)
+
+
+def _gpu_names() -> tuple[str, ...]:
+    return tuple(gpu.name for gpu in find_gpus().devices)
+
+
+def _environment() -> dict[str, Any]:
+    return describe_environment(_gpu_names())
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:
@@ -193,6 +260,8 @@ def exit_code(verdicts: Sequence[Verdict]) -> int:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
+    order = arguments.thread_order
+    orders: dict[str, Any] = {"thread_orders": (order,)} if order else {}
     return Options(
         device=arguments.device,
         mode=arguments.mode,
@@ -205,7 +274,31 @@ def _options(arguments: argparse.Namespace) -> Options:
         baselines=arguments.baselines,
         warm_l2=arguments.warm_l2,
         cap_s=arguments.cap,
+        nvcc=() if arguments.nvcc is None else nvcc_list(arguments.nvcc),
+        **orders,
     )
+
+
+def nvcc_list(text: str) -> tuple[str, ...]:
+    """Return the architectures that ``--nvcc`` names; none named is the usual ones.
+
+    Raises:
+        UsageError: nvcc is missing, or does not know one of them.
+    """
+    nvcc = find_nvcc()
+    if nvcc is None:
+        raise UsageError(
+            "--nvcc: nvcc was not found. Next: install the CUDA toolkit, or leave out --nvcc"
+        )
+    known = nvcc_architectures(nvcc)
+    named = tuple(part for part in text.replace(",", " ").split() if part)
+    unknown = [a for a in named if a.rstrip("af") not in known]
+    if unknown:
+        raise UsageError(
+            f"--nvcc: {unknown[0]!r} is no architecture of this nvcc. "
+            f"Next: one of {', '.join(known)}, or --nvcc last on the line"
+        )
+    return named or tuple(a for a in ("sm_75", "sm_80", "sm_90") if a in known)
 
 
 def _baselines(text: str) -> tuple[str, ...]:
@@ -217,23 +310,6 @@ def _baselines(text: str) -> tuple[str, ...]:
             f"unknown baseline {unknown[0]!r}; valid: eager, {', '.join(BASELINES)}"
         )
     return tuple(dict.fromkeys(name for name in names if name != "eager"))
-
-
-def _check_target(target: str | None) -> None:
-    """Refuse a --json file that could not be written, before anything is evaluated.
-
-    Raises:
-        UsageError: it could not.
-    """
-    if target is None or target == "-":
-        return
-    path = Path(target)
-    if path.is_dir():
-        raise UsageError(f"--json {target}: is a folder")
-    if not path.resolve().parent.is_dir():
-        raise UsageError(f"--json {target}: no such folder as {path.resolve().parent}")
-    if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
-        raise UsageError(f"--json {target}: cannot be written")
 
 
 @contextmanager
@@ -297,7 +373,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
     add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (12)")
+    add(
+        "--nvcc",
+        nargs="?",
+        const="",
+        metavar="LIST",
+        help="off the GPU: nvcc compiles the CUDA source too (sm_80,sm_90; default: the usual)",
+    )
+    add(
+        "--thread-order",
+        choices=("forward", "reverse", "shuffled"),
+        help="emulated: threads start in this order only (default: all three)",
+    )
     add("--json", metavar="FILE", help="write one JSON document; - is stdout")
+    outputs.add_options(parser)
+    guard.add_options(parser)
+    add("--root", type=Path, metavar="FOLDER", help="folder with problems/ and solutions/")
     add("--format", default="simple", choices=FORMATS, metavar="FMT", help="any tabulate format")
     add("--fail-fast", action="store_true", help="stop at the first pair that does not pass")
     add("-v", "--verbose", action="store_true", help="every phase, check and note")

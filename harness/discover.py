@@ -107,6 +107,11 @@ def pair_from_files(problem: Path, solution: Path) -> Pair:
     return Pair(name=f"{_plain(stem)}/{_plain(solution.stem)}", problem=problem, solution=solution)
 
 
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Return whether a pair's name is meant by any pattern, in the way that ``select`` means."""
+    return any(_matches(name, pattern) for pattern in patterns)
+
+
 def _matches(name: str, pattern: str) -> bool:
     if "/" in pattern.rstrip("/"):
         return fnmatch.fnmatchcase(name, pattern)

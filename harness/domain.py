@@ -486,6 +486,7 @@ class Options:
         warm_l2: time with inputs that stay in the L2 cache.
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.
+        nvcc: architectures for which nvcc compiles the CUDA source too, where no GPU runs it.
     """
 
     device: str = "auto"
@@ -504,6 +505,7 @@ class Options:
     warm_l2: bool = False
     cap_s: float | None = None
     ncu: bool = False
+    nvcc: tuple[str, ...] = ()
 
 
 def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:

@@ -81,6 +81,11 @@ def nvcc_version(nvcc: str) -> str | None:
     return found.group(1) if found else None
 
 
+def nvcc_architectures(nvcc: str) -> tuple[str, ...]:
+    """Return the architectures that an nvcc compiles for, e.g. ``sm_80``."""
+    return tuple(re.findall(r"\bsm_\d+\b", said(nvcc, "--list-gpu-code")))
+
+
 def driver_version() -> str | None:
     """Return the version of the NVIDIA kernel driver, e.g. ``580.65.06``; None without one."""
     try:

@@ -98,6 +98,8 @@ def play(part: str, request: dict[str, Any]) -> None:
             "candidate_ms": 2.0,
         }
         ending(verdict(request, speed=speed, max_abs_diff=1e-7, precision="fp32"))
+    elif part == "recorded":
+        ending(verdict(request, **next_recorded(Path(request["pair"]["solution"]))))
     elif part == "skipped":
         ending(verdict(request, "SKIPPED", message="needs sm_90a"))
     elif part == "harness_error":
@@ -150,6 +152,14 @@ def play(part: str, request: dict[str, Any]) -> None:
         time.sleep(600)
     elif part == "reports_request":
         (Path(request["log"]).parent.parent / "request").write_text(json.dumps(request))
+
+
+def next_recorded(solution: Path) -> dict[str, Any]:
+    """Return the first verdict of the list beside the solution; the last one stays for ever."""
+    path = solution.with_suffix(".json")
+    first, *rest = json.loads(path.read_text())
+    path.write_text(json.dumps(rest or [first]))
+    return first
 
 
 def ending(plain: dict[str, Any]) -> None:

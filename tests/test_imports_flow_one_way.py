@@ -28,10 +28,14 @@ ALLOWED: dict[str, set[str]] = {
     "fleet": {"domain", "settings", "environment", "fleet"},
     "report": {"domain", "report"},
     "gate": {"domain", "gate"},
+    "guard": {"discover", "domain", "gate", "report"},
+    "pytest_plugin": {"discover", "domain", "fleet", "report"},
+    "outputs": {"__init__", "domain", "gate", "guard", "report"},
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},
-    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair"},
+    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair"}
+    | {"guard", "outputs"},
 }
 
 

@@ -27,7 +27,7 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     the speedup last.
 
     Args:
-        stored: its stored result; only passed pairs are stored.
+        stored: its stored result: passed, or skipped where it cannot run.
         runs: this run's measurements of it, the latest last; more than one after it was
             measured again.
         policy: thresholds.
@@ -35,6 +35,10 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     latest = runs[-1]
     verdict = latest.verdict
     count = len(runs)
+    skipped = stored.verdict.status is Status.SKIPPED
+    if verdict.status is Status.SKIPPED and skipped:
+        said = f"SKIPPED, as it is stored: {verdict.message}"
+        return _say(verdict, GateClass.OK, "", said, count)
     if verdict.status is Status.SKIPPED:
         return _say(
             verdict,
@@ -52,9 +56,12 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
             f"{verdict.message}",
             count,
         )
-    unlike = _incomparable(stored, latest)
+    unlike = "" if skipped else _incomparable(stored, latest)
     if unlike:
         return _say(verdict, GateClass.INCOMPARABLE, "", unlike, count)
+    if skipped:
+        said = "stored as SKIPPED, now PASSED. Next: --update-baseline"
+        return _say(verdict, GateClass.IMPROVED, "status", said, count)
     worse = _worse(stored.verdict, verdict, policy)
     if worse:
         what, reason = worse
@@ -134,9 +141,9 @@ def _errors(
     old: Sequence[Check], new: Sequence[Check], policy: GatePolicy
 ) -> tuple[str, str] | None:
     """Return which tensor lost its check, or uses far more of its error budget than before."""
-    shares = {_tensor(check): _share(check) for check in new}
+    shares = {check.what: _share(check) for check in new}
     for before in old:
-        tensor = _tensor(before)
+        tensor = before.what  # the mode and trial of the worst call differ from run to run
         if tensor not in shares:
             return "errors", f"{tensor} was checked when it was stored, and is not any more"
         share, stored = shares[tensor], _share(before)
@@ -148,11 +155,6 @@ def _errors(
                 f"{tensor} uses {share:.0%} of its error budget, {stored:.2%} when it was stored",
             )
     return None
-
-
-def _tensor(check: Check) -> str:
-    """Return mode and tensor: the trial differs from run to run."""
-    return f"{check.phase.partition('/')[0]} {check.what}"
 
 
 def _share(check: Check) -> float | None:

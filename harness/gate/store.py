@@ -151,7 +151,7 @@ class Update:
     """What ``--update-baseline`` is about to write.
 
     Attributes:
-        text: the new file, whole.
+        text: the new file, whole; empty where there is nothing to write.
         said: one line per pair that was stored, refused, kept or removed.
     """
 
@@ -162,9 +162,9 @@ class Update:
 def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable[str]) -> Update:
     """Return the baseline with a run's results in it.
 
-    Pairs that passed replace their entries. A pair that did not pass is never stored: its entry,
-    if there is one, stays as it was. Entries of pairs that were not run stay; those of pairs
-    that no longer exist go.
+    Pairs that passed replace their entries; one that was skipped is stored as such where nothing
+    better is. A pair that failed is never stored: its entry, if there is one, stays as it was.
+    Entries of pairs that were not run stay; those of pairs that no longer exist go.
 
     Args:
         old: what the file holds now.
@@ -177,13 +177,15 @@ def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable
     fresh = stored_from_run(run).pairs
     for name, stored in fresh.items():
         status = stored.verdict.status
-        if status is not Status.PASSED:
+        old_status = kept[name].verdict.status if name in kept else None
+        skipped = status is Status.SKIPPED and old_status in (None, Status.SKIPPED)
+        if status is not Status.PASSED and not skipped:
             fate = "its old entry stays" if name in kept else "it has no entry"
             said.append(f"not stored: {name} is {status.value}; {fate}")
         elif stored.device != device:
             said.append(f"not stored: {name} ran on {stored.device}, the file is for {device}")
         else:
-            said.append(f"stored: {name}{_news(kept.get(name), stored)}")
+            said.append(f"stored: {name}{_news(kept.get(name), stored)}{' as SKIPPED' * skipped}")
             kept[name] = stored
     for name in sorted(set(kept) - set(existing) - set(fresh)):
         del kept[name]
@@ -193,7 +195,7 @@ def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable
         "device": device,
         "pairs": {name: _plain(kept[name]) for name in sorted(kept)},
     }
-    return Update(text=_dump(document), said=tuple(said))
+    return Update(text=_dump(document) if kept or old else "", said=tuple(said))
 
 
 def _news(before: Stored | None, after: Stored) -> str:

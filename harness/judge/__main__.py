@@ -37,7 +37,7 @@ def options_from(raw: dict[str, Any]) -> Options:
     for name in ("cache_dir", "log_dir"):
         if fields.get(name) is not None:
             fields[name] = Path(fields[name])
-    for name in ("thread_orders", "baselines"):
+    for name in ("thread_orders", "baselines", "nvcc"):
         if fields.get(name) is not None:
             fields[name] = tuple(fields[name])
     return Options(**fields)

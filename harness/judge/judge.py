@@ -162,6 +162,7 @@ class Judge:
         loaded = self._load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
+        self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
         match = self._match(problem, loaded)
         standard = self._standard()
         quick = self._options.quick
@@ -233,6 +234,8 @@ class Judge:
         if not _USES_BUILD.search(self._text):
             return
         environment = f"{torch.__version__} {torch.version.cuda} {os.environ.get('CXX', 'c++')}"
+        if self._kind != "cuda" and self._options.nvcc:
+            environment += f" nvcc {' '.join(self._options.nvcc)}"
         if self._cache.complete(environment):
             return
         if self._kind != "cuda":
@@ -309,6 +312,7 @@ class Judge:
                 cache=str(self._cache.folder),
                 staging=str(built if building else private),
                 support=str(self._cache.support),
+                nvcc=[] if self._kind == "cuda" else list(self._options.nvcc),
                 findings=str(worker.findings_path),
                 # The baseline too: what the guarded allocator costs must cancel in the ratio.
                 guarded=self._kind != "cuda" and self._guarded(),

@@ -1,4 +1,4 @@
-"""The JSON document: one per run, written whole or not at all."""
+"""The JSON document: one per run, written whole or not at all, and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.domain import MEASUREMENT_VERSION, SCHEMA_VERSION, Verdict, to_json
+from harness.domain import (
+    MEASUREMENT_VERSION,
+    SCHEMA_VERSION,
+    GateDecision,
+    HarnessError,
+    Run,
+    UsageError,
+    Verdict,
+    run_from_json,
+    to_json,
+)
 
 
 def render_document(
@@ -20,6 +30,8 @@ def render_document(
     *,
     exit_code: int,
     error: str | None = None,
+    gate: GateDecision | None = None,
+    measurement_version: int = MEASUREMENT_VERSION,
 ) -> str:
     """Return the document as text.
 
@@ -28,16 +40,49 @@ def render_document(
         environment: what the machine is.
         exit_code: what the command line returns for this run.
         error: why there are no verdicts, where bad usage is the reason.
+        gate: the comparison with stored results, where one was asked for.
+        measurement_version: of the clock that took the times.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
-        "measurement_version": MEASUREMENT_VERSION,
+        "measurement_version": measurement_version,
         "environment": dict(environment),
         "exit_code": exit_code,
         "error": error,
+        "gate": to_json(gate) if gate else None,
         "verdicts": [to_json(verdict) for verdict in verdicts],
     }
     return json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
+
+
+def render_run(run: Run) -> str:
+    """Return a run as the text of its document."""
+    return render_document(
+        run.verdicts,
+        run.environment,
+        exit_code=run.exit_code,
+        error=run.error,
+        gate=run.gate,
+        measurement_version=run.measurement_version,
+    )
+
+
+def read_run(path: Path) -> Run:
+    """Return the run that a document holds.
+
+    Raises:
+        UsageError: the file cannot be read, is not whole, or is of another form.
+    """
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: not whole: {error}. Next: run again with --json") from error
+    try:
+        return run_from_json(plain, str(path))
+    except HarnessError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def write_document(text: str, target: str) -> None:

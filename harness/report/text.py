@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from harness.domain import Speed, SpeedOutcome
+from harness.domain import Speed, SpeedOutcome, Status, Verdict
 
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor moves
@@ -59,3 +59,31 @@ def speedup(speed: Speed) -> str:
     if speed.low is not None and speed.high is not None:
         ends = f" [{speed.low:.2f}, {speed.high:.2f}]"
     return f"{speed.speedup:.2f}x{ends} {speed.outcome.value.lower()}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share such as ``87 %``; ``-`` where there is none."""
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def signed_percent(value: float | None) -> str:
+    """Return a change such as ``-3.1 %``; ``-`` where there is none."""
+    return "-" if value is None else f"{100 * value:+.1f} %"
+
+
+def baseline_label(name: str) -> str:
+    """Return a short name of a baseline: ``compile``, ``max-autotune``."""
+    short = one_line(name).removeprefix("torch.compile").strip()
+    return short.removesuffix("-no-cudagraphs") or "compile"
+
+
+def baseline_speedup(verdict: Verdict, name: str) -> str:
+    """Return ``1.03x [1.02, 1.04]`` against a baseline; ``failed`` or ``-`` where there is none."""
+    for baseline in verdict.speed.baselines:
+        if baseline.name == name and verdict.status is Status.PASSED:
+            if baseline.speedup is None:
+                return "failed" if baseline.note else "untimed"
+            if baseline.low is None or baseline.high is None:
+                return f"{baseline.speedup:.2f}x"
+            return f"{baseline.speedup:.2f}x [{baseline.low:.2f}, {baseline.high:.2f}]"
+    return "-"

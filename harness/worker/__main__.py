@@ -160,6 +160,7 @@ class Worker:
             support=Path(request["support"]),
             solution=path,
             announce=self._announce,
+            nvcc=request["nvcc"],
         )
         self._builder.install()
         if request["guarded"]:
@@ -188,6 +189,7 @@ class Worker:
             "ships_cuda": self._builder.ships_cuda,
             "build_failures": self._builder.failures[:5],
             "unsupported": self._builder.unsupported[:5],
+            "nvcc": self._builder.nvcc_notes,
         }
 
     def do_state(self, request: dict[str, Any]) -> None:

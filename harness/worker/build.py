@@ -51,6 +51,7 @@ class Builder:
         support: folder of the CPU runner's run-time library and headers.
         solution: the solution's file, to point compiler errors at its own lines.
         announce: called with (event, extension name) around each compilation.
+        nvcc: architectures for which nvcc is asked too, off the GPU.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Builder:
         support: Path,
         solution: Path,
         announce: Callable[[str, str], None],
+        nvcc: Sequence[str] = (),
     ) -> None:
         self._device = device
         self._cache = cache
@@ -69,6 +71,8 @@ class Builder:
         self._support = support
         self._solution = solution
         self._announce = announce
+        self._nvcc = tuple(nvcc)
+        self.nvcc_notes: list[str] = []
         self.keys: list[str] = []
         self.files: set[str] = set()
         self.failures: list[str] = []
@@ -149,6 +153,7 @@ class Builder:
                     build_dir=folder,
                     support_dir=self._support,
                     solution_file=str(self._solution),
+                    nvcc=self._nvcc,
                     **request,
                 )
 
@@ -204,6 +209,7 @@ class Builder:
                     build_dir=folder,
                     support_dir=self._support,
                     solution_file=str(self._solution),
+                    nvcc=self._nvcc,
                     **flags,
                 )
 
@@ -229,6 +235,8 @@ class Builder:
     def _obtain(
         self, name: str, content: dict[str, Any], build: Callable[[Path], None], as_module: bool
     ) -> Any:
+        if self._nvcc:
+            content = {**content, "nvcc": self._nvcc}
         key = content_key(name, content, self._device)
         self.keys.append(key)
         finished = self._cache / key
@@ -240,6 +248,9 @@ class Builder:
         if library is None:
             raise self._failed(f"extension {name!r} was built but left no library", "")
         self.libraries.append(str(library))
+        notes = finished / "nvcc.json"
+        if notes.is_file():
+            self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]
         if not as_module:
             torch.ops.load_library(str(library))
             return str(library)

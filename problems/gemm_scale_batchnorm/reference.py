@@ -43,5 +43,9 @@ SETTINGS = {
         "odd": {"batch_size": 67, "in_features": 45, "out_features": 131},
     },
     "tolerances": {"atol": 1e-4, "rtol": 1e-4},
-    "solutions": {"solution": {"precision": "fp32"}},
+    "solutions": {
+        "solution": {"precision": "fp32"},
+        "hopper": {"precision": "fp32", "requires": "sm_90a"},
+        "tf32": {"precision": "tf32", "requires": "sm_90a"},
+    },
 }

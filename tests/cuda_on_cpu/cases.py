@@ -94,6 +94,11 @@ def _math(x: torch.Tensor) -> torch.Tensor:
     )  # fmt: skip
 
 
+def _blas_vectors(a: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    product = 3 * (a @ x) + y / 2
+    return torch.cat([a + 3 * torch.outer(y, x), product.unsqueeze(1)], 1) + 1
+
+
 def _bins(index: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return torch.zeros(8, dtype=x.dtype).index_add(0, index, x)
 
@@ -176,6 +181,8 @@ HONEST: dict[str, Honest] = {
         lambda: (torch.randint(0, 200, (96,), dtype=torch.uint8),),
         lambda x: x.reshape(-1, 4).flip(1).flatten() + 4,
     ),
+    "blas": Honest(_F, lambda: (_f(5, 7), _f(6, 7)), lambda a, b: 2 * a @ b.t() + 1),
+    "blas_vectors": Honest(_F, lambda: (_f(5, 7), _f(7), _f(5)), _blas_vectors),
 }
 
 _D = "defects.cu"
@@ -248,6 +255,7 @@ DEFECTS: dict[str, Defect] = {
     "divide_by_zero": Defect(
         _D, lambda: (_index(1, 2, 0, 4, 5, 6, 7, 8),), ("integer division by zero",)
     ),
+    "blas_too_large": Defect(_D, lambda: (_f(8, 8),), _OOB_R, marked=False),
     "half_race": Defect(_D, lambda: (_f(128).half(),), ("data race",), marked=False),
     "byte_race": Defect(
         _D,

@@ -104,7 +104,7 @@ def test_cooperative_launch_keeps_the_kernels_type() -> None:
     [
         ('__device__ void f() {\n asm volatile("bar.sync 0;");\n}', "inline PTX", 2),
         ("#include <mma.h>\n", "tensor-core", 1),
-        ("void f() {\n\n  cublasSgemm(h);\n}", "cuBLAS", 3),
+        ("void f() {\n\n  cublasSgemmBatched(h);\n}", "cuBLAS", 3),
         ("using namespace nvcuda;", "wmma", 1),
         ("#include <cub/cub.cuh>", "CUB", 1),
     ],

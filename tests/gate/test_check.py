@@ -144,8 +144,8 @@ def test_tensor_that_is_not_checked_any_more_is_regressed() -> None:
     assert class_of(decision, "norm/solution") == (GateClass.REGRESSED, "errors")
 
 
-def test_other_trial_of_the_same_tensor_is_the_same_check() -> None:
-    moved = dataclasses.replace(tensor_check(), phase="eval/9:large")
+def test_other_mode_and_trial_of_the_same_tensor_are_the_same_check() -> None:
+    moved = dataclasses.replace(tensor_check(), phase="train/9:large")
     assert gate(ADD, changed(NORM, checks=(moved,))).exit_code == 0
 
 
@@ -177,6 +177,17 @@ def test_skipped_pair_is_missing() -> None:
     decision = gate(ADD, skipped)
     assert class_of(decision, "norm/solution") == (GateClass.MISSING, "status")
     assert decision.exit_code == 6
+
+
+def test_pair_that_is_stored_as_skipped_may_be_skipped_and_may_pass() -> None:
+    skipped = verdict("norm/solution", status=Status.SKIPPED, message="needs sm_90a")
+    stored = stored_from_run(run(ADD, skipped))
+    assert check(stored, run(ADD, skipped))[0].exit_code == 0
+    passing, _ = check(stored, run(ADD, NORM))
+    assert passing.exit_code == 0
+    assert class_of(passing, "norm/solution") == (GateClass.IMPROVED, "status")
+    failed = verdict("norm/solution", status=Status.CRASHED)
+    assert check(stored, run(ADD, failed))[0].exit_code == 1
 
 
 def test_pair_without_its_time_is_missing() -> None:

@@ -1,5 +1,10 @@
+import functools
+
 import pytest
 import torch
+
+from tests.pairs import builds
+from tests.pairs.conftest import Bench
 
 PAIR = "groupnorm"
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -114,3 +119,104 @@ def test_more_than_two_to_the_31_elements(gpu):
                 part = x[n, c, -8:].float() - 1.0
                 want = part * new.gn.weight[c].float() + new.gn.bias[c].float()
                 torch.testing.assert_close(y[n, c, -8:].float(), want, rtol=2e-2, atol=2e-2)
+
+
+# -- the variant for compute capability 9.0 -------------------------------------------------------
+
+
+@functools.cache
+def hopper_module():
+    return builds.import_file(builds.ROOT / "solutions" / PAIR / "hopper.py", f"gpu_{PAIR}_hopper")
+
+
+class Hopper(Bench):
+    def solution(self, problem):
+        return hopper_module()
+
+
+@pytest.fixture
+def hopper():
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs a GPU of compute capability 9.0")
+    return Hopper("cuda")
+
+
+# (channels, groups, shape) that stream: one block per group and teams of several, full chunks and
+# shares of a plane, planes of one and of many chunks, fewer groups than blocks, more groups than
+# entries on the board, every block of the GPU on one group.
+STREAMS = [
+    (4, 2, (3, 4, 32, 64)),
+    (4, 1, (2, 4, 128, 128)),
+    (6, 2, (5, 6, 100, 52)),
+    (8, 4, (150, 8, 48, 48)),
+    (2, 2, (700, 2, 64, 64)),
+    (4, 1, (3, 4, 512, 700)),
+    (8, 8, (3, 8, 700, 1000)),
+    (8, 1, (2, 8, 512, 512)),
+    (2, 1, (1, 2, 1600, 1600)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("channels", "groups", "shape"), CASES + STREAMS, ids=str)
+def test_hopper_shapes_match(hopper, checks, channels, groups, shape):
+    test_odd_shapes_match(hopper, checks, channels, groups, shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94), (5, 6, 256, 200)], ids=str)
+def test_hopper_dtypes_match(hopper, checks, dtype, shape):
+    test_every_floating_dtype_matches(hopper, checks, dtype, shape)
+    if dtype.itemsize == 2:
+        model, new = hopper.pair(PAIR, 6, 2)
+        x = make(hopper, shape, dtype)
+        with torch.no_grad():
+            torch.testing.assert_close(new(x), model.to(dtype)(x), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [(2, 6, 9, 7), (2, 6, 256, 200)], ids=str)
+def test_hopper_large_means_and_outliers_keep_their_digits(hopper, checks, shape):
+    test_large_means_keep_their_digits(hopper, checks, shape)
+    model, new = hopper.pair(PAIR, 6, 2)
+    x = make(hopper, shape)
+    x[0, 0, 0, 0] = 1e4
+    checks.call(model, new, x)
+
+
+@pytest.mark.gpu
+def test_hopper_other_layouts_match(hopper, checks):
+    test_other_layouts_match(hopper, checks, (3, 6, 64, 60))
+
+
+@pytest.mark.gpu
+def test_hopper_state_and_refusals(hopper):
+    test_state_loads_strictly_and_seeds_alike(hopper)
+    test_channels_must_be_divisible_by_groups(hopper)
+    test_wrong_inputs_are_refused(hopper)
+    test_backward_raises_instead_of_detaching(hopper)
+    _, new = hopper.pair(PAIR, 6, 3)
+    with pytest.raises(RuntimeError, match="no kernel for device cpu"):
+        new(torch.randn(2, 6, 4, 4))
+
+
+@pytest.mark.gpu
+def test_hopper_streams_graphs_and_repeats(hopper):
+    test_graph_capture_and_current_stream(hopper)
+    _, new = hopper.pair(PAIR, 8, 2)
+    x = make(hopper, (40, 8, 256, 256))
+    with torch.no_grad():
+        first = new(x)
+        for _ in range(50):
+            assert torch.equal(new(x), first)
+
+
+@pytest.mark.gpu
+def test_hopper_more_than_two_to_the_31_elements(hopper):
+    test_more_than_two_to_the_31_elements(hopper)
+    _, new = hopper.pair(PAIR, 4, 2, dtype=torch.bfloat16)
+    x = torch.empty(2050, 4, 512, 512, device="cuda", dtype=torch.bfloat16).normal_()
+    assert x.numel() > 2**31
+    with torch.no_grad():
+        torch.testing.assert_close(new(x)[-1:], new(x[-1:].clone()))

@@ -10,10 +10,12 @@ Supported (docs/cuda_on_cpu.md has the details):
   warp reductions, all atomics, fences, cached loads and stores, vector types, half and bfloat16,
   CUDA's math, assert and printf;
 - cooperative groups: block, tiles, coalesced lanes, reduce, scan, grid sync of grids that fit;
-- the runtime API for memory, streams, events, devices, occupancy; c10/cuda and ATen/cuda headers.
+- the runtime API for memory, streams, events, devices, occupancy; c10/cuda and ATen/cuda headers;
+  cuBLAS products (gemm, gemmStridedBatched, gemv, ger in float and double) through at::matmul.
 
-Not supported, raised as ``Unsupported`` with the line: inline PTX, wmma, cuBLAS, cuDNN, cuRAND,
-CUB, Thrust, libcu++, CUTLASS, textures, graphs, clusters, dynamic parallelism, 8-bit floats.
+Not supported, raised as ``Unsupported`` with the line: inline PTX, wmma, the rest of cuBLAS, cuDNN,
+cuRAND, CUB, Thrust, libcu++, CUTLASS, textures, graphs, clusters, dynamic parallelism, 8-bit
+floats.
 """
 
 from __future__ import annotations

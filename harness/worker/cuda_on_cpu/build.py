@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from harness.domain import BuildFailed, Unsupported
 from harness.worker.cuda_on_cpu import toolchain
 from harness.worker.cuda_on_cpu.locate import locate
+from harness.worker.cuda_on_cpu.nvcc import describe, nvcc_check
 from harness.worker.cuda_on_cpu.rewrite import has_definitions, rewrite_cuda, rewrite_host
 from harness.worker.cuda_on_cpu.support import Support, obtain
 from harness.worker.cuda_on_cpu.unsupported import find_unsupported
@@ -89,8 +91,12 @@ def compile_inline(
     with_pytorch_error_handling: bool = True,
     solution_file: str | None = None,
     source_files: Sequence[str] | None = None,
+    nvcc: Sequence[str] = (),
 ) -> Path:
     """Build what ``load_inline`` would build; return the library, a Python module ``name``.
+
+    With architectures in ``nvcc``, nvcc compiles the CUDA source as well; what it says of each
+    kernel is left in ``nvcc.json`` beside the library.
 
     Where ``cpp_sources`` only declares, everything is one translation unit: declarations,
     bindings, CUDA. Where it defines functions (a CPU path), it is a unit of its own, compiled
@@ -126,8 +132,44 @@ def compile_inline(
             unit.write_text(_prefix_for_cuda() + cuda_text)
             units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
     full = _unit_flags([*cpp, *cuda])
-    return _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
-                  extra_include_paths, extra_ldflags)  # fmt: skip
+    library = _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
+                     extra_include_paths, extra_ldflags)  # fmt: skip
+    if nvcc and cuda:
+        units_of_nvcc = [(cuda, solution_file, True)]
+        paths = extra_include_paths
+        _ask_nvcc(units_of_nvcc, nvcc, build_dir, flags=extra_cuda_cflags, include_paths=paths)
+    return library
+
+
+def _ask_nvcc(
+    units: Sequence[tuple[Sequence[str], str | None, bool]],
+    architectures: Sequence[str],
+    build_dir: Path,
+    *,
+    flags: Sequence[str],
+    include_paths: Sequence[str],
+) -> None:
+    """Have nvcc compile (sources, their file, whether load_inline's headers stand in front) too.
+
+    Raises:
+        BuildFailed: its first error.
+    """
+    notes: list[str] = []
+    for number, (sources, file, inline) in enumerate(units):
+        verdict = nvcc_check(
+            sources,
+            architectures=architectures,
+            build_dir=build_dir / f"nvcc_{number}",
+            extra_cuda_cflags=[*_unit_flags(sources), *flags],
+            extra_include_paths=include_paths,
+            solution_file=file,
+            inline=inline,
+        )
+        shutil.rmtree(build_dir / f"nvcc_{number}")
+        if not verdict.compiled:
+            raise BuildFailed(verdict.errors[0], verdict.log)
+        notes += describe(verdict)
+    (build_dir / "nvcc.json").write_text(json.dumps(notes))
 
 
 def _rewritten(
@@ -160,6 +202,7 @@ def compile_files(
     extra_ldflags: Sequence[str] = (),
     extra_include_paths: Sequence[str] = (),
     solution_file: str | None = None,
+    nvcc: Sequence[str] = (),
 ) -> Path:
     """Build what ``load(sources=[...])`` would build from .cpp and .cu files.
 
@@ -193,7 +236,14 @@ def compile_files(
             head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
             unit.write_text(head + directive + rewrite_host(text))
             units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
-    return _build(name, units, build_dir, support, includes, extra_ldflags)
+    library = _build(name, units, build_dir, support, includes, extra_ldflags)
+    kernels = [Path(s) for s in sources if Path(s).suffix == ".cu"]
+    if nvcc and kernels:
+        beside = list(dict.fromkeys(str(p.parent) for p in kernels))
+        texts = [([p.read_text(errors="replace")], str(p), False) for p in kernels]
+        folders = [*beside, *extra_include_paths]
+        _ask_nvcc(texts, nvcc, build_dir, flags=extra_cuda_cflags, include_paths=folders)
+    return library
 
 
 def _refuse_unsupported_file(path: Path, text: str) -> None:

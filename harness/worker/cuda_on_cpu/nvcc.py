@@ -6,6 +6,7 @@ generated header and nvcc's CUDA headers may lack libraries, so a handful of stu
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -30,6 +31,11 @@ _STUBS = {
     "typedef int cusolverStatus_t;\n",
     "cusolver_common.h": "#pragma once\ntypedef int cusolverStatus_t;\n",
     "nvtx3/nvtx3.hpp": "#pragma once\n",
+    # Without torch's C++ neural networks: half the time, and 2 GB of memory instead of 3.
+    "torch/extension.h": "#pragma once\n#ifdef EMU_FULL_TORCH\n#include_next <torch/extension.h>\n"
+    "#else\n#include <torch/types.h>\n#include <torch/csrc/Exceptions.h>\n"
+    "#include <torch/csrc/utils/pybind.h>\n#include <torch/library.h>\n"
+    "namespace torch { namespace py = pybind11; }\n#endif\n",
 }
 _TORCH_DEFINES = (
     "-D__CUDA_NO_HALF_OPERATORS__",
@@ -89,8 +95,9 @@ def nvcc_check(
     architectures: Sequence[str],
     build_dir: Path,
     extra_cuda_cflags: Sequence[str] = (),
+    extra_include_paths: Sequence[str] = (),
     solution_file: str | None = None,
-    nvcc: str | None = None,
+    inline: bool = True,
 ) -> NvccVerdict:
     """Compile CUDA source with nvcc for each architecture; nothing runs, no GPU is needed.
 
@@ -99,43 +106,73 @@ def nvcc_check(
         architectures: e.g. ``["sm_75", "sm_90a"]``.
         build_dir: folder for the source and the stubs.
         extra_cuda_cflags: as given to ``load_inline``; architecture flags among them are dropped.
+        extra_include_paths: as given to ``load_inline``.
         solution_file: to point errors at the solution's own lines.
-        nvcc: path of nvcc; found on PATH by default.
+        inline: whether the headers that ``load_inline`` puts in front are wanted.
 
     Raises:
         UsageError: nvcc is not installed here.
     """
-    tool = nvcc or shutil.which("nvcc")
-    if tool is None:
-        raise UsageError("nvcc was not found on PATH; install the CUDA toolkit or leave out --nvcc")
+    tool = _find()
     stubs = build_dir / "stubs"
+    toolkit = Path(tool).resolve().parents[1]
     for name, text in _STUBS.items():
+        if (toolkit / "include" / name).exists():
+            continue
         path = stubs / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     source = build_dir / "cuda.cu"
     head = "#include <torch/types.h>\n#include <cuda.h>\n#include <cuda_runtime.h>\n"
-    source.write_text(head + "".join(_labelled(s, solution_file) for s in cuda_sources))
+    source.write_text(head * inline + "".join(_labelled(s, solution_file) for s in cuda_sources))
     flags = [f for f in extra_cuda_cflags if not re.search(r"arch|gencode|code=", f)]
+    flags += [f"-I{p}" for p in extra_include_paths]
     errors: list[str] = []
     kernels: list[KernelUse] = []
     logs: list[str] = []
-    for architecture in architectures:
+
+    def compiled(architecture: str) -> tuple[list[str], int, str]:
         host = [f for f in base_flags() if f.startswith(("-std", "-D"))]
         command = [tool, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", *host]
         command += [*_TORCH_DEFINES, "--expt-relaxed-constexpr", "-DTORCH_EXTENSION_NAME=check"]
         command += ["-I", str(stubs), *torch_include_flags(), *flags]
         command += ["-o", str(build_dir / f"{architecture}.cubin"), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
-        text = done.stdout + done.stderr
+        return command, done.returncode, done.stdout + done.stderr
+
+    for architecture in architectures:  # one at a time: torch's headers take it to 2 GB
+        command, code, text = compiled(architecture)
         logs.append(" ".join(command) + "\n" + text)
-        if done.returncode != 0:
-            errors.append(f"{architecture}: {_first_error(text)}")
+        if code != 0:
+            errors.append(f"{_first_error(text)} (nvcc, {architecture})")
         else:
             kernels += parse_usage(text)
     return NvccVerdict(
         compiled=not errors, errors=tuple(errors), kernels=tuple(kernels), log="\n".join(logs)
     )
+
+
+def _find() -> str:
+    """Return nvcc: that of CUDA_HOME, on PATH, or in /usr/local/cuda."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    places = [str(Path(home) / "bin") for home in homes if home]
+    tool = shutil.which(
+        "nvcc", path=os.pathsep.join([*places[:-1], os.environ.get("PATH", ""), places[-1]])
+    )
+    if tool is None:
+        raise UsageError("nvcc was not found; install the CUDA toolkit or leave out --nvcc")
+    return tool
+
+
+def describe(verdict: NvccVerdict) -> list[str]:
+    """Return one sentence per kernel: what it uses on each architecture."""
+    uses: dict[str, list[str]] = {}
+    for use in verdict.kernels:
+        spills = f"{use.spill_bytes} B spilled" if use.spill_bytes else "no spills"
+        uses.setdefault(use.kernel, []).append(
+            f"{use.architecture} {use.registers} registers, {use.shared_bytes} B shared, {spills}"
+        )
+    return [f"nvcc: {kernel}: {'; '.join(said)}" for kernel, said in uses.items()]
 
 
 def _labelled(source: str, solution_file: str | None) -> str:

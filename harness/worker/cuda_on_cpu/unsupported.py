@@ -8,7 +8,7 @@ from harness.worker.cuda_on_cpu.tokens import Token, next_solid, tokenize
 
 _INCLUDES = (
     (r"mma\.h", "tensor-core instructions (mma.h)"),
-    (r"cublas\w*\.h", "cuBLAS"),
+    (r"cublas(?!_v2)\w*\.h", "cuBLAS"),
     (r"ATen/cuda/CUDABlas\.h", "cuBLAS (ATen/cuda/CUDABlas.h)"),
     (r"cudnn\w*\.h|ATen/cudnn/.*", "cuDNN"),
     (r"cusparse\w*\.h|cusolver\w*\.h|cufft\w*\.h|curand\w*\.h", "a CUDA library"),
@@ -20,10 +20,15 @@ _INCLUDES = (
     (r"cudaTypedefs\.h|cudaGL\w*\.h|nvrtc\.h", "the CUDA driver API"),
 )
 
+# What cublas_v2.h of ours has.
+_BLAS = (
+    "Create|Destroy|SetStream|SetMathMode|GetStatusString|(?:Handle|Status|Operation|Math)_t|"
+    "[SD](?:gemm|gemmStridedBatched|gemv|ger)"
+)
 _NAMES = (
     (r"asm|__asm__|__asm", "inline PTX (asm)"),
     (r"wmma|nvcuda", "tensor-core instructions (wmma)"),
-    (r"cublas[A-Z]\w*|getCurrentCUDABlasHandle", "cuBLAS"),
+    (rf"cublas(?!(?:{_BLAS})$)[A-Z]\w*", "cuBLAS"),
     (r"cudnn[A-Z]\w*|getCudnnHandle", "cuDNN"),
     (r"curand\w*", "cuRAND"),
     (r"cudaGraph\w*|cudaStreamBeginCapture", "CUDA graphs"),

@@ -467,3 +467,35 @@ torch::Tensor bytes_in_place(torch::Tensor x) {
     bytes_in_place_kernel<<<1, 96>>>(o.data_ptr<unsigned char>());
     return o;
 }
+
+// cuBLAS beside a kernel of one's own: row-major a (m, k) times b (n, k) transposed.
+__global__ void add_one_kernel(float* x, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] += 1;
+}
+torch::Tensor blas(torch::Tensor a, torch::Tensor b) {
+    const int m = a.size(0), k = a.size(1), n = b.size(0);
+    auto o = torch::empty({m, n}, a.options());
+    const float alpha = 2, beta = 0;
+    cublasHandle_t handle = at::cuda::getCurrentCUDABlasHandle();
+    cublasSgemm(handle, CUBLAS_OP_T, CUBLAS_OP_N, n, m, k, &alpha, b.data_ptr<float>(), k,
+                a.data_ptr<float>(), k, &beta, o.data_ptr<float>(), n);
+    add_one_kernel<<<(m * n + 63) / 64, 64>>>(o.data_ptr<float>(), m * n);
+    return o;
+}
+torch::Tensor blas_vectors(torch::Tensor a, torch::Tensor x, torch::Tensor y) {
+    const int m = a.size(0), n = a.size(1);  // row-major m x n is column-major n x m
+    auto o = a.clone();
+    auto v = y.clone();
+    const float alpha = 3, beta = 0.5f;
+    cublasHandle_t handle;
+    cublasCreate(&handle);
+    cublasSger(handle, n, m, &alpha, x.data_ptr<float>(), 1, y.data_ptr<float>(), 1,
+               o.data_ptr<float>(), n);
+    cublasSgemv(handle, CUBLAS_OP_T, n, m, &alpha, a.data_ptr<float>(), n, x.data_ptr<float>(), 1,
+                &beta, v.data_ptr<float>(), 1);
+    cublasDestroy(handle);
+    auto r = torch::cat({o, v.unsqueeze(1)}, 1);
+    add_one_kernel<<<(m * (n + 1) + 63) / 64, 64>>>(r.data_ptr<float>(), m * (n + 1));
+    return r;
+}
