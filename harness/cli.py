@@ -128,8 +128,12 @@ class _Session:
         """Write what was asked for and keep the run in the history; returns the exit code."""
         if not self._documented:
             return code
+        from harness.report import keep_log_tails
+
         environment = self._run.environment or _environment()
-        run = dataclasses.replace(self._run, environment=environment, exit_code=code, error=error)
+        run = dataclasses.replace(
+            keep_log_tails(self._run), environment=environment, exit_code=code, error=error
+        )
         try:
             outputs.write_all(
                 run,

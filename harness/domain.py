@@ -432,6 +432,7 @@ class Run:
         error: why nothing was evaluated, None where something was.
         measurement_version: of the clock that took the times.
         gate: the comparison with the stored results, None where none was asked for.
+        log_tails: last lines of the logs, by pair: logs do not live as long as records.
         source: file the run was read from; empty for the run at hand.
     """
 
@@ -441,6 +442,7 @@ class Run:
     error: str | None = None
     measurement_version: int = MEASUREMENT_VERSION
     gate: GateDecision | None = None
+    log_tails: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     source: str = ""
 
 
@@ -586,6 +588,7 @@ def run_from_json(plain: Mapping[str, Any], source: str = "") -> Run:
             error=plain.get("error"),
             measurement_version=int(plain.get("measurement_version", 1)),
             gate=_record(GateDecision, {**gate, "pairs": decisions}) if gate else None,
+            log_tails={k: tuple(map(str, v)) for k, v in plain.get("log_tails", {}).items()},
             source=source,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

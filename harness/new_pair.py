@@ -188,4 +188,7 @@ def write_pair(name: str, root: Path) -> str:
         with path.open("x", encoding="utf-8") as stream:
             stream.write(text.replace("NAME", name))
     reference, solution = files
-    return f"wrote {reference}\nwrote {solution}\nnext: python run_eval.py {name}"
+    return (
+        f"wrote {reference}\nwrote {solution}\nnext: python run_eval.py {name}; once it passes, "
+        f"python run_eval.py {name} --update-baseline"
+    )

@@ -106,8 +106,6 @@ def _incomparable(stored: Stored, latest: Stored) -> str:
     drivers = [_major(side.environment.get("driver")) for side in (stored, latest)]
     if timed and drivers[0] != drivers[1]:
         return f"stored with driver {drivers[0]}, this is driver {drivers[1]}. {_UPDATE}"
-    if timed and old.speed.shape != new.speed.shape:
-        return f"stored as {old.speed.shape}, this run measured {new.speed.shape}. {_UPDATE}"
     return ""
 
 
@@ -173,8 +171,12 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     if after.outcome is SpeedOutcome.UNTIMED:
         reason = f"stored with a time, this run has none: {after.note or 'no reason given'}"
         return _say(latest, GateClass.MISSING, "speed", reason, count)
+    alike = [run.verdict.speed for run in runs if run.verdict.speed.shape == before.shape]
+    if not alike:
+        reason = f"stored as {before.shape}, this run measured {after.shape}. {_UPDATE}"
+        return _say(latest, GateClass.INCOMPARABLE, "shape", reason, count)
     try:
-        change = change_of(before, [run.verdict.speed for run in runs], policy)
+        change = change_of(before, alike, policy)
     except HarnessError as error:
         return _say(latest, GateClass.MISSING, "speed", f"no usable interval: {error}", count)
     if change.high < -policy.slack:
@@ -185,10 +187,11 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
         gate_class = GateClass.IMPROVED
     else:
         gate_class = GateClass.OK
-    said = f"speedup {_ratio(before.speedup)} -> {_ratio(after.speedup)}"
+    now = (before.speedup or 0.0) * (1 + change.change)
+    said = f"speedup {_ratio(before.speedup)} -> {_ratio(now)}"
     reason = (
         f"{said}: {change.change:+.1%} [{change.low:+.1%}, {change.high:+.1%}]"
-        f"{f', mean of {count} measurements' if count > 1 else ''}"
+        f"{f', mean of {len(alike)} measurements' if len(alike) > 1 else ''}"
     )
     if gate_class is GateClass.UNDECIDED:
         reason += f"; neither ruled out: {policy.limit:.0%} slower, and no slowdown"
@@ -198,7 +201,7 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
         what="" if gate_class is GateClass.OK else "speed",
         reason=reason,
         before=before.speedup,
-        after=after.speedup,
+        after=now,
         change=change.change,
         low=change.low,
         high=change.high,

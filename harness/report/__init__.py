@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.report.compare import render_comparison
 from harness.report.document import read_run, render_document, render_run, write_document
-from harness.report.explain import explain, explain_in_full, explain_run, read_tail
+from harness.report.explain import explain, explain_in_full, explain_run, keep_log_tails
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
 from harness.report.page import render_page
@@ -18,9 +18,9 @@ __all__ = [
     "explain_gate",
     "explain_in_full",
     "explain_run",
+    "keep_log_tails",
     "open_progress",
     "read_run",
-    "read_tail",
     "render_comparison",
     "render_document",
     "render_junit",

@@ -32,6 +32,7 @@ def render_document(
     error: str | None = None,
     gate: GateDecision | None = None,
     measurement_version: int = MEASUREMENT_VERSION,
+    log_tails: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Return the document as text.
 
@@ -42,6 +43,7 @@ def render_document(
         error: why there are no verdicts, where bad usage is the reason.
         gate: the comparison with stored results, where one was asked for.
         measurement_version: of the clock that took the times.
+        log_tails: last lines of the logs, by pair.
     """
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -51,6 +53,7 @@ def render_document(
         "error": error,
         "gate": to_json(gate) if gate else None,
         "verdicts": [to_json(verdict) for verdict in verdicts],
+        "log_tails": to_json(dict(log_tails or {})),
     }
     return json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
 
@@ -64,6 +67,7 @@ def render_run(run: Run) -> str:
         error=run.error,
         gate=run.gate,
         measurement_version=run.measurement_version,
+        log_tails=run.log_tails,
     )
 
 

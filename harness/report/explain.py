@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.domain import Finding, Status, Verdict
+from harness.domain import Finding, Run, Status, Verdict
 from harness.report.text import clean, figure, mebibytes, one_line, seconds
 
 _TAIL_LINES = 12
+_KEPT_LINES = 60
 _NOTES = 8
 _TAIL_BYTES = 16 * 1024
 _QUIET = (Status.PASSED, Status.SKIPPED)
@@ -106,6 +108,26 @@ def read_tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
         return []
     kept = [line.rstrip() for line in clean(text).split("\n") if line.strip()]
     return kept[-lines:]
+
+
+def log_tail(run: Run, verdict: Verdict, lines: int = _TAIL_LINES) -> list[str]:
+    """Return the end of a pair's log: from the record, or from the file while there is one."""
+    kept = run.log_tails.get(verdict.pair)
+    if kept is None:
+        return read_tail(Path(verdict.log), lines) if verdict.log else []
+    return [clean(line) for line in kept[-lines:]]
+
+
+def keep_log_tails(run: Run) -> Run:
+    """Return the run with its log tails in it: long ones of what did not pass."""
+    tails = {
+        verdict.pair: tuple(
+            read_tail(Path(verdict.log), _TAIL_LINES if verdict.status in _QUIET else _KEPT_LINES)
+        )
+        for verdict in run.verdicts
+        if verdict.log
+    }
+    return dataclasses.replace(run, log_tails=tails)
 
 
 def shorten(path: str) -> str:

@@ -7,11 +7,10 @@ readers on GitHub take too: no properties on a case, one failure each, the log i
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from harness.domain import Blame, GateClass, PairDecision, Run, Status, Verdict
-from harness.report.explain import explain_in_full, read_tail
+from harness.report.explain import explain_in_full, log_tail
 from harness.report.text import clean, one_line
 
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -27,7 +26,7 @@ def render_junit(run: Run) -> str:
     not run is a failure too.
     """
     answers = {decision.pair: decision for decision in run.gate.pairs} if run.gate else {}
-    cases = [_case(verdict, answers.pop(verdict.pair, None)) for verdict in run.verdicts]
+    cases = [_case(run, verdict, answers.pop(verdict.pair, None)) for verdict in run.verdicts]
     cases += [_missing(decision) for decision in answers.values()]
     total_s = sum(sum(verdict.phases.values()) for verdict in run.verdicts)
     counts = {
@@ -58,7 +57,7 @@ def render_junit(run: Run) -> str:
     return ET.tostring(suites, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _case(verdict: Verdict, answer: PairDecision | None) -> ET.Element:
+def _case(run: Run, verdict: Verdict, answer: PairDecision | None) -> ET.Element:
     """Return a test case: first what is wrong with it, then everything known, then its log."""
     case = _named(verdict.pair, sum(verdict.phases.values()))
     message = one_line(verdict.message)
@@ -71,9 +70,7 @@ def _case(verdict: Verdict, answer: PairDecision | None) -> ET.Element:
     elif answer is not None and answer.gate_class not in _PASSING:
         _problem(case, "failure", answer.gate_class.value, answer.reason, answer.reason)
     said = explain_in_full(verdict)
-    if verdict.log:
-        tail = read_tail(Path(verdict.log), _LOG_LINES)
-        said += "".join(f"\n| {line}" for line in tail)
+    said += "".join(f"\n| {line}" for line in log_tail(run, verdict, _LOG_LINES))
     ET.SubElement(case, "system-out").text = _text(said)
     return case
 

@@ -7,10 +7,9 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from harness.domain import GateClass, GateDecision, PairDecision, Run, Status, Verdict
-from harness.report.explain import read_tail
+from harness.report.explain import log_tail
 from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
@@ -46,7 +45,7 @@ def render_markdown(run: Run) -> str:
     closing = [_folded("All pairs", _table(run)), _folded("Machine", _machine(run))]
     room = _LIMIT - sum(len(part) + 2 for part in (*parts, *closing))
     for i, verdict in enumerate(failed):
-        part = _failure(verdict)
+        part = _failure(run, verdict)
         if len(part) > room:
             parts.append(f"_{len(failed) - i} more failures: see the job's artifacts._")
             break
@@ -61,9 +60,7 @@ def _headline(run: Run) -> str:
     on_gpu = any(verdict.device.startswith("cuda") for verdict in run.verdicts)
     where = ", ".join(gpus) if gpus and on_gpu else "the CPU"
     bad = bool(run.exit_code) or (run.gate is not None and run.gate.exit_code != 0)
-    said = (
-        f"## {'❌' if bad else '✅'} {passed} of {len(run.verdicts)} pairs passed on {_md(where)}"
-    )
+    said = f"## {'✘' if bad else '✔'} {passed} of {len(run.verdicts)} pairs passed on {_md(where)}"
     if run.gate:
         counts = Counter(decision.gate_class for decision in run.gate.pairs)
         listed = ", ".join(f"{counts[c]} {_md(c.value)}" for c in GateClass if counts[c])
@@ -80,11 +77,11 @@ def _changes(gate: GateDecision) -> str:
         return "Nothing changed beyond what the intervals explain."
     rows = [
         (
-            f"{'🟢' if d.gate_class in _PASSING else '🔴'} **{_md(d.gate_class.value)}**",
+            f"{'✔' if d.gate_class in _PASSING else '✘'} **{_md(d.gate_class.value)}**",
             _code(d.pair),
             _ratio(d.before),
             _ratio(d.after),
-            _md(_moved(d)),
+            _unbroken(_moved(d)),
             _code(d.reason),
         )
         for d in changed
@@ -104,14 +101,14 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}x"
 
 
-def _failure(verdict: Verdict) -> str:
+def _failure(run: Run, verdict: Verdict) -> str:
     head = f"<b>{_md(verdict.status.value)}</b> {_code(verdict.pair)}"
     lines = [f"Blame: {verdict.blame.value}. {_code(verdict.message or 'no message')}"]
     for finding in verdict.findings[:5]:
         lines.append(f"{_code(f'{finding.kind}: {finding.message}')}")
     if verdict.replay:
         lines.append(f"Replay: {_code(verdict.replay)}")
-    tail = read_tail(Path(verdict.log)) if verdict.log else []
+    tail = log_tail(run, verdict)
     if tail:
         text = html.escape("\n".join(line[:400] for line in tail), quote=False)
         lines.append("<pre>" + text.replace("\n\n", "\n&#10;") + "</pre>")
@@ -128,8 +125,8 @@ def _table(run: Run) -> str:
     rows = []
     for v in verdicts:
         passed = v.status is Status.PASSED
-        row = [_code(v.pair), _md(v.status.value), _md(speedup(v.speed) if passed else "-")]
-        row += [_md(baseline_speedup(v, name)) for name in names]
+        row = [_code(v.pair), _md(v.status.value), _unbroken(speedup(v.speed) if passed else "-")]
+        row += [_unbroken(baseline_speedup(v, name)) for name in names]
         if bound:
             row.append(percent(v.speed.bound.share) if v.speed.bound else "-")
         row += [milliseconds(v.speed.reference_ms), milliseconds(v.speed.candidate_ms)]
@@ -179,6 +176,11 @@ def _md(text: object) -> str:
     return _MARKS.sub(
         lambda found: f"&#{ord(found.group())};", escaped.replace("&#", "\0")
     ).replace("\0", "&#")
+
+
+def _unbroken(text: str) -> str:
+    """Return a figure that stays on one line."""
+    return _md(text).replace(" ", "&nbsp;").replace("-", "&#8209;")
 
 
 def _code(text: object) -> str:

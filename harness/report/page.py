@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 
 from harness.domain import Run, Status, Verdict
 from harness.report import plots
-from harness.report.explain import read_tail
+from harness.report.explain import log_tail
 from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
@@ -91,7 +91,7 @@ def render_page(
             "times": svg(plots.plot_times(verdict) if drawn else ""),
             "errors": svg(plots.plot_errors(verdict) if drawn else ""),
             "history": svg(plots.plot_history(told, verdict.pair) if drawn else ""),
-            "tail": read_tail(Path(verdict.log), _LOG_LINES) if verdict.log else [],
+            "tail": log_tail(run, verdict, _LOG_LINES),
             "source": _source(verdict, source_of),
         }
         for i, verdict in enumerate(run.verdicts)

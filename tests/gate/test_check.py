@@ -104,6 +104,22 @@ def test_what_was_measured_again_is_in_the_run_with_a_note() -> None:
     assert again.notes[-1] == "measured again by the gate; before: 0.974x"
 
 
+def test_measurement_of_another_shape_is_taken_again() -> None:
+    latency = changed(ADD, speed=speed(1.1, shape="latency"))
+    decision = gate(latency, NORM, again=[ADD])
+    assert class_of(decision, "add/solution") == (GateClass.OK, "")
+    decision = gate(latency, NORM, again=[latency])
+    assert class_of(decision, "add/solution") == (GateClass.INCOMPARABLE, "shape")
+    assert decision.exit_code == 7
+
+
+def test_what_is_said_to_stand_now_is_the_mean_of_the_measurements() -> None:
+    decision = gate(slower(ADD, 0.04), NORM, again=[slower(ADD, 0.02)])
+    (found,) = [d for d in decision.pairs if d.pair == "add/solution"]
+    assert found.after == pytest.approx(1.004 * 0.97, rel=1e-3)
+    assert "1.004x -> 0.974x: -3.0%" in found.reason
+
+
 def test_second_run_that_fails_is_a_failure() -> None:
     failed = verdict("add/solution", status=Status.NONDETERMINISTIC)
     decision = gate(slower(ADD, 0.03), NORM, again=[failed])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -244,16 +245,23 @@ def test_history_that_cannot_be_written_is_a_warning(
 def test_reports_are_written_by_a_run_and_again_from_its_record(
     checkout: Checkout, tmp_path: Path
 ) -> None:
-    checkout.says("norm", recorded(1.7, status="WRONG_VALUES", speed={}))
+    checkout.says("norm", recorded(1.7))
+    source = checkout.root / "solutions" / "norm" / "recorded.py"
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    wrong = recorded(1.7, status="WRONG_VALUES", speed={}, solution_hash=digest)
+    checkout.says("norm", wrong)
     first = {kind: tmp_path / f"first.{kind}" for kind in ("html", "markdown", "junit")}
     again = {kind: tmp_path / f"again.{kind}" for kind in first}
     assert checkout.run(*(f"--{kind}={path}" for kind, path in first.items())) == 1
     (kept,) = (tmp_path / "results").glob("*.json")
+    for log in (tmp_path / "results" / "logs").rglob("*.log"):
+        log.unlink()
     targets = [f"--{kind}={path}" for kind, path in again.items()]
     assert checkout.run("--report", str(kept), *targets) == 0
     for kind in first:
         assert first[kind].read_text() == again[kind].read_text(), kind
     assert "Source: recorded.py" in first["html"].read_text()
+    assert "stderr of recorded" in first["html"].read_text()
 
 
 def test_source_that_changed_since_is_not_shown(checkout: Checkout, tmp_path: Path) -> None:

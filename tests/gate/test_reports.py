@@ -218,7 +218,7 @@ def test_pair_that_passed_and_regressed_is_a_failure_in_junit() -> None:
 
 def test_markdown_says_what_changed_first_and_folds_the_rest(hostile: Run) -> None:
     lines = render_markdown(hostile).splitlines()
-    assert lines[0] == "## ❌ 1 of 2 pairs passed on NVIDIA H200"
+    assert lines[0] == "## ✘ 1 of 2 pairs passed on NVIDIA H200"
     text = "\n".join(lines)
     assert text.index("REGRESSED") < text.index("<details")
     assert "<details><summary>All pairs</summary>" in text

@@ -191,6 +191,7 @@ def exercise(problem: str, solution: str) -> None:
         "groupnorm": [
             {"batch_size": 2, "features": 4, "num_groups": 2, "dim1": 15, "dim2": 17},
             {"batch_size": 1, "features": 4, "num_groups": 2, "dim1": 131, "dim2": 129},
+            {"batch_size": 40, "features": 4, "num_groups": 2, "dim1": 100, "dim2": 104},
         ],
         "gemm_scale_batchnorm": [
             {"batch_size": 130, "in_features": 20, "out_features": 36},
@@ -202,6 +203,7 @@ def exercise(problem: str, solution: str) -> None:
         [
             {"batch_size": 3, "features": 8, "dim1": 15, "dim2": 17},
             {"batch_size": 1, "features": 2, "dim1": 131, "dim2": 129},
+            {"batch_size": 40, "features": 3, "dim1": 64, "dim2": 128},
         ],
     )
     for sizes in small:
