@@ -96,24 +96,50 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
     return sum(seen.values())
 
 
-def bound(
-    work: list[Pass], device: torch.device, dtype: torch.dtype, precision: str, candidate_ms: float
-) -> Bound:
-    """Return the bound of one call on a CUDA device, from peaks that are measured now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """What the device can do.
+
+    Attributes:
+        copy_gb_s: copy bandwidth, read and write, GB/s.
+        rate_tflop_s: fastest matrix rate of sufficient precision; None where it was not needed.
+        rate_name: how that rate is reached.
+    """
+
+    copy_gb_s: float
+    rate_tflop_s: float | None = None
+    rate_name: str = ""
+
+
+def peaks(device: torch.device, dtype: torch.dtype, precision: str, *, matrix: bool) -> Peaks:
+    """Measure the peaks of a CUDA device that is idle.
+
+    Args:
+        device: where.
+        dtype: of the widest floating tensor of the pair.
+        precision: what the candidate is held to: ``tf32`` grants single TF32 products.
+        matrix: whether a matrix rate is needed.
+    """
+    copy_gb_s = _copy_gb_s(device)
+    if not matrix:
+        return Peaks(copy_gb_s=copy_gb_s)
+    name, rate = _matrix_rate(device, dtype, precision)
+    return Peaks(copy_gb_s=copy_gb_s, rate_tflop_s=rate, rate_name=name)
+
+
+def bound(work: list[Pass], limits: Peaks, candidate_ms: float) -> Bound:
+    """Return the bound of one call.
 
     Args:
         work: one entry per pass; passes are bounded separately and added.
-        device: idle.
-        dtype: of the widest floating tensor.
-        precision: what the candidate is held to: ``tf32`` grants single TF32 products.
+        limits: of the device, measured in the same run.
         candidate_ms: the candidate's time, for its share.
     """
-    copy_gb_s = _copy_gb_s(device)
     flops = sum(p.flops for p in work)
-    name, rate = _matrix_rate(device, dtype, precision) if flops else ("bandwidth", None)
+    rate = limits.rate_tflop_s if flops else None
     total_ms, by_flops = 0.0, 0.0
     for p in work:
-        moving = p.moved_bytes / copy_gb_s / 1e6
+        moving = p.moved_bytes / limits.copy_gb_s / 1e6
         computing = p.flops / rate / 1e9 if rate else 0.0
         total_ms += max(moving, computing)
         by_flops += computing if computing > moving else 0.0
@@ -122,8 +148,8 @@ def bound(
         share=total_ms / candidate_ms,
         moved_bytes=sum(p.moved_bytes for p in work),
         flops=flops,
-        limited_by=name if by_flops > total_ms / 2 else "bandwidth",
-        copy_gb_s=copy_gb_s,
+        limited_by=limits.rate_name if by_flops > total_ms / 2 else "bandwidth",
+        copy_gb_s=limits.copy_gb_s,
         rate_tflop_s=rate,
     )
 
