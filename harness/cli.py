@@ -376,7 +376,7 @@ def _parser() -> argparse.ArgumentParser:
         "a GPU; eager alone elsewhere and with --quick)",
     )
     add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
-    add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (12)")
+    add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (8)")
     add(
         "--nvcc",
         nargs="?",

@@ -16,7 +16,7 @@ from harness.domain import Options, Pair, to_json
 from harness.judge.judge import Judge
 from harness.settings import Settings
 
-_WORKERS = 2
+_WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
 """Most pairs need one to build or to be timed against, and one to be checked."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4

@@ -68,6 +68,7 @@ class Baton:
         self.timeout_s = timeout_s
         self._clock = clock
         self._number = 0
+        self._resting = False
         on_gpu = device.type == "cuda"
         page = wire.HostArena.create(bell.BYTES)
         self._bell = bell.Bell(page, nap_s=0.0 if on_gpu else 5e-5)
@@ -90,6 +91,7 @@ class Baton:
             each: synchronize after each call.
             again: keep the last batch's outputs, to calibrate what showing them costs.
         """
+        self.wake()
         self._number += 1
         self.worker.send(
             "go",
@@ -101,8 +103,10 @@ class Baton:
             again=again,
         )
         self._bell.wait_armed(self._number, self._looker())
-        if not self.trusted:
-            self.worker.pause()
+        # Everyone is stopped here, the trusted too: what it costs to be let go on is in each
+        # batch, and in the empty one that is subtracted.
+        self.worker.pause()
+        self._resting = True
 
     def run(self, order: Sequence[int], positions: int, secret: random.Random, most: int) -> Timed:
         """Start the clock, let the worker run, stop when picked elements have arrived.
@@ -121,12 +125,11 @@ class Baton:
             picks.add(secret.randrange(first, positions))
         chosen = sorted(picks)
         self._bell.write_order(order)
-        if not self.trusted:
-            self.worker.resume_family()
+        self.worker.resume_family()
         began = self._clock()
         self._bell.go(self._number)
-        if not self.trusted:
-            self.worker.resume()
+        self.worker.resume()
+        self._resting = False
         self._bell.wait_done(self._number, look)
         done = self._clock()
         self._bell.pick(self._number, chosen, elements)
@@ -142,6 +145,19 @@ class Baton:
             elements=elements,
         )
 
+    def rest(self) -> None:
+        """Stop a candidate and all that it started, until wake(): it is not its turn."""
+        if not self.trusted and not self._resting:
+            self.worker.pause()
+            self._resting = True
+
+    def wake(self) -> None:
+        """Let the worker answer requests again."""
+        if self._resting:
+            self.worker.resume_family()
+            self.worker.resume()
+            self._resting = False
+
     def shown(self, row: int, column: int, like: torch.Tensor) -> torch.Tensor:
         """Return a private copy of the shown elements of one tensor of one pick."""
         cell = (row * bell.MAX_TENSORS + column) * bell.CELL_BYTES
@@ -150,11 +166,13 @@ class Baton:
 
     def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
         """Let the worker map the staged inputs."""
+        self.wake()
         self.worker.share("stage", arena)
         self.worker.ask("stage", table=table, args=args, grads=grads)
 
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:
         """Return the kernel time of one call that the profiler in the worker claims."""
+        self.wake()
         answer = self.worker.ask("profile", mode=mode, order=list(order)).get("device_ms")
         return float(answer) if isinstance(answer, (int, float)) and answer > 0 else None
 

@@ -40,7 +40,7 @@ class ClockPolicy:
         discard_part: more throttled blocks than this part leave the speed UNDECIDED.
     """
 
-    cap_s: float = 12.0
+    cap_s: float = 8.0
     min_blocks: int = 8
     max_blocks: int = 100
     target_half_width: float = 0.005

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import concurrent.futures
 import dataclasses
 import os
 import re
@@ -26,23 +26,30 @@ from harness.domain import (
     UsageError,
     Verdict,
 )
-from harness.judge import answers, check, compare, diagnose, record, reduce, state, timing, trials
+from harness.judge import (
+    answers,
+    check,
+    compare,
+    diagnose,
+    own_kernels,
+    record,
+    reduce,
+    state,
+    timing,
+    trials,
+)
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.timed_outputs import TimedWrongly
 from harness.modules import describe_state
 from harness.settings import Settings
 
 Emit = Callable[..., None]
 
-_SHIPS_CUDA = re.compile(r"__global__|<<<")
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
-_KERNEL_NAME = re.compile(
-    r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*|static\s+|"
-    r"inline\s+)*void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^)]*\))*\)\s*)?(\w+)"
-)
 
 
 class Settled(Exception):
@@ -105,7 +112,7 @@ class Judge:
             status, message = settled.status, str(settled)
         except answers.Refused as refused:
             status, message = refused.mismatch.status, self._refused(refused)
-        except timing.TimedWrongly as wrong:
+        except TimedWrongly as wrong:
             status = wrong.mismatch.status
             message = f"in a timed batch, {wrong}: what is checked is not what was timed"
         except WorkerFailed as failed:
@@ -360,14 +367,9 @@ class Judge:
     ) -> None:
         self._enter("time")
         options = self._options
-        workers = {REFERENCE: self._baseline(problem, "reference", None)}
-        workers[CANDIDATE] = worker
-        for name in self._baseline_names():
-            mode = BASELINES[name]
-            title = f"torch.compile {mode}" if mode else "torch.compile"
-            workers[title] = self._baseline(problem, title, mode or "default")
+        workers = {CANDIDATE: worker, **self._baselines(problem)}
         policy = ClockPolicy()
-        if options.quick:
+        if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
@@ -387,6 +389,7 @@ class Judge:
                 timeout_s=self._timeout(),
             ),
             policy,
+            lambda step: self._enter(f"time {step}"),
         ).run()
 
     def _baseline_names(self) -> tuple[str, ...]:
@@ -394,18 +397,28 @@ class Judge:
             return self._options.baselines
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
-    def _baseline(self, problem: Problem, role: str, compile_mode: str | None) -> RemoteWorker:
-        worker = self._start(role, self._timeout())
-        self._load(
-            worker,
-            problem,
-            "Model",
-            self._pair.problem,
-            problem.overrides,
-            worker.folder / "build",
-            compile_mode,
-        )
-        return worker
+    def _baselines(self, problem: Problem) -> dict[str, RemoteWorker]:
+        """Return loaded workers that hold the reference: eager, and compiled where asked for."""
+        modes: dict[str, str | None] = {REFERENCE: None}
+        for name in self._baseline_names():
+            mode = BASELINES[name]
+            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
+        workers = {role: self._start(role, self._timeout()) for role in modes}
+
+        def load(role: str) -> None:
+            self._load(
+                workers[role],
+                problem,
+                "Model",
+                self._pair.problem,
+                problem.overrides,
+                workers[role].folder / "build",
+                modes[role],
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(load, workers))
+        return workers
 
     def _pin(self, workers: list[RemoteWorker]) -> None:
         """Give the judge the first core and the workers the others, where there are two."""
@@ -421,15 +434,11 @@ class Judge:
     # --- requirements ---------------------------------------------------------------------------
 
     def _ships_cuda(self) -> bool:
-        return any(_SHIPS_CUDA.search(s) for s in _strings(self._text))
+        return own_kernels.ships_cuda(own_kernels.sources_of(self._text, ()))
 
     def _require_launches(self, worker: RemoteWorker, loaded: dict[str, Any]) -> None:
-        files = [Path(str(f)) for f in loaded.get("files", [])]
-        sources = _strings(self._text)
-        for path in files:
-            if path.suffix in (".cu", ".cuh") and path.is_file():
-                sources.append(path.read_text(errors="replace"))
-        ships = loaded.get("ships_cuda") is True or any(_SHIPS_CUDA.search(s) for s in sources)
+        sources = own_kernels.sources_of(self._text, map(str, loaded.get("files", [])))
+        ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
         if not ships or self._kind == "cpu":
             return
         failures = [str(f) for f in loaded.get("build_failures", [])]
@@ -437,10 +446,9 @@ class Judge:
         if self._kind == "emulated":
             self._facts.launches = worker.launches or 0
         else:
-            own = {n for s in sources for n in _KERNEL_NAME.findall(s)}
+            own = own_kernels.kernel_names(sources)
             kernels = self._facts.report.kernels if self._facts.report else {}
-            launched = {k: n for k, n in kernels.items() if any(_names_kernel(k, o) for o in own)}
-            self._facts.launches = sum(launched.values())
+            self._facts.launches = own_kernels.launches_of(own, kernels)
             if not kernels and not own:
                 self._facts.notes.append("kernel launches could not be counted")
                 return
@@ -541,24 +549,3 @@ class Judge:
         text = first.message + (f" ({more} more findings)" if more else "")
         self._facts.speed = Speed()
         return Status.MEMORY_FAULT, text
-
-
-def _names_kernel(launched: str, own: str) -> bool:
-    return re.search(rf"\b{re.escape(own)}\b", launched) is not None
-
-
-def _strings(text: str) -> list[str]:
-    """Return a file's string literals, docstrings apart: where a solution keeps its sources.
-
-    A comment that quotes a kernel ships none. What is not Python is returned whole.
-    """
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return [text]
-    prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
-    return [
-        n.value
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose
-    ]

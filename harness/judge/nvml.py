@@ -67,13 +67,18 @@ class GpuWatch:
         reasons = 0
         try:
             reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-            users = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-            strangers = [u.pid for u in users if not _ours(u.pid)]
-            self._strangers = max(self._strangers, len(strangers))
+            self._strangers = max(self._strangers, self.strangers())
         except nvml.NVMLError as error:
             self.blind = self.blind or f"throttling was not watched: {error}"
         self._reasons |= reasons
         return next((name for bit, name in _THROTTLED.items() if reasons & bit), "")
+
+    def strangers(self) -> int:
+        """Return how many processes use the GPU that do not belong to this run, 0 if unseen."""
+        if self._nvml is None:
+            return 0
+        users = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        return sum(not _ours(u.pid) for u in users)
 
     def _sample(self, name: str, read: Any) -> None:
         try:
@@ -94,9 +99,9 @@ class GpuWatch:
 
 
 def _ours(pid: int) -> bool:
-    """Return whether a process on the GPU is this judge or one that it started."""
+    """Return whether a process on the GPU belongs to this run: started by whoever started us."""
     for _ in range(16):
-        if pid == os.getpid():
+        if pid in (os.getpid(), os.getppid()):
             return True
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")

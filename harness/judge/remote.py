@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -21,6 +20,7 @@ import torch
 import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
+from harness.judge.processes import family, kill_leftovers, live, resident_bytes
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
@@ -112,6 +112,8 @@ class RemoteWorker:
         self._outbox: Any = None
         self._sequence = secrets.randbelow(1 << 30)
         self._looked_at = 0.0
+        # Shared bytes that are ours and not the worker's own.
+        self._host_arenas: dict[str, int] = {}
         self.peak_bytes = 0
         self._family_at = self._busy_at = time.monotonic()
         self._children_bytes = 0
@@ -153,7 +155,7 @@ class RemoteWorker:
         }
         self._process = nursery.take(environment, package_root)
         self._channel = wire.Channel(self._process.sock)
-        _live.add(self._process.pid)
+        live.add(self._process.pid)
         self._drain = _Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
@@ -269,6 +271,7 @@ class RemoteWorker:
             arena: a HostArena or a DeviceArena, which the judge owns.
         """
         if isinstance(arena, wire.HostArena):
+            self._host_arenas[which] = arena.size_bytes
             self.send("arena", (arena.fd,), which=which, kind="host", bytes=arena.size_bytes)
             self.answer()
         else:
@@ -337,7 +340,7 @@ class RemoteWorker:
 
     def pause(self) -> None:
         """Stop the worker and all that it started; returns when it stands still."""
-        for pid in _family(self._process.pid, self.uid if os.geteuid() == 0 else None):
+        for pid in family(self._process.pid, self.uid if os.geteuid() == 0 else None):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGSTOP)
         for _ in range(1000):
@@ -352,13 +355,14 @@ class RemoteWorker:
     def resume(self) -> None:
         """Let the worker go on."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGCONT)
+            os.kill(self._process.pid, signal.SIGCONT)
 
     def resume_family(self) -> None:
         """Let go on what the worker started outside its process group."""
-        for pid in _family(self._process.pid, self.uid if os.geteuid() == 0 else None):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGCONT)
+        for pid in family(self._process.pid, self.uid if os.geteuid() == 0 else None):
+            if pid != self._process.pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGCONT)
 
     def pin(self, cores: set[int]) -> None:
         """Keep every thread of the worker on some cores; threads to come inherit it."""
@@ -421,7 +425,7 @@ class RemoteWorker:
                     self.findings.append(finding)
 
     def _watch(self) -> None:
-        used = resident_bytes(self._process.pid) - self._arena_bytes()
+        used = resident_bytes(self._process.pid) - sum(self._host_arenas.values())
         now = time.monotonic()
         if now - self._family_at > 0.5:
             self._family_at = now
@@ -435,19 +439,14 @@ class RemoteWorker:
                 f"used {used >> 20} MiB of memory, over its cap of {self._memory_bytes >> 20} MiB",
             )
 
-    def _arena_bytes(self) -> int:
-        """Return shared bytes that are ours and not the worker's own."""
-        arenas = [a for a in (self._inbox, self._outbox) if isinstance(a, wire.HostArena)]
-        return sum(a.size_bytes for a in arenas)
-
     def _watch_family(self, now: float) -> None:
         """Add up the memory of the worker's children, and see whether a compiler still works."""
-        family = _family(self._process.pid, self.uid if os.geteuid() == 0 else None)
-        self._children_bytes = sum(resident_bytes(p) for p in family if p != self._process.pid)
+        found = family(self._process.pid, self.uid if os.geteuid() == 0 else None)
+        self._children_bytes = sum(resident_bytes(p) for p in found if p != self._process.pid)
         if not self._compiling:
             self._busy_at = now
             return
-        spent = sum(family.values())
+        spent = sum(found.values())
         if spent > self._cpu_spent + 0.05 * (now - self._busy_at) or spent < self._cpu_spent:
             self._cpu_spent, self._busy_at = spent, now
         elif now - self._busy_at > self._timeout_s:
@@ -462,7 +461,7 @@ class RemoteWorker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        _live.discard(self._process.pid)
+        live.discard(self._process.pid)
         kill_leftovers(self.uid if os.geteuid() == 0 else None)
 
     def close(self) -> None:
@@ -477,76 +476,3 @@ class RemoteWorker:
                 arena.close()
         self._inbox = self._outbox = None
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def resident_bytes(pid: int) -> int:
-    """Return a process's anonymous and shared resident memory, 0 where it is gone.
-
-    File mappings are left out: they are the libraries of all. Shared memory counts, arenas of
-    ours included.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
-    return sum(int(kilobytes) for kilobytes in found) * 1024
-
-
-def _family(pid: int, uid: int | None) -> dict[int, float]:
-    """Return seconds of CPU by process id for a worker and what it started.
-
-    Args:
-        pid: the worker: its session is its own.
-        uid: its own user id, None where it shares the judge's.
-    """
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            try:
-                fields = Path(f"/proc/{entry.name}/stat").read_text().rpartition(")")[2].split()
-                mine = int(fields[3]) == pid or (uid is not None and entry.stat().st_uid == uid)
-            except OSError:
-                continue
-            if mine:
-                found[int(entry.name)] = sum(int(f) for f in fields[11:15]) / ticks
-    return found
-
-
-def kill_leftovers(uid: int | None) -> None:
-    """Kill what a worker left behind: processes of its user id, and orphans adopted by us.
-
-    The judge is a subreaper, so a grandchild that left its session becomes the judge's child. A
-    process that is still a child of a live one is found through its user id, where it has one.
-    """
-    me = os.getpid()
-    rightful = _live | nursery.waiting_pids()
-    for _ in range(50):
-        found = False
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdigit() or int(entry.name) in rightful:
-                continue
-            pid = int(entry.name)
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text()
-                owner = entry.stat().st_uid
-            except OSError:
-                continue
-            fields = stat.rpartition(")")[2].split()
-            state, parent = fields[0], int(fields[1])
-            if parent != me and (uid is None or owner != uid):
-                continue
-            found = found or state != "Z" or parent == me
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-            if parent == me:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
-        if not found:
-            return
-        time.sleep(0.005)
-
-
-_live: set[int] = set()
-"""Process ids of workers that have not been ended: the judge's only rightful children."""

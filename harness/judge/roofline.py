@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from harness.domain import Bound
 from harness.judge.problem import Problem
@@ -39,12 +41,11 @@ def passes(
         inputs: of one call.
         grads: output gradients, None without gradients.
     """
-    from torch.utils.flop_counter import FlopCounterMode
 
     def counted(output_grads: Any) -> tuple[int, Any]:
-        with FlopCounterMode(display=False) as counter:
+        with _Flops() as counter:
             outcome = problem.call(problem.reference, mode, inputs, 0, output_grads)
-        return int(counter.get_total_flops()), outcome
+        return counter.total, outcome
 
     forward_flops, outcome = counted(None)
     given, out = tensors_of(inputs), tensors_of(outcome.output)
@@ -63,6 +64,25 @@ def passes(
     return [forward, backward]
 
 
+class _Flops(TorchDispatchMode):
+    """Adds up flops by torch's own formulas as operators are dispatched.
+
+    FlopCounterMode itself hooks into modules, and its hooks do not survive autograd.grad.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **kwargs, out_val=out))
+        return out
+
+
 def _bytes(tensors: list[torch.Tensor]) -> int:
     """Return the bytes of distinct tensors, what is expanded counted once."""
     seen: dict[tuple[int, int, tuple[int, ...]], int] = {}
@@ -76,24 +96,50 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
     return sum(seen.values())
 
 
-def bound(
-    work: list[Pass], device: torch.device, dtype: torch.dtype, precision: str, candidate_ms: float
-) -> Bound:
-    """Return the bound of one call on a CUDA device, from peaks that are measured now.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """What the device can do.
+
+    Attributes:
+        copy_gb_s: copy bandwidth, read and write, GB/s.
+        rate_tflop_s: fastest matrix rate of sufficient precision; None where it was not needed.
+        rate_name: how that rate is reached.
+    """
+
+    copy_gb_s: float
+    rate_tflop_s: float | None = None
+    rate_name: str = ""
+
+
+def peaks(device: torch.device, dtype: torch.dtype, precision: str, *, matrix: bool) -> Peaks:
+    """Measure the peaks of a CUDA device that is idle.
+
+    Args:
+        device: where.
+        dtype: of the widest floating tensor of the pair.
+        precision: what the candidate is held to: ``tf32`` grants single TF32 products.
+        matrix: whether a matrix rate is needed.
+    """
+    copy_gb_s = _copy_gb_s(device)
+    if not matrix:
+        return Peaks(copy_gb_s=copy_gb_s)
+    name, rate = _matrix_rate(device, dtype, precision)
+    return Peaks(copy_gb_s=copy_gb_s, rate_tflop_s=rate, rate_name=name)
+
+
+def bound(work: list[Pass], limits: Peaks, candidate_ms: float) -> Bound:
+    """Return the bound of one call.
 
     Args:
         work: one entry per pass; passes are bounded separately and added.
-        device: idle.
-        dtype: of the widest floating tensor.
-        precision: what the candidate is held to: ``tf32`` grants single TF32 products.
+        limits: of the device, measured in the same run.
         candidate_ms: the candidate's time, for its share.
     """
-    copy_gb_s = _copy_gb_s(device)
     flops = sum(p.flops for p in work)
-    name, rate = _matrix_rate(device, dtype, precision) if flops else ("bandwidth", None)
+    rate = limits.rate_tflop_s if flops else None
     total_ms, by_flops = 0.0, 0.0
     for p in work:
-        moving = p.moved_bytes / copy_gb_s / 1e6
+        moving = p.moved_bytes / limits.copy_gb_s / 1e6
         computing = p.flops / rate / 1e9 if rate else 0.0
         total_ms += max(moving, computing)
         by_flops += computing if computing > moving else 0.0
@@ -102,8 +148,8 @@ def bound(
         share=total_ms / candidate_ms,
         moved_bytes=sum(p.moved_bytes for p in work),
         flops=flops,
-        limited_by=name if by_flops > total_ms / 2 else "bandwidth",
-        copy_gb_s=copy_gb_s,
+        limited_by=limits.rate_name if by_flops > total_ms / 2 else "bandwidth",
+        copy_gb_s=limits.copy_gb_s,
         rate_tflop_s=rate,
     )
 

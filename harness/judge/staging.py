@@ -21,6 +21,7 @@ from harness.modules import differentiable, mapped, tensors_of
 
 _DRAW_S = 0.06
 """Time for fresh draws per batch; where it does not suffice, further inputs are made from them."""
+_FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
 
@@ -95,6 +96,7 @@ class Stage:
         if self._arena is None:
             return
         for baton in batons:
+            baton.wake()
             baton.worker.ask("clear")
         self._places = []
         self._arena.close()
@@ -105,6 +107,8 @@ class Stage:
         if redraw:
             self._epoch += 1
         bases = max(1, min(self.count, int(_DRAW_S / self._draw_s)))
+        if self._draw_s < _FAST_DRAW_S and self.slot_bytes > _KEEP_BYTES:
+            bases = self.count  # rolling and scaling gigabytes costs as much as drawing them
         drawn: dict[int, tuple[list[Any], list[torch.Tensor | None]]] = {}
         keep = bases * self.slot_bytes < _KEEP_BYTES
         with torch.no_grad():
@@ -118,6 +122,7 @@ class Stage:
                 tensors = tensors_of(inputs) + [g for g in grads if g is not None]
                 for place, tensor in zip(places, tensors, strict=True):
                     _write(place, tensor)
+                del inputs, grads, tensors
         self._bases = bases
         self._wait()
 
@@ -155,7 +160,7 @@ class Stage:
             if not t.dim() or t.numel() < 2:
                 return t
             rolled = torch.roll(t, 1 + secret % 65537, dims=0)
-            return trials.restored(rolled * factor, t) if differentiable(t) else rolled
+            return trials.restored(rolled.mul_(factor), t) if differentiable(t) else rolled
 
         inputs, grads = base
         return [mapped(v, other) for v in inputs], [g if g is None else other(g) for g in grads]

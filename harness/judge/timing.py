@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,35 +13,32 @@ import numpy as np
 import torch
 
 from harness import bell
-from harness.domain import Baseline, Speed, SpeedOutcome, Status
-from harness.judge import clock, compare, nvml, roofline, state, trials
-from harness.judge.baton import Baton, Timed
+from harness.domain import Baseline, HarnessError, Speed, SpeedOutcome, Status
+from harness.judge import clock, nvml, roofline, state
+from harness.judge.baton import Baton
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch, Standard
 from harness.judge.oracle import Oracle
-from harness.judge.problem import Outcome, Problem
+from harness.judge.problem import Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.judge.staging import Stage
-from harness.modules import differentiable, shown_tensors, tensors_of, write_state
+from harness.judge.survey import settle, survey
+from harness.judge.timed_outputs import OutputCheck, TimedWrongly
 
-_LARGE_BYTES = 1 << 30
 _FLUSH_TIMES = 4
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
+_BUSY_S = 3.0
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
-_SAMPLE = 1 << 22
-_SLICE_PART = 0.05
-"""Shown elements may be off by this part of their tensor's root mean square: they are there to
-see work that is late, stale or left out; precision is judged on whole outputs."""
 
 
-class TimedWrongly(Exception):
-    """An output of a timed batch is wrong; carries the mismatch."""
+class _BaselineFailed(Exception):
+    """A baseline's worker failed in a batch."""
 
-    def __init__(self, mismatch: Mismatch) -> None:
-        super().__init__(mismatch.message)
-        self.mismatch = mismatch
+    def __init__(self, role: str, failed: WorkerFailed) -> None:
+        super().__init__(str(failed))
+        self.role = role
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +80,7 @@ class Stopwatch:
         match: how the candidate's state was matched.
         setting: how.
         policy: when to stop and what counts.
+        progress: told of each step.
     """
 
     def __init__(
@@ -93,14 +91,13 @@ class Stopwatch:
         match: state.Match,
         setting: Setting,
         policy: clock.ClockPolicy,
+        progress: Callable[[str], None] = lambda step: None,
     ) -> None:
+        self._progress = progress
         self._problem = problem
         self._oracle = oracle
         self._match = match
         self._setting = setting
-        # The oracle may be too large for the moment: the reference then stands in for it. What
-        # rounds differently has been found by the checked calls.
-        self._standard = dataclasses.replace(setting.standard, oracle_precision="itself")
         self._policy = policy
         # The order of calls and the choice of checked outputs are secret: the system's entropy,
         # not the seed, which is published with the verdict.
@@ -118,8 +115,9 @@ class Stopwatch:
         }
         self._failed: dict[str, str] = {}
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
-        self._batches = 0
         self._handshake_ms = 0.0
+        self._quiet_ms = float("inf")
+        self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
 
     def run(self) -> Speed:
@@ -129,26 +127,46 @@ class Stopwatch:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
             WorkerFailed: reference or candidate failed while it was timed.
         """
+        self._progress("stage")
         self._send_state()
-        self._survey()
-        calls = self._prepare()
-        policy = self._policy
-        watch = nvml.GpuWatch(self._problem.device)
-        order = random.Random(self._setting.seed)
-        roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
-        blocks = clock.measure(
-            lambda role: self._batch(role, calls) / calls,
-            roles,
-            policy,
-            order,
-            condition=watch.condition,
+        setting, problem = self._setting, self._problem
+        self._survey = survey(problem, setting.mode, setting.seed, setting.precision)
+        self._stage = Stage(problem, self._survey.draw_grads, setting.seed)
+        self._checks = OutputCheck(
+            problem,
+            self._oracle,
+            self._stage,
+            self._match,
+            setting.standard,
+            setting.mode,
+            repeats=self._survey.repeats,
+            large=self._survey.large,
+            secret=self._secret,
         )
+        calls = self._prepare()
+        self._progress("blocks")
+        order = random.Random(self._setting.seed)
+        while True:
+            roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
+            try:
+                blocks = clock.measure(
+                    lambda role: self._batch(role, calls) / calls,
+                    roles,
+                    self._policy,
+                    order,
+                    condition=self._watch.condition,
+                )
+                break
+            except _BaselineFailed as failed:
+                self._fail(failed.role, str(failed))
+        self._progress("latency")
         latency = {role: self._latency_ms(role, calls) for role in (REFERENCE, CANDIDATE)}
         log = self._logs[CANDIDATE]
-        lie = clock.lying(log.clocked_ms, log.claimed_ms, policy) if self._on_gpu else ""
+        lie = clock.lying(log.clocked_ms, log.claimed_ms, self._policy) if self._on_gpu else ""
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
-        return self._record(blocks, calls, latency, watch)
+        self._progress("bound")
+        return self._record(blocks, calls, latency)
 
     # --- preparation ----------------------------------------------------------------------------
 
@@ -168,66 +186,14 @@ class Stopwatch:
         """Do work for a role; a baseline that fails is named and does not hide the others."""
         try:
             work()
-        except WorkerFailed as failed:
+        except (WorkerFailed, _BaselineFailed) as failed:
             if role in (REFERENCE, CANDIDATE, AGAIN):
                 raise
-            self._failed[role] = str(failed)
-            self._batons.pop(role).worker.close()
+            self._fail(role, str(failed))
 
-    def _survey(self) -> None:
-        """Call the reference: what comes out, how large it is, whether it repeats."""
-        setting, problem = self._setting, self._problem
-        inputs = problem.inputs(trials.derived(setting.seed, "timed", 0, 0))
-        outcome = problem.call(problem.reference, setting.mode, inputs, 0, None)
-        outputs = tensors_of(outcome.output)
-        forms = [(tuple(o.shape), o.dtype) if differentiable(o) else None for o in outputs]
-        self._poison = [t.numel() * t.element_size() for t in outputs]
-        out = sum(self._poison)
-        into = sum(t.numel() * t.element_size() for t in tensors_of(inputs))
-        train = setting.mode == "train"
-        if train:
-            self._poison += [t.numel() * t.element_size() for t in tensors_of(inputs)]
-        self._large = into + out > _LARGE_BYTES
-        # What a call draws at random, or carries over from the last, no second process repeats.
-        before = {n: t.detach().clone() for n, t in problem.state().items()}
-        again = problem.call(problem.reference, setting.mode, inputs, 1, None, private=True)
-        again = problem.call(problem.reference, setting.mode, inputs, 2, None, private=True)
-        write_state(problem.reference, before)
-        self._repeats = all(
-            _alike(a, b)
-            for a, b in zip(outputs, tensors_of(again.output), strict=True)
-            if differentiable(a)
-        )
-        del outputs, again, outcome
-
-        def draw(seed: int) -> list[torch.Tensor | None]:
-            return [
-                None
-                if form is None
-                else torch.randn(
-                    form[0],
-                    generator=torch.Generator(device=problem.device).manual_seed(
-                        trials.derived(seed, "timed grad", i)
-                    ),
-                    device=problem.device,
-                    dtype=form[1] if form[1] is torch.float64 else torch.float32,
-                ).to(form[1])
-                for i, form in enumerate(forms)
-            ]
-
-        grads = draw if train else None
-        # A gradient call bounds its passes with what it is given.
-        self._work = (
-            roofline.passes(problem, setting.mode, inputs, draw(0) if train else None)
-            if self._on_gpu
-            else []
-        )
-        write_state(problem.reference, before)
-        floating = [t.dtype for t in tensors_of(inputs) if t.is_floating_point()]
-        self._dtype = max(floating, key=lambda d: d.itemsize) if floating else torch.float32
-        del inputs
-        self._stage = Stage(problem, grads, setting.seed)
-        self._out_bytes = sum(self._poison)
+    def _fail(self, role: str, why: str) -> None:
+        self._failed[role] = why
+        self._batons.pop(role).worker.close()
 
     def _prepare(self) -> int:
         """Stage as many calls as a batch should have; returns their number."""
@@ -237,10 +203,11 @@ class Stopwatch:
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._problem.device)
         self._stage.place(1, list(self._batons.values()))
-        if self._large:
+        self._stage.refresh()
+        if self._survey.large:
+            # What the reference wrote is not looked at: that memory serves longer batches.
             for role in (REFERENCE, *self._others()):
                 self._batons[role].keep = 1
-        self._refresh()
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
         for role in self._batons:
@@ -248,28 +215,36 @@ class Stopwatch:
         per_call_ms = max((self._batch(REFERENCE, 1) + self._batch(CANDIDATE, 1)) / 2, 1e-3)
         room = self._room()
         calls = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
+        calls = self._fitting(calls)
         if calls > 1:
-            self._place(calls)
-            small = min(calls, 64)
-            # Short calls are hidden by the hand-shake above: once more, from a real batch.
-            for role in (REFERENCE, CANDIDATE):
-                self._batch(role, calls)
+            # Short calls hide behind the hand-shake above: once more, from a real batch.
             per_call_ms = max(self._batch(CANDIDATE, calls) / calls, 1e-3)
             better = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
-            if better > 1.5 * calls and calls >= small:
-                calls = better
-                self._place(calls)
-        for role in self._batons:
-            self._batch(role, calls)
+            if better > 1.5 * calls:
+                calls = self._fitting(better)
+        settle(self._problem.device)
         self._calibrate(calls)
         for log in self._logs.values():
             log.clocked_ms.clear()
             log.claimed_ms.clear()
         return calls
 
-    def _place(self, calls: int) -> None:
-        self._stage.place(calls, list(self._batons.values()))
-        self._refresh()
+    def _fitting(self, calls: int) -> int:
+        """Stage calls and run each role once over them; fewer where memory does not suffice."""
+        while True:
+            try:
+                self._stage.place(calls, list(self._batons.values()))
+                self._stage.refresh()
+                for role in list(self._batons):
+                    self._guarded(role, partial(self._batch, role, calls))
+            except (WorkerFailed, HarnessError, torch.OutOfMemoryError) as error:
+                full = not isinstance(error, WorkerFailed) or error.status is Status.OUT_OF_MEMORY
+                if calls == 1 or not full:
+                    raise
+                calls //= 2
+                torch.cuda.empty_cache()
+                continue
+            return calls
 
     def _warm_up(self, role: str) -> None:
         baton = self._batons[role]
@@ -282,18 +257,16 @@ class Stopwatch:
     def _room(self) -> int:
         """Return how many calls fit: their inputs once, their outputs as far as they are kept."""
         kept = sum(b.keep > 1 for b in self._batons.values())
-        each = self._stage.slot_bytes + kept * self._out_bytes
+        each = self._stage.slot_bytes + kept * sum(self._survey.poison)
         if not self._on_gpu:
             return max(1, _HOST_BUDGET_BYTES // max(each, 1))
-        # One checked call has been made: what judge and workers need for it, they hold by now.
-        self._checked_once()
+        # After one checked call judge and workers hold what they need for one.
         torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info(self._problem.device)
-        return 1 + max(0, free - _SPARE_BYTES) // max(each, 1)
-
-    def _checked_once(self) -> None:
-        self._batches = 0
+        self._checks.check_next_whole()
         self._batch(CANDIDATE, 1)
+        free, _ = torch.cuda.mem_get_info(self._problem.device)
+        spare = _SPARE_BYTES + 3 * self._stage.slot_bytes + 2 * sum(self._survey.poison)
+        return 1 + max(0, free - spare) // max(each, 1)
 
     def _calibrate(self, calls: int) -> None:
         """Measure what a batch costs that calls nothing: hand-shake, events, showing."""
@@ -302,31 +275,48 @@ class Stopwatch:
         for _ in range(15):
             baton.arm(self._setting.mode, [], each=False, again=True)
             self._cool()
-            timed = baton.run([], calls, self._secret, self._most)
+            timed = baton.run([], calls, self._secret, self._checks.most)
             times.append(timed.total_ms)
         self._handshake_ms = sorted(times)[len(times) // 2]
 
     # --- batches --------------------------------------------------------------------------------
 
-    @property
-    def _most(self) -> int:
-        return 2 if self._large else 4
-
-    def _refresh(self) -> None:
-        self._stage.refresh()
-        self._touched = False
-
     def _cool(self) -> None:
-        """Push what the judge just wrote out of the L2 cache."""
-        if self._flush is not None:
+        """Push what the judge just wrote out of the L2 cache, and see that the GPU is free.
+
+        Raises:
+            TimedWrongly: something keeps it busy although the candidate stands still.
+        """
+        if not self._on_gpu:
+            return
+        device = self._problem.device
+        torch.cuda.synchronize(device)
+        if self._flush is None:
+            return
+        until = time.monotonic() + _BUSY_S
+        while time.monotonic() < until:
+            began = time.perf_counter()
             self._flush.add_(1)
-        if self._on_gpu:
-            torch.cuda.synchronize(self._problem.device)
+            torch.cuda.synchronize(device)
+            taken_ms = (time.perf_counter() - began) * 1e3
+            self._quiet_ms = min(self._quiet_ms, taken_ms)
+            if taken_ms < 3 * self._quiet_ms + 0.2:
+                return
+            time.sleep(0.002)
+        if not self._watch.strangers():
+            raise TimedWrongly(
+                Mismatch(
+                    status=Status.TAMPERED,
+                    message="the GPU stays busy while the candidate stands still: it leaves work "
+                    "behind that runs in the reference's time",
+                )
+            )
 
     def _batch(self, role: str, calls: int, *, each: bool = False) -> float:
         """Run one batch; returns its milliseconds without the hand-shake."""
         baton = self._batons[REFERENCE if role == AGAIN else role]
-        if self._touched:
+        if self._touched and role != CANDIDATE:
+            # The candidate may have left numbers in the inputs that others are slow on.
             self._stage.refresh(redraw=False)
             self._touched = False
         slots = list(range(min(calls, self._stage.count)))
@@ -334,16 +324,23 @@ class Stopwatch:
             slots = slots[: max(1, self._warm_slots())]
         order = [slots[i % len(slots)] for i in range(calls)]
         self._secret.shuffle(order)
-        baton.arm(self._setting.mode, self._poison * min(calls, baton.keep), each=each)
+        if role != CANDIDATE:
+            self._batons[CANDIDATE].rest()
+        baton.arm(self._setting.mode, list(self._survey.poison) * min(calls, baton.keep), each=each)
         if role == CANDIDATE:
             # It stands still only now: what it could have read until here is not what it gets.
             self._stage.refresh()
             self._touched = True
         self._cool()
-        timed = baton.run(order, calls, self._secret, self._most)
+        try:
+            timed = baton.run(order, calls, self._secret, self._checks.most)
+        except WorkerFailed as failed:
+            if role in (REFERENCE, AGAIN, CANDIDATE):
+                raise
+            raise _BaselineFailed(role, failed) from failed
         clocked = max(timed.total_ms - self._handshake_ms, 1e-6)
         if role == CANDIDATE:
-            self._check(baton, timed)
+            self._checks.check(baton, timed)
         if not each:
             self._logs[role].clocked_ms.append(clocked)
             self._logs[role].claimed_ms.append(timed.claimed_ms)
@@ -352,105 +349,6 @@ class Stopwatch:
     def _warm_slots(self) -> int:
         properties = torch.cuda.get_device_properties(self._problem.device)
         return int(properties.L2_cache_size // 2 // max(self._stage.slot_bytes, 1))
-
-    def _check(self, baton: Baton, timed: Timed) -> None:
-        """Check elements of several outputs as they were at *done*, and some outputs whole."""
-        self._batches += 1
-        whole = not self._large or self._batches % 4 == 1
-        chosen = self._secret.choice(timed.picks)
-        for row, position in enumerate(timed.picks):
-            if position != chosen and self._large and not whole:
-                continue
-            expected, oracle = self._expected(timed.order[position], position == chosen and whole)
-            if self._repeats:
-                self._check_shown(baton, row, expected, timed.elements, position)
-            if position == chosen and whole:
-                self._check_whole(baton, position, expected, oracle)
-
-    def _check_shown(
-        self, baton: Baton, row: int, expected: Outcome, elements: np.ndarray, position: int
-    ) -> None:
-        like = shown_tensors(expected.output, None)
-        if self._setting.mode == "train":
-            like = [*like, *expected.input_grads]
-        raw = torch.from_numpy(elements)
-        for column, tensor in enumerate(like[: bell.MAX_TENSORS]):
-            if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
-                continue
-            got = baton.shown(row, column, tensor)
-            want = torch.take(tensor, (raw % tensor.numel()).to(tensor.device))
-            if differentiable(tensor):
-                wide = torch.complex128 if tensor.is_complex() else torch.float64
-                allowed = _SLICE_PART * max(_rms(tensor), _rms(want))
-                same = ~torch.isfinite(want)
-                off = torch.where(same, 0.0, (got.to(wide) - want.to(wide)).abs())
-                wrong = not bool(_rms(off) <= allowed)
-            else:
-                wrong = not torch.equal(got, want)
-            if wrong:
-                raise TimedWrongly(
-                    Mismatch(
-                        status=Status.WRONG_VALUES,
-                        message=f"output {position + 1} of {baton.role} was not there when it "
-                        "said done (late, stale or left out)",
-                    )
-                )
-
-    def _check_whole(self, baton: Baton, position: int, expected: Outcome, oracle: Any) -> None:
-        answer = baton.worker.ask("fetch", position=position)
-        values = baton.worker.values(answer)
-        mismatch = (
-            Mismatch(status=Status.WRONG_STRUCTURE, message=str(answer["odd"])[:300])
-            if answer.get("odd")
-            else compare.structure(values.get("output"), expected.output)
-        )
-        if mismatch is not None:
-            raise TimedWrongly(mismatch)
-        if not self._repeats:
-            return
-        triples: list[tuple[str, Any, torch.Tensor, torch.Tensor]] = [
-            ("output", got, want, exact)
-            for got, want, exact in zip(
-                tensors_of(values["output"]),
-                tensors_of(expected.output),
-                tensors_of(oracle),
-                strict=False,
-            )
-        ]
-        if self._setting.mode == "train":
-            grads = values.get("input_grads")
-            for got, want in zip(
-                grads if isinstance(grads, list) else [], expected.input_grads, strict=False
-            ):
-                if want is not None:
-                    triples.append(("gradient of an input", got, want, want))
-            theirs = values.get("state_grads")
-            for name, ours in self._match.source.items():
-                want = expected.state_grads.get(ours)
-                if want is not None and isinstance(theirs, dict):
-                    triples.append((f"gradient of {ours}", theirs.get(name), want, want))
-        for what, got, want, exact in triples:
-            if not isinstance(got, torch.Tensor) or got.shape != want.shape:
-                mismatch = Mismatch(
-                    status=Status.WRONG_GRADIENTS, message=f"the {what} is missing or misshapen"
-                )
-            else:
-                _, mismatch = compare.tensor(got, want, exact, self._standard, "time", what)
-            if mismatch is not None:
-                raise TimedWrongly(mismatch)
-
-    def _expected(self, slot: int, whole: bool) -> tuple[Outcome, Any]:
-        problem, mode = self._problem, self._setting.mode
-        before: Mapping[str, torch.Tensor] = {
-            n: t.detach().clone() for n, t in problem.state().items()
-        }
-        inputs, grads = self._stage.values(slot)
-        oracle = None
-        if whole and not self._oracle.is_reference and not self._large:
-            oracle = self._oracle.call(mode, inputs, 0, None).output
-        outcome = problem.call(problem.reference, mode, inputs, 0, grads, private=True)
-        write_state(problem.reference, before)
-        return outcome, outcome.output if oracle is None else oracle
 
     def _latency_ms(self, role: str, calls: int) -> float:
         times = [self._batch(role, calls, each=True) for _ in range(self._policy.latency_blocks)]
@@ -463,7 +361,6 @@ class Stopwatch:
         blocks: clock.Blocks,
         calls: int,
         latency: Mapping[str, float],
-        watch: nvml.GpuWatch,
     ) -> Speed:
         policy = self._policy
         medians = {role: float(np.median(times)) for role, times in blocks.ms.items() if times}
@@ -485,23 +382,16 @@ class Stopwatch:
         if dropped > policy.discard_part * (dropped + count):
             outcome = SpeedOutcome.UNDECIDED
             notes.append("most blocks were throttled")
-        if watch.blind:
-            notes.append(watch.blind)
+        if self._watch.blind:
+            notes.append(self._watch.blind)
         baselines = [self._baseline(name, blocks, floor) for name in self._others()]
         baselines += [Baseline(name=n, note=why) for n, why in self._failed.items()]
         figures = latency if shape == "latency" else medians
         claims = [c / calls for c in self._logs[CANDIDATE].claimed_ms if c is not None]
         device_ms = {r: self._device_ms(r, calls) for r in (REFERENCE, CANDIDATE)}
         limit = None
-        if self._on_gpu:
-            self._stage.close(list(self._batons.values()))
-            limit = roofline.bound(
-                self._work,
-                self._problem.device,
-                self._dtype,
-                self._setting.precision,
-                figures[CANDIDATE],
-            )
+        if self._survey.peaks is not None:
+            limit = roofline.bound(list(self._survey.work), self._survey.peaks, figures[CANDIDATE])
             if limit.share > 1.0:
                 notes.append(
                     "below the bound: it does less than the reference's algorithm must, or the "
@@ -530,7 +420,7 @@ class Stopwatch:
             capped=blocks.capped,
             baselines=tuple(baselines),
             bound=limit,
-            gpu=watch.record(),
+            gpu=self._watch.record(),
             blocks={role: tuple(times) for role, times in blocks.ms.items()},
         )
 
@@ -561,26 +451,6 @@ class Stopwatch:
 
 
 def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:
+    baton.wake()
     baton.worker.ask("state", **baton.worker.encode(values=values))
     baton.worker.ask("clear")
-
-
-def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return whether two outputs are the same but for rounding, by a sample of their elements."""
-    if a.shape != b.shape:
-        return False
-    if a.numel() > _SAMPLE:
-        chosen = torch.randint(a.numel(), (_SAMPLE,), device=a.device)
-        a, b = torch.take(a, chosen), torch.take(b, chosen)
-    return torch.equal(a, b) or _rms(a - b) <= 1e-3 * _rms(b)
-
-
-def _rms(t: torch.Tensor) -> float:
-    """Return the root mean square of the finite elements, of a sample where there are many."""
-    if not t.numel():
-        return 0.0
-    if t.numel() > _SAMPLE:
-        t = torch.take(t, torch.randint(t.numel(), (_SAMPLE,), device=t.device))
-    size = t.to(torch.complex128 if t.is_complex() else torch.float64).abs()
-    finite = torch.where(torch.isfinite(size), size, torch.zeros_like(size))
-    return float(finite.square().mean().sqrt())

@@ -185,7 +185,7 @@ class Batch:
                 kept.append((modules.mapped(output, torch.Tensor.detach), found))
                 del output, found
             if position >= keep:
-                kept[position - keep] = None
+                kept[position - keep] = None  # with keep 0, this very one
             if each:
                 synchronize(device)
         if events:

@@ -1,0 +1,64 @@
+"""Finds the kernels that a solution ships in its source, and counts which of them were launched."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+_SHIPS_CUDA = re.compile(r"__global__|<<<")
+_KERNEL_NAME = re.compile(
+    r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*|static\s+|"
+    r"inline\s+)*void\s+(?:__launch_bounds__\s*\((?:[^()]|\([^)]*\))*\)\s*)?(\w+)"
+)
+
+
+def ships_cuda(sources: Iterable[str]) -> bool:
+    """Return whether there is CUDA in any of these sources."""
+    return any(_SHIPS_CUDA.search(s) for s in sources)
+
+
+def sources_of(text: str, files: Iterable[str]) -> list[str]:
+    """Return where a solution's CUDA may stand: its string literals, and files it built from.
+
+    Args:
+        text: the solution's file.
+        files: paths that its build read.
+    """
+    paths = [Path(f) for f in files]
+    return _strings(text) + [
+        p.read_text(errors="replace") for p in paths if p.suffix in (".cu", ".cuh") and p.is_file()
+    ]
+
+
+def kernel_names(sources: Iterable[str]) -> set[str]:
+    """Return the names of the kernels that sources define."""
+    return {n for s in sources for n in _KERNEL_NAME.findall(s)}
+
+
+def launches_of(own: Iterable[str], launched: Mapping[str, int]) -> int:
+    """Return how many of the launches, by mangled or plain name, are of a solution's own."""
+    names = list(own)
+    return sum(n for kernel, n in launched.items() if any(_names(kernel, o) for o in names))
+
+
+def _names(launched: str, own: str) -> bool:
+    return re.search(rf"\b{re.escape(own)}\b", launched) is not None
+
+
+def _strings(text: str) -> list[str]:
+    """Return a file's string literals, docstrings apart: where a solution keeps its sources.
+
+    A comment that quotes a kernel ships none. What is not Python is returned whole.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return [text]
+    prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    return [
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in prose
+    ]

@@ -1,0 +1,292 @@
+"""The rules of the clock, each proved with times that the test makes up."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from harness import bell, wire
+from harness.domain import HarnessError, SpeedOutcome
+from harness.judge import clock
+from harness.judge.baton import Baton
+from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
+
+ROLES = (REFERENCE, AGAIN, CANDIDATE)
+POLICY = ClockPolicy(cap_s=10.0, min_blocks=4, max_blocks=50)
+
+
+class Machine:
+    """A device on which batches take made-up times, and the time that goes by meanwhile."""
+
+    def __init__(self, times_ms: dict[str, float], noise: float = 0.0, seed: int = 1) -> None:
+        self.times_ms = {AGAIN: times_ms[REFERENCE], **times_ms}
+        self.noise = noise
+        self.now_s = 0.0
+        self.order: list[str] = []
+        self._random = random.Random(seed)
+
+    def run(self, role: str) -> float:
+        taken = self.times_ms[role] * (1 + self.noise * self._random.gauss(0, 1))
+        self.now_s += taken / 1e3
+        self.order.append(role)
+        return taken
+
+    def measure(self, policy: ClockPolicy = POLICY, **changes: Callable[[], str]) -> Blocks:
+        return clock.measure(
+            self.run,
+            ROLES,
+            policy,
+            random.Random(7),
+            now=lambda: self.now_s,
+            **changes,
+        )
+
+
+def said(blocks: Blocks, policy: ClockPolicy = POLICY) -> SpeedOutcome:
+    _, low, high = blocks.ratio(REFERENCE, CANDIDATE)
+    return clock.outcome(low, high, clock.noise_floor(blocks, policy))
+
+
+def test_blocks_are_paired_and_their_order_is_random() -> None:
+    machine = Machine({REFERENCE: 10.0, CANDIDATE: 5.0}, noise=0.1)
+    blocks = machine.measure()
+    rounds = [tuple(machine.order[i : i + 3]) for i in range(0, len(machine.order), 3)]
+    assert all(sorted(r) == sorted(ROLES) for r in rounds)
+    assert len(set(rounds)) > 1
+    assert {len(times) for times in blocks.ms.values()} == {len(rounds)}
+
+
+def test_quiet_machine_stops_at_the_least_number_of_blocks() -> None:
+    blocks = Machine({REFERENCE: 10.0, CANDIDATE: 5.0}, noise=0.0005).measure()
+    assert len(blocks.ms[CANDIDATE]) == POLICY.min_blocks
+    assert not blocks.capped
+    assert said(blocks) is SpeedOutcome.FASTER
+
+
+def test_noisy_host_gets_more_blocks_and_no_verdict_it_does_not_deserve() -> None:
+    machine = Machine({REFERENCE: 10.0, CANDIDATE: 9.9}, noise=0.15)
+    blocks = machine.measure()
+    assert len(blocks.ms[CANDIDATE]) == POLICY.max_blocks
+    assert blocks.capped
+    assert said(blocks) is SpeedOutcome.UNDECIDED
+
+
+def test_cap_ends_the_blocks_and_is_reported() -> None:
+    machine = Machine({REFERENCE: 4000.0, CANDIDATE: 2000.0}, noise=0.2)
+    blocks = machine.measure()
+    assert blocks.capped
+    assert machine.now_s < POLICY.cap_s + 2 * 12
+
+
+@pytest.mark.parametrize(
+    ("candidate_ms", "outcome"),
+    [(5.0, SpeedOutcome.FASTER), (10.0, SpeedOutcome.SAME), (11.0, SpeedOutcome.SLOWER)],
+)
+def test_outcome_follows_the_interval(candidate_ms: float, outcome: SpeedOutcome) -> None:
+    assert said(Machine({REFERENCE: 10.0, CANDIDATE: candidate_ms}, 0.001).measure()) is outcome
+
+
+def test_reference_against_itself_is_never_faster_or_slower() -> None:
+    for seed in range(20):
+        machine = Machine({REFERENCE: 10.0, CANDIDATE: 10.0}, noise=0.01, seed=seed)
+        assert said(machine.measure()) in (SpeedOutcome.SAME, SpeedOutcome.UNDECIDED)
+
+
+def test_noise_floor_is_the_reference_against_itself() -> None:
+    steady = [10.0, 10.0, 10.0, 10.0]
+    blocks = Blocks(ms={REFERENCE: steady, AGAIN: [10.4] * 4, CANDIDATE: [10.1] * 4})
+    assert clock.noise_floor(blocks, POLICY) == pytest.approx(1 - 10 / 10.4)
+    blocks.ms[AGAIN] = steady
+    assert clock.noise_floor(blocks, POLICY) == POLICY.least_floor
+
+
+def test_same_is_not_said_on_a_loud_machine() -> None:
+    assert clock.outcome(0.95, 1.05, 0.2) is SpeedOutcome.UNDECIDED
+    assert clock.outcome(0.999, 1.001, 0.005) is SpeedOutcome.SAME
+
+
+def test_throttled_block_is_discarded_and_counted() -> None:
+    hot = itertools.cycle(["", "hardware slowdown", ""])
+    machine = Machine({REFERENCE: 10.0, CANDIDATE: 5.0}, noise=0.001)
+    blocks = machine.measure(condition=lambda: next(hot))
+    assert blocks.discarded == {"hardware slowdown": sum(blocks.discarded.values())}
+    assert blocks.discarded
+    assert len(machine.order) == 3 * (len(blocks.ms[CANDIDATE]) + sum(blocks.discarded.values()))
+
+
+def test_machine_that_throttles_all_the_time_ends_at_the_cap() -> None:
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
+    blocks = machine.measure(condition=lambda: "hardware slowdown")
+    assert blocks.capped
+    assert blocks.ms[CANDIDATE] == []
+
+
+def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        above = 10 * (1 + 0.02 * generator.standard_normal(15))
+        below = 5 * (1 + 0.02 * generator.standard_normal(15))
+        _, low, high = clock.ratio_interval(list(above), list(below), 1)
+        covered += low <= 2.0 <= high
+    assert 0.88 <= covered / 200 <= 1.0
+
+
+def test_ratio_of_too_little_is_refused() -> None:
+    with pytest.raises(HarnessError, match="two block pairs"):
+        clock.ratio_interval([1.0], [1.0], 0)
+    with pytest.raises(HarnessError, match="two block pairs"):
+        clock.ratio_interval([1.0, 2.0], [1.0], 0)
+
+
+def test_forged_event_is_a_lie() -> None:
+    lie = clock.lying([200.0] * 6, [0.001] * 6, POLICY)
+    assert "claim 0.001 ms" in lie
+    assert "less in 6 of 6" in lie
+    assert "more in 6 of 6" in clock.lying([200.0] * 6, [400.0] * 6, POLICY)
+
+
+def test_one_host_hiccup_is_no_lie() -> None:
+    claims = [199.0, 201.0, 200.0, 198.0, 200.5]
+    assert clock.lying([200.0, 200.0, 900.0, 200.0, 200.0], claims, POLICY) == ""
+    assert clock.lying([200.0] * 3, [None, None, None], POLICY) == ""
+
+
+def test_small_difference_of_a_short_batch_is_no_lie() -> None:
+    assert clock.lying([1.0] * 6, [0.7] * 6, POLICY) == ""
+
+
+def test_overlapping_calls_are_noticed() -> None:
+    reference = {REFERENCE: 2.0, CANDIDATE: 0.5}
+    assert clock.overlaps(reference, {REFERENCE: 2.02, CANDIDATE: 2.0}, POLICY)
+    assert not clock.overlaps(reference, {REFERENCE: 2.02, CANDIDATE: 0.52}, POLICY)
+
+
+def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:
+    short = {REFERENCE: 0.010, CANDIDATE: 0.008}
+    assert not clock.overlaps(short, {REFERENCE: 0.030, CANDIDATE: 0.028}, POLICY)
+
+
+# --- the baton: what the judge's clock sees of a worker -----------------------------------------
+
+
+class FakeWorker:
+    """A worker that lives in the test: what it does with a batch is passed in."""
+
+    def __init__(self, act: Callable[[bell.Bell, wire.Arena, int, list[int]], None]) -> None:
+        self.act = act
+        self.running = True
+        self.events: list[str] = []
+        self.arenas: dict[str, wire.HostArena] = {}
+        self.number = 0
+
+    def share(self, which: str, arena: wire.HostArena) -> None:
+        self.arenas[which] = arena
+
+    def send(self, do: str, **fields: int) -> None:
+        assert self.running, "a stopped worker cannot take requests"
+        self.number = fields["number"]
+        words = self.arenas["bell"].flat().numpy()[: bell.BYTES].view(np.int64)
+        words[0] = self.number
+
+    def look(self, deadline: float) -> None:
+        raise AssertionError("the fake worker is late: nothing it does takes time")
+
+    def pause(self) -> None:
+        self.running = False
+        self.events.append("stopped")
+
+    def resume(self) -> None:
+        self.running = True
+        self.events.append("let go")
+        words = self.arenas["bell"].flat().numpy()[: bell.BYTES].view(np.int64)
+        if words[8] == self.number:  # go was said before it was let go
+            count = int(words[40])
+            order = words[-bell.MAX_CALLS :][:count].tolist()
+            self.act(bell.Bell(self.arenas["bell"]), self.arenas["show"], self.number, order)
+
+    def resume_family(self) -> None:
+        pass
+
+    def answer(self) -> dict[str, float]:
+        return {"claimed_ms": 1.0}
+
+
+def finish(page: bell.Bell, show: wire.Arena, number: int, order: list[int]) -> None:
+    """Do all that a worker does between go and its answer, in no time."""
+    words = page._words
+    words[16] = words[24] = words[32] = number
+
+
+def test_candidate_stands_still_until_go() -> None:
+    worker = FakeWorker(finish)
+    baton = Baton(CANDIDATE, worker, torch.device("cpu"), trusted=False, timeout_s=1.0)
+    baton.arm("eval", [], each=False)
+    assert worker.events == ["stopped"]
+    timed = baton.run([2, 0, 1], 3, random.Random(1), 2)
+    assert worker.events == ["stopped", "let go"]
+    assert timed.order == (2, 0, 1)
+    assert timed.picks[-1] == 2
+    baton.rest()
+    baton.rest()
+    assert worker.events == ["stopped", "let go", "stopped"]
+
+
+def test_order_is_written_with_go_and_not_before() -> None:
+    seen: list[list[int]] = []
+
+    def look(page: bell.Bell, show: wire.Arena, number: int, order: list[int]) -> None:
+        seen.append(order)
+        finish(page, show, number, order)
+
+    worker = FakeWorker(look)
+    baton = Baton(CANDIDATE, worker, torch.device("cpu"), trusted=False, timeout_s=1.0)
+    baton.arm("eval", [], each=False)
+    words = worker.arenas["bell"].flat().numpy()[: bell.BYTES].view(np.int64)
+    assert words[40] == 0
+    baton.run([5, 3], 2, random.Random(1), 1)
+    assert seen == [[5, 3]]
+
+
+def test_early_done_does_not_stop_the_clock() -> None:
+    times = itertools.count(0.0, 0.1)
+    worker = FakeWorker(finish)
+    baton = Baton(
+        CANDIDATE,
+        worker,
+        torch.device("cpu"),
+        trusted=False,
+        timeout_s=1.0,
+        clock=lambda: next(times),
+    )
+    baton.arm("eval", [], each=False)
+    timed = baton.run([0], 1, random.Random(1), 1)
+    assert timed.done_ms == pytest.approx(100.0)
+    assert timed.total_ms == pytest.approx(200.0)
+
+
+def test_late_finisher_shows_what_was_there_when_it_said_done() -> None:
+    def late(page: bell.Bell, show: wire.Arena, number: int, order: list[int]) -> None:
+        show.flat().zero_()  # the output had not been written when the judge looked
+        finish(page, show, number, order)
+
+    worker = FakeWorker(late)
+    baton = Baton(CANDIDATE, worker, torch.device("cpu"), trusted=False, timeout_s=1.0)
+    baton.arm("eval", [], each=False)
+    baton.run([0], 1, random.Random(1), 1)
+    assert baton.shown(0, 0, torch.empty(1)).eq(0).all()
+
+
+def test_elements_to_show_differ_from_batch_to_batch() -> None:
+    worker = FakeWorker(finish)
+    baton = Baton(CANDIDATE, worker, torch.device("cpu"), trusted=False, timeout_s=1.0)
+    secret, wanted = random.Random(1), []
+    for _ in range(2):
+        baton.arm("eval", [], each=False)
+        wanted.append(baton.run([0], 1, secret, 1).elements)
+    assert (wanted[0] != wanted[1]).mean() > 0.99

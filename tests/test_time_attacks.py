@@ -1,0 +1,56 @@
+"""Attacks on the clock: whoever cheats only while it is timed is found out, or gains nothing.
+
+``tests/fixtures/timing`` holds them beside the honest solution they pretend to beat. Each tells
+a timed batch by the harness's own frames, so it behaves in all checked calls. On a GPU
+``tests/bench_clock.py`` runs all of them; here those that can run on the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from harness.domain import Options, Pair, Status, Verdict
+from harness.fleet import run_pairs
+
+FOLDER = Path(__file__).parent / "fixtures" / "timing"
+FULL = os.environ.get("CORPUS") == "full"
+ATTACKS = sorted(
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if path.stem != "problem" and not path.read_text().startswith("# device: cuda")
+)
+EVERY_TIME = {"look_ahead", "skips_some", "slows_the_reference", "spoils_the_inputs"}
+FOUND_OUT = {
+    "cached_by_pointer",
+    "cached_by_shape",
+    "half_the_rows",
+    "lower_precision",
+    "skips_some",
+    "thread_fills_in",
+}
+BOUND = 1.15
+"""A CPU shared with others is noisy; on a GPU the bound is the one that the verdict states."""
+
+
+def timed(name: str) -> Verdict:
+    """Evaluate one of the folder's solutions on the CPU, briefly."""
+    pair = Pair(name=name, problem=FOLDER / "problem.py", solution=FOLDER / f"{name}.py")
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    return verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [a for a in ATTACKS if FULL or a in EVERY_TIME])
+def test_attack_gains_nothing(name: str) -> None:
+    verdict = timed(name)
+    told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
+    if name in FOUND_OUT:
+        assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
+        assert verdict.speed.speedup is None
+    else:
+        assert verdict.status is Status.PASSED, told
+        assert verdict.speed.low is not None
+        assert verdict.speed.low < BOUND, told
