@@ -132,6 +132,9 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "reference_dies":
         say("problem_code")
         os.kill(os.getpid(), signal.SIGSEGV)
+    elif part == "killed":
+        say("problem_code")
+        os.kill(os.getpid(), signal.SIGKILL)
     elif part == "reference_hangs":
         say("problem_code")
         time.sleep(600)

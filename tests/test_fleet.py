@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -87,6 +88,18 @@ def test_judge_that_dies_in_the_references_code_blames_the_problem(run: Run) -> 
     verdict = run("reference_dies")["reference_dies"]
     assert verdict.status is Status.INVALID_REFERENCE
     assert "SIGSEGV" in verdict.message
+
+
+def test_judge_killed_for_memory_blames_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kills = itertools.count()
+    monkeypatch.setattr("harness.fleet.judge_process.oom_kills", lambda: next(kills))
+    verdict = run("killed")["killed"]
+    assert verdict.status is Status.SKIPPED
+    assert "ran out of memory" in verdict.message
+
+
+def test_judge_killed_by_its_problem_is_no_want_of_memory(run: Run) -> None:
+    assert run("killed")["killed"].status is Status.INVALID_REFERENCE
 
 
 def test_reference_that_hangs_in_the_judge_blames_the_problem(run: Run) -> None:

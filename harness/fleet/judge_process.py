@@ -89,6 +89,17 @@ class Outcome:
     phases: dict[str, float] = field(default_factory=dict)
 
 
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory so far."""
+    count = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    count += int(line.split()[1])
+    return count
+
+
 class _Ended(Exception):
     """The judge will say nothing more; carries what it came to."""
 
@@ -149,6 +160,7 @@ class JudgeProcess:
         self._waited_s = 0.0
         self._waiting = False
         self._in_problem_code = False
+        self._oom_kills = oom_kills()
 
     def run(self) -> Outcome:
         """Return what became of the judge; its process group is ended and reaped by then.
@@ -283,6 +295,12 @@ class JudgeProcess:
     def _died(self) -> Failure:
         """Return what the end of a judge without a verdict means."""
         how = self._how_it_ended()
+        if how == "SIGKILL" and oom_kills() > self._oom_kills:
+            return Failure(
+                status=Status.SKIPPED,
+                message="the machine ran out of memory: reference and oracle need more than it "
+                "has. Next: a smaller --size, fewer --jobs, or a machine with more memory",
+            )
         if self._in_problem_code:
             return Failure(
                 status=Status.INVALID_REFERENCE,
