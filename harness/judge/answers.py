@@ -10,9 +10,10 @@ import torch
 
 from harness.domain import Check, Status
 from harness.judge import compare, likeness, state, trials
-from harness.judge.compare import Mismatch, Standard
+from harness.judge.compare import Mismatch
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
+from harness.judge.precision import Sensitivity, Standard, unit_roundoff
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
 from harness.modules import mapped, tensors_of, write_state
 
@@ -156,8 +157,9 @@ class AnswerJudge:
         for name, g, r, o in triples:
             check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name)
             if mismatch is not None and r.is_floating_point():
-                moved = self._sensitivity(trial, case, what, name, o)
-                moved = max(moved, _sequential(case, r, o))
+                moved = Sensitivity(
+                    by_element=self._moved(trial, case, what, name, o), terms=_terms(case, o)
+                )
                 check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name, moved)
             self._record(check)
             if mismatch is not None:
@@ -165,12 +167,12 @@ class AnswerJudge:
                     mismatch = recast(mismatch, status, "")
                 raise Refused(mismatch, trial, case)
 
-    def _sensitivity(
+    def _moved(
         self, trial: trials.Trial, case: Case, what: str, name: str, oracle: torch.Tensor
-    ) -> float:
-        """Return how far the oracle's tensor moves when the inputs are rounded once more."""
+    ) -> torch.Tensor | None:
+        """Return how far the oracle's elements move when the inputs are rounded once more."""
         if self._oracle.is_reference:
-            return 0.0
+            return None
         if case.nudged is None:
             generator = torch.Generator(device=self._problem.device).manual_seed(trial.grad_seed)
 
@@ -178,7 +180,7 @@ class AnswerJudge:
                 if not t.is_floating_point():
                     return t
                 signs = torch.rand(t.shape, generator=generator, device=t.device) < 0.5
-                step = compare.unit_roundoff(t.dtype)
+                step = unit_roundoff(t.dtype)
                 return to_double(t) * torch.where(signs, 1 - step, 1 + step)
 
             after = {n: t.detach().clone() for n, t in self._problem.state().items()}
@@ -191,7 +193,7 @@ class AnswerJudge:
                     case.output_grads,
                 )
             except InvalidReference:
-                return 0.0
+                return None
             finally:
                 write_state(self._problem.reference, after)
         moved = case.nudged
@@ -211,10 +213,11 @@ class AnswerJudge:
                 ]
                 other = dict(zip(labels, moved.input_grads, strict=False)).get(label)
         if not isinstance(other, torch.Tensor) or other.shape != oracle.shape:
-            return 0.0
-        gap = (to_double(other).to(oracle.device) - oracle).abs()
-        gap = gap[torch.isfinite(gap)]
-        return float(gap.max()) if gap.numel() else 0.0
+            return None
+        gap = to_double(other).to(oracle.device) - oracle
+        if gap.is_complex():
+            gap = torch.view_as_real(gap)
+        return torch.nan_to_num(gap.abs(), nan=0.0, posinf=0.0)
 
     def _record(self, check: Check) -> None:
         kind = check.what
@@ -389,13 +392,7 @@ def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None 
     )
 
 
-def _sequential(case: Case, reference: torch.Tensor, oracle: torch.Tensor) -> float:
-    """Return what half the rounding of a long sum from left to right may come to.
-
-    Each of K roundings errs by half a unit of the sum so far, in either direction. How many terms
-    an output has is not known; it is at least the number of inputs for each output.
-    """
+def _terms(case: Case, oracle: torch.Tensor) -> float:
+    """Return how many inputs there are for each output: the least terms that a sum of them has."""
     read = sum(t.numel() for t in tensors_of(case.inputs))
-    terms = max(read / max(oracle.numel(), 1), 1.0)
-    largest = torch.nan_to_num(oracle.abs(), nan=0.0, posinf=0.0).max() if oracle.numel() else 0.0
-    return float(0.5 * terms**0.5 * compare.unit_roundoff(reference.dtype) * float(largest))
+    return max(read / max(oracle.numel(), 1), 1.0)

@@ -11,10 +11,10 @@ import torch
 from harness.domain import Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
-from harness.judge.compare import Standard
 from harness.judge.diagnose import pattern
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
+from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Outcome, Problem
 from harness.judge.remote import RemoteWorker
 from harness.modules import describe_state, differentiable, tensors_of, write_state

@@ -14,51 +14,22 @@ from typing import Any
 import torch
 
 from harness.domain import Check, HarnessError, Status
-from harness.judge.policy import Policy
+from harness.judge.precision import (
+    CHUNK,
+    PRECISION_OF,
+    UNIT_ROUNDOFF,
+    Sensitivity,
+    Standard,
+    budget_of,
+    effective,
+    looks_like_rounding,
+    lost_slice,
+    rms_within,
+    spoken,
+    stream,
+    unit_roundoff,
+)
 from harness.wire import Untransferable
-
-_CHUNK = 1 << 25
-_UNIT_ROUNDOFF = {
-    "fp64": 2.0**-53,
-    "fp32": 2.0**-24,
-    "tf32": 2.0**-11,
-    "fp16": 2.0**-11,
-    "bf16": 2.0**-8,
-}
-_PRECISION_OF = {
-    torch.float64: "fp64",
-    torch.complex128: "fp64",
-    torch.float32: "fp32",
-    torch.complex64: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-}
-_ORDER = ("exact", "fp64", "fp32", "fp16", "tf32", "bf16", "worse")
-
-
-def worst_precision(names: list[str]) -> str | None:
-    """Return the least precise of the given names, None for none."""
-    known = [n for n in names if n in _ORDER]
-    return max(known, key=_ORDER.index) if known else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standard:
-    """What a comparison measures against.
-
-    Attributes:
-        policy: thresholds.
-        atol, rtol: the pair's own tolerances, None for the policy's by dtype.
-        precision: precision that the solution declares, None for that of the output's dtype.
-        oracle_precision: precision that the oracle itself computes in: ``fp64`` unless the
-            reference casts back inside; ``itself`` where the reference stands in for an oracle.
-    """
-
-    policy: Policy
-    atol: float | None = None
-    rtol: float | None = None
-    precision: str | None = None
-    oracle_precision: str = "fp64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,24 +145,6 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-@dataclass(slots=True)
-class _Sums:
-    """Streaming figures over all elements of one tensor."""
-
-    count: int = 0
-    worst: float = -1.0
-    worst_at: int = 0
-    max_diff: float = 0.0
-    max_error: float = 0.0
-    max_reference_error: float = 0.0
-    max_value: float = 0.0
-    error_squares: float = 0.0
-    value_squares: float = 0.0
-    reference_squares: float = 0.0
-    cross: float = 0.0
-    unequal: int = 0
-
-
 def tensor(
     got: torch.Tensor,
     reference: torch.Tensor,
@@ -199,7 +152,7 @@ def tensor(
     standard: Standard,
     phase: str,
     what: str,
-    sensitivity: float = 0.0,
+    sensitivity: Sensitivity | None = None,
 ) -> tuple[Check, Mismatch | None]:
     """Compare one tensor of equal shape and dtype with the reference's and the oracle's.
 
@@ -211,8 +164,7 @@ def tensor(
         standard: bounds.
         phase: mode and trial, for the record.
         what: name of the tensor, for the record.
-        sensitivity: how far the oracle moves when its inputs move by half a unit in the last
-            place: what a backward-stable algorithm may err, however precise the reference is.
+        sensitivity: how far the oracle moves when its inputs are rounded once more.
 
     Returns:
         The figures, and the reason for refusal or None.
@@ -235,29 +187,32 @@ def tensor(
         return Check(
             phase=phase, what=what, max_abs_diff=None, error=None, budget=None, precision=None
         ), not_finite
-    declared = standard.precision or _PRECISION_OF[reference.dtype]
+    declared = standard.precision or PRECISION_OF[reference.dtype]
     if declared in ("tf32", "bf16", "fp16") and reference.dtype == torch.float32:
-        widened = 8 * _UNIT_ROUNDOFF[declared]
+        widened = 8 * UNIT_ROUNDOFF[declared]
         atol, rtol = max(atol, widened), max(rtol, widened)
-    sums = _stream(flat, atol, rtol)
-    if reference.dtype in (torch.float16, torch.bfloat16):
-        sensitivity = 0.0  # inputs are exact in their few bits, and sums belong into float32
+    sums = stream(flat, atol, rtol)
+    if sensitivity is None or reference.dtype in (torch.float16, torch.bfloat16):
+        # 16-bit inputs are exact in their few bits, and sums belong into float32.
+        sensitivity, shaken = Sensitivity(), 0.0
+    else:
+        exact = torch.nan_to_num(oracle.double(), nan=0.0, posinf=0.0, neginf=0.0)
+        shaken = sensitivity.largest(exact, unit_roundoff(reference.dtype))
+        del exact
     # The largest of many errors is some five times their root mean square.
-    moved = 0.2 * sensitivity * _UNIT_ROUNDOFF[declared] / unit_roundoff(reference.dtype)
-    budget = _budget(sums, reference.dtype, declared, standard)
-    budget = max(budget, policy.sensitivity_factor * sensitivity)
-    slack = 4 * max(sums.max_reference_error, sensitivity)
-    if declared != _PRECISION_OF[reference.dtype]:
+    moved = 0.2 * shaken * UNIT_ROUNDOFF[declared] / unit_roundoff(reference.dtype)
+    budget = budget_of(sums, reference.dtype, declared, standard)
+    budget = max(budget, policy.sensitivity_factor * shaken)
+    slack = 4 * max(sums.max_reference_error, shaken)
+    if declared != PRECISION_OF[reference.dtype]:
         # Products rounded to a declared precision err relative to the sum's size, not to each y.
         slack = max(slack, budget)
     close = sums.worst <= slack
-    within = sums.max_error <= budget and _rms_within(
-        sums, reference.dtype, declared, moved, policy
-    )
-    lost = _lost_slice(got, reference, oracle, policy, sensitivity) if within else ""
-    if declared == _PRECISION_OF[reference.dtype] and lost:
+    within = sums.max_error <= budget and rms_within(sums, reference.dtype, declared, moved, policy)
+    lost = lost_slice(got, reference, oracle, policy, sensitivity) if within else ""
+    if declared == PRECISION_OF[reference.dtype] and lost:
         within = False
-    precision = _precision(sums, within, declared)
+    precision = effective(sums, within, declared)
     check = Check(
         phase=phase,
         what=what,
@@ -273,11 +228,11 @@ def tensor(
     wrong = _wrong_mask(got, oracle, atol, rtol, slack) if not close else None
     where = f"{what}{list(index)} is {g:.7g}, expected {e:.7g}"
     worst = lost or f"worst {where}"
-    if close or (precision in ("tf32", "fp16", "bf16") and _looks_like_rounding(got, oracle, sums)):
+    if close or (precision in ("tf32", "fp16", "bf16") and looks_like_rounding(got, oracle, sums)):
         return check, Mismatch(
             status=Status.PRECISION_LOST,
             message=(
-                f"effective precision {_spoken(precision)} where {declared} is due: error "
+                f"effective precision {spoken(precision)} where {declared} is due: error "
                 f"{sums.max_error:.3g} against the float64 oracle, budget {budget:.3g} (the "
                 f"reference's own error is {sums.max_reference_error:.3g}); {worst}"
             ),
@@ -298,15 +253,6 @@ def tensor(
         wrong=wrong,
         precision=precision,
     )
-
-
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """Return half a unit in the last place of 1 in a floating or complex dtype."""
-    return _UNIT_ROUNDOFF[_PRECISION_OF[dtype]]
-
-
-def _spoken(precision: str) -> str:
-    return "tf32 or fp16 (10 bits)" if precision in ("tf32", "fp16") else precision
 
 
 def _exact(
@@ -344,8 +290,8 @@ def _exact(
 def _non_finite(
     flat: tuple[torch.Tensor, torch.Tensor, torch.Tensor], shape: tuple[int, ...], what: str
 ) -> Mismatch | None:
-    for start in range(0, flat[0].numel(), _CHUNK):
-        got, reference, oracle = (t[start : start + _CHUNK] for t in flat)
+    for start in range(0, flat[0].numel(), CHUNK):
+        got, reference, oracle = (t[start : start + CHUNK] for t in flat)
         agreed = _class_of(reference) == _class_of(oracle)
         bad = agreed & (_class_of(got) != _class_of(reference))
         if bool(bad.any()):
@@ -371,153 +317,6 @@ def _class_of(x: torch.Tensor) -> torch.Tensor:
     """Return 0 for finite, 1 for NaN, 2 for +inf, 3 for -inf, elementwise."""
     kind = torch.isnan(x).to(torch.uint8)
     return kind + 2 * torch.isposinf(x).to(torch.uint8) + 3 * torch.isneginf(x).to(torch.uint8)
-
-
-def _stream(
-    flat: tuple[torch.Tensor, torch.Tensor, torch.Tensor], atol: float, rtol: float
-) -> _Sums:
-    sums = _Sums()
-    for start in range(0, flat[0].numel(), _CHUNK):
-        got, reference, oracle = (t[start : start + _CHUNK].double() for t in flat)
-        ok = torch.isfinite(got) & torch.isfinite(reference) & torch.isfinite(oracle)
-        zero = torch.zeros((), dtype=torch.float64, device=got.device)
-        got, reference, oracle = (torch.where(ok, t, zero) for t in (got, reference, oracle))
-        error = got - oracle
-        size = error.abs()
-        excess = size - (atol + rtol * oracle.abs())
-        worst, at = excess.max(0)
-        if float(worst) > sums.worst or sums.count == 0:
-            sums.worst, sums.worst_at = float(worst), start + int(at)
-        sums.count += int(ok.sum())
-        sums.max_diff = max(sums.max_diff, float((got - reference).abs().max()))
-        sums.max_error = max(sums.max_error, float(size.max()))
-        reference_error = float((reference - oracle).abs().max())
-        sums.reference_squares += float((reference - oracle).square().sum())
-        sums.max_reference_error = max(sums.max_reference_error, reference_error)
-        sums.max_value = max(sums.max_value, float(oracle.abs().max()))
-        sums.error_squares += float(error.square().sum())
-        sums.value_squares += float(oracle.square().sum())
-        sums.cross += float((error * oracle).sum())
-        sums.unequal += int((error != 0).sum())
-    return sums
-
-
-def _budget(sums: _Sums, dtype: torch.dtype, declared: str, standard: Standard) -> float:
-    policy = standard.policy
-    low = dtype in (torch.float16, torch.bfloat16)
-    factor = policy.low_reference_factor if low else policy.reference_factor
-    floor = policy.low_eps_factor if low else policy.eps_factor
-    eps = 2 * _UNIT_ROUNDOFF[_PRECISION_OF[dtype]]
-    if dtype is torch.float64:
-        # The oracle has no more digits than the reference: leave room for another order of sums.
-        floor *= 4096
-    if standard.oracle_precision == "itself":
-        # The reference has no error against itself: leave room for another order of sums.
-        floor = max(floor, policy.own_eps_factor)
-    elif standard.oracle_precision != "fp64":
-        # The oracle itself rounds inside: neither its error nor the reference's shows it.
-        eps = max(eps, 2 * _UNIT_ROUNDOFF[standard.oracle_precision])
-        floor = max(floor, policy.eps_factor)
-    if declared != _PRECISION_OF[dtype]:
-        eps = max(eps, 2 * _UNIT_ROUNDOFF[declared])
-    return max(factor * sums.max_reference_error, floor * eps * sums.max_value)
-
-
-def _lost_slice(
-    got: torch.Tensor,
-    reference: torch.Tensor,
-    oracle: torch.Tensor,
-    policy: Policy,
-    sensitivity: float,
-) -> str:
-    """Return which sample or which column is less precise than its own size allows, or nothing.
-
-    The budget of a whole tensor follows its largest element: small columns could be anything
-    below that. Twice the tensor's own factors, since a slice's largest error is of fewer samples.
-    """
-    if reference.dtype not in (torch.float32, torch.float64) or got.numel() > 1 << 24:
-        return ""
-    eps = 2 * unit_roundoff(reference.dtype)
-    parts = [
-        torch.nan_to_num(t.double(), nan=0.0, posinf=0.0, neginf=0.0)
-        for t in (got - oracle, reference - oracle, oracle)
-    ]
-    for dim in {0, got.dim() - 1} if got.dim() > 1 else set():
-        others = [d for d in range(got.dim()) if d != dim]
-        if got.numel() // max(got.shape[dim], 1) < 8:
-            continue
-        error, own, size = (t.abs().amax(others) for t in parts)
-        floor = 4096 if reference.dtype is torch.float64 else 1
-        bound = torch.maximum(
-            2 * policy.reference_factor * own, 2 * policy.eps_factor * floor * eps * size
-        ).clamp_min(policy.sensitivity_factor * sensitivity)
-        bad = error > bound
-        if bool(bad.any()):
-            at = int((error - bound).argmax())
-            return (
-                f"at index {at} of dim {dim} the error is {float(error[at]):.3g} where values "
-                f"reach {float(size[at]):.3g}"
-            )
-    return ""
-
-
-def _rms_within(
-    sums: _Sums, dtype: torch.dtype, declared: str, moved: float, policy: Policy
-) -> bool:
-    """Return whether the mean error is that of one rounding in a reduced precision.
-
-    Where outputs or operands are rounded to few bits, the largest error says little: 8 bits of
-    bfloat16 hide inside twice the unit of its output. float32 and float64 have no such bound.
-    """
-    if declared not in ("tf32", "bf16", "fp16"):
-        return True
-    operands = 0.6 if _PRECISION_OF[dtype] != declared else 0.4
-    value_rms = math.sqrt(sums.value_squares / max(sums.count, 1))
-    reference_rms = math.sqrt(sums.reference_squares / max(sums.count, 1))
-    one = max(reference_rms, operands * _UNIT_ROUNDOFF[declared] * value_rms, moved)
-    return math.sqrt(sums.error_squares / max(sums.count, 1)) <= policy.rms_factor * one
-
-
-def _precision(sums: _Sums, within: bool, declared: str) -> str:
-    if sums.unequal == 0:
-        return "exact"
-    if within and declared in ("bf16", "fp16"):
-        return declared
-    relative = math.sqrt(sums.error_squares / max(sums.value_squares, 1e-300))
-    if within and (declared in ("fp64", "fp32") or relative < 1e-6):
-        return declared if declared == "fp64" else "fp32"
-    if relative < 2e-6:
-        return "fp32" if within else "tf32"
-    if relative < 1.2e-3:
-        return "tf32" if declared != "fp16" else "fp16"
-    if relative < 3e-2:
-        return "bf16"
-    return "worse"
-
-
-def _looks_like_rounding(got: torch.Tensor, oracle: torch.Tensor, sums: _Sums) -> bool:
-    """Return whether the error is the noise of a lower precision rather than a wrong formula.
-
-    Rounding noise touches many elements (a ReLU leaves half of them exact), has no outliers, no
-    mean along any axis, and does not
-    follow the value. A wrong constant follows the value; a wrong index has outliers.
-    """
-    if sums.count < 64 or sums.unequal < 0.2 * sums.count:
-        return False
-    rms = math.sqrt(sums.error_squares / sums.count)
-    follows = sums.cross / math.sqrt(max(sums.error_squares * sums.value_squares, 1e-300))
-    if abs(follows) > 0.3:
-        return False
-    error = got.double() - oracle
-    relative = (error.abs() / (oracle.abs() + math.sqrt(sums.value_squares / sums.count))).max()
-    if float(relative) > 16 * rms / math.sqrt(sums.value_squares / sums.count):
-        return False
-    for dim in range(error.dim()):
-        if error.shape[dim] >= 8 and error.numel() > error.shape[dim]:
-            mean = error.mean(dim)
-            if float(mean.square().mean().sqrt()) > 0.7 * rms:
-                return False
-    return True
 
 
 def _wrong_mask(

@@ -29,7 +29,6 @@ from harness.domain import (
 from harness.judge import (
     answers,
     check,
-    compare,
     diagnose,
     own_kernels,
     record,
@@ -41,6 +40,7 @@ from harness.judge import (
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.policy import Policy
+from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.judge.timed_outputs import TimedWrongly
@@ -480,9 +480,9 @@ class Judge:
         entry = self._settings.solutions.get(self._pair.solution.stem)
         return getattr(entry, key, None) if entry is not None else None
 
-    def _standard(self) -> compare.Standard:
+    def _standard(self) -> Standard:
         tolerances = self._settings.tolerances
-        return compare.Standard(
+        return Standard(
             policy=self._policy,
             atol=tolerances.atol if tolerances else None,
             rtol=tolerances.rtol if tolerances else None,

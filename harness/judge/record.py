@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import Check, Finding, Options, Pair, Speed, Status, Verdict
-from harness.judge import answers, compare, diagnose
+from harness.judge import answers, diagnose
+from harness.judge.precision import worst_precision
 
 
 @dataclass(slots=True)
@@ -67,7 +68,7 @@ def verdict(
         phases=facts.phases,
         checks=checks,
         max_abs_diff=max(known) if known else None,
-        precision=compare.worst_precision(report.precisions) if report else None,
+        precision=worst_precision(report.precisions) if report else None,
         state_match=facts.state_match,
         findings=tuple(facts.findings[:20]),
         notes=tuple(notes),

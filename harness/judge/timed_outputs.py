@@ -14,8 +14,9 @@ from harness import bell
 from harness.domain import Status
 from harness.judge import compare, state
 from harness.judge.baton import Baton, Timed
-from harness.judge.compare import Mismatch, Standard
+from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
+from harness.judge.precision import Standard
 from harness.judge.problem import Outcome, Problem
 from harness.judge.staging import Stage
 from harness.modules import differentiable, shown_tensors, tensors_of, write_state

@@ -17,8 +17,9 @@ from harness.domain import Baseline, HarnessError, Speed, SpeedOutcome, Status
 from harness.judge import clock, nvml, roofline, state
 from harness.judge.baton import Baton
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
-from harness.judge.compare import Mismatch, Standard
+from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
+from harness.judge.precision import Standard
 from harness.judge.problem import Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.judge.staging import Stage
