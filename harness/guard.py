@@ -42,6 +42,7 @@ class Guard:
         kind: kind of device of this run.
         stored: what the file holds; None where it does not exist yet.
         updating: write it, rather than check against it.
+        whole: the run is of every pair: entries of pairs that are gone go too.
         scope: decides whether a stored pair had to be in this run.
     """
 
@@ -50,6 +51,7 @@ class Guard:
     kind: str
     stored: StoredResults | None
     updating: bool
+    whole: bool
     scope: Callable[[str], bool]
 
     def check(self, run: Run, remeasure: Remeasure | None = None) -> Run:
@@ -66,7 +68,8 @@ class Guard:
         """
         from harness.report import write_document
 
-        update = updated(self.stored, run, self.kind, existing)
+        stored = self.stored.pairs if self.stored and not self.whole else ()
+        update = updated(self.stored, run, self.kind, {*existing, *stored})
         try:
             if update.text:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,5 +143,6 @@ def make_guard(
         kind=kind,
         stored=stored,
         updating=updating is not None,
+        whole=everything,
         scope=scope,
     )

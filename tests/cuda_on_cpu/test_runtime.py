@@ -35,6 +35,22 @@ torch::Tensor launches_anyway(torch::Tensor x) {
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     return o;
 }
+torch::Tensor leaks(torch::Tensor x) {
+    float* p;
+    cudaMalloc(&p, 400);
+    twice<<<1, 32>>>(x.data_ptr<float>(), p, 8);
+    return x;
+}
+torch::Tensor keeps(torch::Tensor x) {
+    static float* kept[3] = {};
+    static int calls = 0;
+    if (calls++ < 3) cudaMalloc(&kept[calls - 1], 400);
+    float* p;
+    cudaMalloc(&p, 400);
+    twice<<<1, 32>>>(x.data_ptr<float>(), kept[0], 8);
+    cudaFree(p);
+    return x;
+}
 torch::Tensor never_written(torch::Tensor x) { return torch::empty_like(x); }
 torch::Tensor overruns_far(torch::Tensor x) {
     float* p = x.data_ptr<float>();
@@ -42,7 +58,7 @@ torch::Tensor overruns_far(torch::Tensor x) {
     return x;
 }
 """
-NAMES = ("f", "launches_anyway", "never_written", "overruns_far")
+NAMES = ("f", "launches_anyway", "never_written", "overruns_far", "leaks", "keeps")
 HEAD = """
 import importlib.util, json, sys, torch
 from pathlib import Path
@@ -151,3 +167,16 @@ def test_a_fault_in_host_code_leaves_a_finding_behind(run: Any, tmp_path: Path) 
     findings = read_findings(tmp_path / "findings")
     assert [f.kind for f in findings] == ["memory fault"]
     assert "beside a tensor" in findings[0].detail
+
+
+def test_memory_that_every_call_leaves_behind_is_a_leak(run: Any) -> None:
+    code = (
+        "x = torch.randn(8)\nfound = []\n"
+        "for _ in range(9):\n    module.NAME(x)\n    found += runtime.take_findings()\n"
+        "print(json.dumps([[f.kind, f.line, f.message] for f in found]))"
+    )
+    ((kind, line, message),) = run(code.replace("NAME", "leaks"))
+    assert kind == "leaked memory"
+    assert CUDA.split("\n")[line - 1] == "    cudaMalloc(&p, 400);"
+    assert "400 bytes" in message
+    assert run(code.replace("NAME", "keeps")) == []

@@ -314,6 +314,16 @@ def test_relative_root_is_as_good_as_an_absolute_one(
     assert main(("--root", "no-such-folder")) == 2
 
 
+def test_entries_of_pairs_that_are_gone_go_with_a_run_of_everything_only(
+    checkout: Checkout,
+) -> None:
+    (checkout.root / "solutions" / "norm" / "recorded.py").unlink()
+    assert checkout.run("add", "--update-baseline") == 0
+    assert len(json.loads(checkout.baseline.read_text())["pairs"]) == 2
+    assert checkout.run("--update-baseline") == 0
+    assert list(json.loads(checkout.baseline.read_text())["pairs"]) == ["add/recorded"]
+
+
 def test_run_in_which_nothing_passes_writes_no_baseline(checkout: Checkout) -> None:
     checkout.baseline.unlink()
     checkout.says("norm", recorded(1.7, status="WRONG_VALUES", speed={}))

@@ -80,6 +80,24 @@ void report(const Report& r) {
     entries.push_back(std::move(e));
 }
 
+// Memory that grows with every call: five calls in a row that launched kernels and left more
+// cudaMalloc blocks alive than the one before. A workspace that is kept grows in its first call only.
+void note_leak() {
+    static uint64_t launches = 0;
+    static DeviceBlocks before;
+    static int growing = 0;
+    if (counters.launches == launches) return;
+    launches = counters.launches;
+    const DeviceBlocks alive = device_blocks();
+    growing = alive.count > before.count ? growing + 1 : 0;
+    if (growing == 5)
+        report({"leaked memory",
+                "each call leaves " + std::to_string(alive.count - before.count) + " cudaMalloc block of " +
+                    std::to_string(alive.bytes - before.bytes) + " bytes behind",
+                {alive.newest_caller, 0}, std::to_string(alive.count) + " are alive after five such calls", 0, false});
+    before = alive;
+}
+
 }  // namespace emu
 
 using namespace emu;
@@ -89,6 +107,7 @@ extern "C" {
 // Moves all findings out as a JSON list; the text lives until the next call.
 const char* emu_take_findings() {
     static std::string text;
+    note_leak();
     text = "[";
     for (size_t i = 0; i < entries.size(); ++i) {
         if (i) text += ",";

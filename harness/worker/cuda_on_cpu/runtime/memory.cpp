@@ -59,7 +59,7 @@ void fill_poison(void* p, size_t bytes) {
     std::memcpy(words + n, &kPoison, bytes % 4);
 }
 
-void* allocate(size_t bytes, bool from_cuda_malloc) {
+void* allocate(size_t bytes, bool from_cuda_malloc, uintptr_t caller = 0) {
     if (!bytes) return nullptr;
     const size_t rounded = (bytes + kAlign - 1) / kAlign * kAlign;
     const size_t mapped = (rounded + kPage - 1) / kPage * kPage;
@@ -88,6 +88,7 @@ void* allocate(size_t bytes, bool from_cuda_malloc) {
     a.serial = ++serial;
     a.poisoned = true;
     a.from_cuda_malloc = from_cuda_malloc;
+    a.caller = caller;
     fill_poison(reinterpret_cast<void*>(a.begin), bytes);
     std::memset(reinterpret_cast<void*>(a.end), kRedzone, a.map_end - a.end);
     const size_t front = std::min(kFrontRedzone, static_cast<size_t>(a.begin - a.map_begin));
@@ -179,6 +180,18 @@ void set_shadow(uintptr_t map_begin, void* shadow, unsigned shift) {
     a.shadow_shift = shift;
 }
 
+DeviceBlocks device_blocks() {
+    std::lock_guard<std::mutex> guard(lock);
+    DeviceBlocks blocks;
+    for (auto& [begin, a] : allocations) {  // by address, which is by age
+        if (!a.from_cuda_malloc || a.freed) continue;
+        ++blocks.count;
+        blocks.bytes += a.end - a.begin;
+        blocks.newest_caller = a.caller;
+    }
+    return blocks;
+}
+
 bool in_guarded_region(uintptr_t address) { return address - region_begin < region_end - region_begin; }
 
 bool find_allocation(uintptr_t address, Allocation* found) {
@@ -230,7 +243,9 @@ void emu_register(uintptr_t begin, size_t bytes, const char* name) {
 
 uint64_t emu_live_allocations() { return live; }
 
-void* emu_device_malloc(size_t bytes) { return allocate(bytes, true); }
+void* emu_device_malloc(size_t bytes) {
+    return allocate(bytes, true, reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+}
 int emu_device_free(void* p) { return release(p); }
 
 int emu_pointer_is_device(const void* pointer, size_t* room) {

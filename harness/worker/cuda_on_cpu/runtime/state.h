@@ -25,7 +25,14 @@ struct Allocation {
     unsigned shadow_shift = 2;  // each describes 1 << shift bytes
     bool freed = false, poisoned = false, from_cuda_malloc = false;
     std::string name;
+    uintptr_t caller = 0;  // of cudaMalloc
 };
+// cudaMalloc blocks that are alive: how many, their bytes, and who asked for the newest.
+struct DeviceBlocks {
+    size_t count = 0, bytes = 0;
+    uintptr_t newest_caller = 0;
+};
+DeviceBlocks device_blocks();
 // The allocation around or nearest to an address; false if it is nowhere near one of ours.
 bool find_allocation(uintptr_t address, Allocation* found);
 void set_shadow(uintptr_t map_begin, void* shadow, unsigned shift);
