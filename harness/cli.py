@@ -28,6 +28,7 @@ from harness.environment import (
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
 from harness.fleet.gpus import find_gpus
+from harness.sizes import at_sizes
 
 OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
 
@@ -156,11 +157,22 @@ class _Session:
                 raise UsageError("--problem and --solution go together")
             if arguments.patterns:
                 raise UsageError("name pairs, or give --problem and --solution, not both")
-            return (pair_from_files(arguments.problem, arguments.solution),)
+            return self._sized((pair_from_files(arguments.problem, arguments.solution),))
         pairs = select(self._discover().pairs, arguments.patterns)
         if not pairs:
             raise UsageError("no pairs found. Next: run_eval.py --new NAME writes a first one")
-        return pairs
+        return self._sized(pairs)
+
+    def _sized(self, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:
+        """Return each pair at every size that --sizes asks for."""
+        arguments = self._arguments
+        if arguments.sizes is None:
+            return pairs
+        if arguments.size is not None:
+            raise UsageError("--size evaluates one size, --sizes several: give one of them")
+        kind = arguments.device.partition(":")[0]
+        on_gpu = kind == "cuda" or (kind == "auto" and bool(find_gpus().devices))
+        return at_sizes(pairs, arguments.sizes, full=on_gpu)
 
     def _discover(self) -> Catalogue:
         catalogue = discover(self._root)
@@ -364,6 +376,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--mode", choices=("forward", "eval", "train"), help="check this mode only")
     add("--size", metavar="NAME", help="full, small (default off the GPU) or a problem's own")
+    add(
+        "--sizes",
+        nargs="?",
+        const="all",
+        metavar="LIST",
+        help="evaluate each pair at several sizes: names with commas, or all that it has",
+    )
     add("--quick", action="store_true", help="small size, fewest trials")
     add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
     add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")

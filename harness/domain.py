@@ -166,11 +166,13 @@ class Pair:
         name: ``problem/solution``, unique in one run.
         problem: file with Model, get_inputs and get_init_inputs.
         solution: file with ModelNew.
+        size: evaluated at this size, whatever the options say; the name then ends in ``@size``.
     """
 
     name: str
     problem: Path
     solution: Path
+    size: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "wire_cuda": {"domain", "wire"},
     "nursery": set(),
     "discover": {"domain"},
+    "sizes": {"domain", "settings"},
     "environment": {"__init__"},
     "judge": NEUTRAL | {"__init__", "judge", "nursery", "environment"},
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
@@ -34,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"environment", "fleet"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},
-    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair"}
+    "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair", "sizes"}
     | {"guard", "outputs"},
 }
 

@@ -17,13 +17,13 @@ def replay_command(pair: Pair, options: Options, *, seed: int) -> str:
         seed: the seed that was used.
     """
     words = ["python", "run_eval.py"]
-    problem, _, solution = pair.name.partition("/")
+    problem, _, solution = pair.name.partition("@")[0].partition("/")
     own = (
         pair.problem == PROJECT_ROOT / "problems" / problem / "reference.py"
         and pair.solution == PROJECT_ROOT / "solutions" / problem / f"{solution}.py"
     )
     if own:
-        words.append(pair.name)
+        words.append(f"{problem}/{solution}")
     else:
         words += ["--problem", str(pair.problem), "--solution", str(pair.solution)]
     words += ["--device", options.device, "--seed", str(seed)]

@@ -203,6 +203,7 @@ class _Run:
             options = dataclasses.replace(
                 self._options,
                 device=device,
+                size=pair.size or self._options.size,
                 seed=secrets.randbits(63) if seed is None else seed,
             )
             self._listener.started(pair.name, device)

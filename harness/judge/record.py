@@ -91,7 +91,11 @@ def replay(pair: Pair, options: Options, size: str, seed: int) -> str:
         root / "solutions"
     )
     words = ["python", "run_eval.py"]
-    words += [pair.name] if named else ["--problem", str(problem), "--solution", str(solution)]
+    words += (
+        [pair.name.partition("@")[0]]
+        if named
+        else ["--problem", str(problem), "--solution", str(solution)]
+    )
     words += ["--device", options.device, "--seed", str(seed)]
     words += ["--size", size] if size else []
     words += ["--mode", options.mode] if options.mode else []
