@@ -1,136 +1,23 @@
-"""Every record, enum and error of the harness. Imported by all rooms, imports none of them.
+"""The records: frozen and keyword-only, so that what runs later cannot change a verdict.
 
-Records are frozen and keyword-only: a verdict that has been written cannot be changed by what
-runs after it. Numbers keep full precision and carry their unit in their name; reports round.
+Numbers keep full precision and carry their unit in their name; reports round.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SCHEMA_VERSION = 2
-"""Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
-MEASUREMENT_VERSION = 2
-"""Version of the clock's protocol: times under different ones are not compared.
-
-History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
-clock stops when random slices of the outputs have arrived.
-"""
-
-
-class Blame(enum.Enum):
-    """Whose fault a status is: decides who has to act next."""
-
-    NOBODY = "nobody"
-    SOLUTION = "solution"
-    PROBLEM = "problem"
-    HARNESS = "harness"
-
-
-class Status(enum.Enum):
-    """What the harness found out about one pair. One status per pair, each with a fixed blame."""
-
-    PASSED = "PASSED"
-    """Every check of every mode held."""
-    SKIPPED = "SKIPPED"
-    """Could not be evaluated here; the message says what is missing."""
-    BUILD_FAILED = "BUILD_FAILED"
-    """The solution's extension did not compile, link or bind."""
-    LOAD_FAILED = "LOAD_FAILED"
-    """The solution file raised on import, has no ModelNew, or ModelNew could not be built."""
-    NO_KERNEL_LAUNCHED = "NO_KERNEL_LAUNCHED"
-    """It ships CUDA, but no kernel of its own extension ran."""
-    STATE_MISMATCHED = "STATE_MISMATCHED"
-    """The reference's parameters and buffers could not be given to the candidate."""
-    WRONG_STRUCTURE = "WRONG_STRUCTURE"
-    """The output is not of the reference's nesting, or not made of plain tensors."""
-    WRONG_SHAPE = "WRONG_SHAPE"
-    WRONG_DTYPE = "WRONG_DTYPE"
-    NOT_FINITE = "NOT_FINITE"
-    """NaN or infinity where the oracle is finite, or the other way round."""
-    WRONG_VALUES = "WRONG_VALUES"
-    """Values beyond the pair's tolerance."""
-    PRECISION_LOST = "PRECISION_LOST"
-    """Within the tolerance, but less precise than the pair declares: tf32 or fp16 in fp32."""
-    WRONG_GRADIENTS = "WRONG_GRADIENTS"
-    WRONG_STATE = "WRONG_STATE"
-    """Parameters or buffers after the call differ from the reference's."""
-    INPUT_MUTATED = "INPUT_MUTATED"
-    """An input changed that the reference leaves alone, or the output aliases an input."""
-    NONDETERMINISTIC = "NONDETERMINISTIC"
-    """The same call under the same RNG state gave different results beyond the budget."""
-    MEMORY_FAULT = "MEMORY_FAULT"
-    """Out of bounds, uninitialised, racing or otherwise invalid memory use was detected."""
-    CRASHED = "CRASHED"
-    """The worker died or the call raised."""
-    OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    TIMED_OUT = "TIMED_OUT"
-    TAMPERED = "TAMPERED"
-    """What the candidate's process claims contradicts what the judge saw."""
-    INVALID_REFERENCE = "INVALID_REFERENCE"
-    """The reference raises, is not finite on its own inputs, or disagrees with itself."""
-    WEAK_PROBLEM = "WEAK_PROBLEM"
-    """The comparison cannot tell an impostor from the reference."""
-    HARNESS_ERROR = "HARNESS_ERROR"
-    """Our own fault."""
-
-    @property
-    def blame(self) -> Blame:
-        """Return the fixed blame of this status."""
-        if self in (Status.PASSED, Status.SKIPPED):
-            return Blame.NOBODY
-        if self in (Status.INVALID_REFERENCE, Status.WEAK_PROBLEM):
-            return Blame.PROBLEM
-        if self is Status.HARNESS_ERROR:
-            return Blame.HARNESS
-        return Blame.SOLUTION
-
-
-class SpeedOutcome(enum.Enum):
-    """Second axis of a verdict: what can be said about speed."""
-
-    FASTER = "FASTER"
-    SAME = "SAME"
-    SLOWER = "SLOWER"
-    UNDECIDED = "UNDECIDED"
-    UNTIMED = "UNTIMED"
-
-
-BASELINES: Mapping[str, str | None] = {
-    "compile": None,
-    "max-autotune": "max-autotune-no-cudagraphs",
-}
-"""Baselines beside eager, with the mode that torch.compile takes."""
-
-
-class HarnessError(Exception):
-    """Our own fault: ends as HARNESS_ERROR, never as a verdict about a solution."""
-
-
-class UsageError(Exception):
-    """Bad usage or bad input of the user: names the file, the fault and the next step."""
-
-
-class BuildFailed(Exception):
-    """A solution's extension did not build.
-
-    Args:
-        message: one line: the compiler's first error with the solution's own file and line.
-        log: everything the tool chain printed.
-    """
-
-    def __init__(self, message: str, log: str = "") -> None:
-        super().__init__(message)
-        self.log = log
-
-
-class Unsupported(Exception):
-    """The CPU runner cannot run this source; says which construct on which line. SKIPPED."""
+from harness.domain.statuses import (
+    MEASUREMENT_VERSION,
+    Blame,
+    GateClass,
+    HarnessError,
+    SpeedOutcome,
+    Status,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,25 +248,6 @@ class Verdict:
         return self.status.blame
 
 
-class GateClass(enum.Enum):
-    """What the gate says about one pair against its stored result."""
-
-    OK = "OK"
-    """As good as what is stored."""
-    IMPROVED = "IMPROVED"
-    """Faster by more than what intervals and slack explain. ``--update-baseline`` keeps it."""
-    REGRESSED = "REGRESSED"
-    """Status, precision, findings, errors or speed got worse; ``what`` says which."""
-    MISSING = "MISSING"
-    """Stored, and this run has no complete result: deleted, skipped or without a time."""
-    INCOMPARABLE = "INCOMPARABLE"
-    """Stored for another device, driver, clock, problem, size or modes."""
-    NO_BASELINE = "NO_BASELINE"
-    """Nothing is stored for this pair."""
-    UNDECIDED = "UNDECIDED"
-    """Measured twice, and the intervals still allow both: slower, and not slower."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairDecision:
     """The gate's answer for one pair.
@@ -448,26 +316,6 @@ class Run:
     source: str = ""
 
 
-def to_json(value: Any) -> Any:
-    """Return plain dicts, lists and scalars for any record; non-finite floats become strings."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, Verdict):
-            plain["blame"] = value.blame.value
-        return plain
-    if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return str(value)
-    return value
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the user asked for: one evaluation's settings, the same for all pairs of a run.
@@ -510,88 +358,3 @@ class Options:
     cap_s: float | None = None
     ncu: bool = False
     nvcc: tuple[str, ...] = ()
-
-
-def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
-    """Return the verdict that ``to_json`` wrote.
-
-    Raises:
-        HarnessError: a field is missing, unknown or of the wrong type, or the record is illegal.
-    """
-    try:
-        given = dict(plain)
-        given.pop("blame", None)
-        given["status"] = Status(given["status"])
-        given["checks"] = tuple(_record(Check, c) for c in given.get("checks", ()))
-        given["findings"] = tuple(_record(Finding, f) for f in given.get("findings", ()))
-        speed = dict(given.get("speed") or {})
-        if "outcome" in speed:
-            speed["outcome"] = SpeedOutcome(speed["outcome"])
-        speed["baselines"] = tuple(
-            _record(Baseline, {**b, "outcome": SpeedOutcome(b["outcome"])})
-            for b in speed.get("baselines", ())
-        )
-        if speed.get("bound") is not None:
-            speed["bound"] = _record(Bound, speed["bound"])
-        speed["blocks"] = {k: tuple(map(float, v)) for k, v in speed.get("blocks", {}).items()}
-        given["speed"] = _record(Speed, speed)
-        verdict: Verdict = _record(Verdict, given)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise HarnessError(f"not a verdict: {error!r}") from error
-    return verdict
-
-
-_NUMBERS = ("float", "float | None")
-
-
-def _record(cls: type[Any], plain: Mapping[str, Any]) -> Any:
-    """Return a record from plain JSON: lists become tuples, names of floats become floats."""
-    values: dict[str, Any] = {}
-    annotations = {f.name: str(f.type) for f in dataclasses.fields(cls)}
-    for name, value in plain.items():
-        annotation = annotations.get(name)
-        if annotation in _NUMBERS and isinstance(value, (str, int)):
-            values[name] = float(value)
-        elif isinstance(value, list):
-            values[name] = tuple(value)
-        else:
-            values[name] = value
-        if annotation == "str" and not isinstance(value, str):
-            raise TypeError(f"{cls.__name__}.{name} must be text, not {value!r}")
-    return cls(**values)
-
-
-def run_from_json(plain: Mapping[str, Any], source: str = "") -> Run:
-    """Return the run that a JSON document holds. Reads schema 1 and 2.
-
-    Args:
-        plain: the parsed document.
-        source: the file it comes from, for messages.
-
-    Raises:
-        HarnessError: not such a document, or of a schema that this version does not know.
-    """
-    try:
-        schema = plain["schema_version"]
-        if not isinstance(schema, int) or not 1 <= schema <= SCHEMA_VERSION:
-            raise HarnessError(
-                f"schema {schema!r} of the document is not one of 1 to {SCHEMA_VERSION}: it was "
-                "written by another version. Next: update the harness, or run again"
-            )
-        gate = plain.get("gate")
-        decisions = tuple(
-            _record(PairDecision, {**d, "gate_class": GateClass(d["gate_class"])})
-            for d in (gate or {}).get("pairs", ())
-        )
-        return Run(
-            verdicts=tuple(verdict_from_json(v) for v in plain["verdicts"]),
-            environment=dict(plain["environment"]),
-            exit_code=int(plain["exit_code"]),
-            error=plain.get("error"),
-            measurement_version=int(plain.get("measurement_version", 1)),
-            gate=_record(GateDecision, {**gate, "pairs": decisions}) if gate else None,
-            log_tails={k: tuple(map(str, v)) for k, v in plain.get("log_tails", {}).items()},
-            source=source,
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise HarnessError(f"not a document of a run: {error!r}") from error

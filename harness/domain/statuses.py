@@ -1,0 +1,146 @@
+"""What can be said of a pair, and the errors that say it. Versions of what is written down."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+SCHEMA_VERSION = 2
+"""Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
+
+
+MEASUREMENT_VERSION = 2
+"""Version of the clock's protocol: times under different ones are not compared.
+
+History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
+clock stops when random slices of the outputs have arrived.
+"""
+
+
+class Blame(enum.Enum):
+    """Whose fault a status is: decides who has to act next."""
+
+    NOBODY = "nobody"
+    SOLUTION = "solution"
+    PROBLEM = "problem"
+    HARNESS = "harness"
+
+
+class Status(enum.Enum):
+    """What the harness found out about one pair. One status per pair, each with a fixed blame."""
+
+    PASSED = "PASSED"
+    """Every check of every mode held."""
+    SKIPPED = "SKIPPED"
+    """Could not be evaluated here; the message says what is missing."""
+    BUILD_FAILED = "BUILD_FAILED"
+    """The solution's extension did not compile, link or bind."""
+    LOAD_FAILED = "LOAD_FAILED"
+    """The solution file raised on import, has no ModelNew, or ModelNew could not be built."""
+    NO_KERNEL_LAUNCHED = "NO_KERNEL_LAUNCHED"
+    """It ships CUDA, but no kernel of its own extension ran."""
+    STATE_MISMATCHED = "STATE_MISMATCHED"
+    """The reference's parameters and buffers could not be given to the candidate."""
+    WRONG_STRUCTURE = "WRONG_STRUCTURE"
+    """The output is not of the reference's nesting, or not made of plain tensors."""
+    WRONG_SHAPE = "WRONG_SHAPE"
+    WRONG_DTYPE = "WRONG_DTYPE"
+    NOT_FINITE = "NOT_FINITE"
+    """NaN or infinity where the oracle is finite, or the other way round."""
+    WRONG_VALUES = "WRONG_VALUES"
+    """Values beyond the pair's tolerance."""
+    PRECISION_LOST = "PRECISION_LOST"
+    """Within the tolerance, but less precise than the pair declares: tf32 or fp16 in fp32."""
+    WRONG_GRADIENTS = "WRONG_GRADIENTS"
+    WRONG_STATE = "WRONG_STATE"
+    """Parameters or buffers after the call differ from the reference's."""
+    INPUT_MUTATED = "INPUT_MUTATED"
+    """An input changed that the reference leaves alone, or the output aliases an input."""
+    NONDETERMINISTIC = "NONDETERMINISTIC"
+    """The same call under the same RNG state gave different results beyond the budget."""
+    MEMORY_FAULT = "MEMORY_FAULT"
+    """Out of bounds, uninitialised, racing or otherwise invalid memory use was detected."""
+    CRASHED = "CRASHED"
+    """The worker died or the call raised."""
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    TIMED_OUT = "TIMED_OUT"
+    TAMPERED = "TAMPERED"
+    """What the candidate's process claims contradicts what the judge saw."""
+    INVALID_REFERENCE = "INVALID_REFERENCE"
+    """The reference raises, is not finite on its own inputs, or disagrees with itself."""
+    WEAK_PROBLEM = "WEAK_PROBLEM"
+    """The comparison cannot tell an impostor from the reference."""
+    HARNESS_ERROR = "HARNESS_ERROR"
+    """Our own fault."""
+
+    @property
+    def blame(self) -> Blame:
+        """Return the fixed blame of this status."""
+        if self in (Status.PASSED, Status.SKIPPED):
+            return Blame.NOBODY
+        if self in (Status.INVALID_REFERENCE, Status.WEAK_PROBLEM):
+            return Blame.PROBLEM
+        if self is Status.HARNESS_ERROR:
+            return Blame.HARNESS
+        return Blame.SOLUTION
+
+
+class SpeedOutcome(enum.Enum):
+    """Second axis of a verdict: what can be said about speed."""
+
+    FASTER = "FASTER"
+    SAME = "SAME"
+    SLOWER = "SLOWER"
+    UNDECIDED = "UNDECIDED"
+    UNTIMED = "UNTIMED"
+
+
+BASELINES: Mapping[str, str | None] = {
+    "compile": None,
+    "max-autotune": "max-autotune-no-cudagraphs",
+}
+"""Baselines beside eager, with the mode that torch.compile takes."""
+
+
+class HarnessError(Exception):
+    """Our own fault: ends as HARNESS_ERROR, never as a verdict about a solution."""
+
+
+class UsageError(Exception):
+    """Bad usage or bad input of the user: names the file, the fault and the next step."""
+
+
+class BuildFailed(Exception):
+    """A solution's extension did not build.
+
+    Args:
+        message: one line: the compiler's first error with the solution's own file and line.
+        log: everything the tool chain printed.
+    """
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Unsupported(Exception):
+    """The CPU runner cannot run this source; says which construct on which line. SKIPPED."""
+
+
+class GateClass(enum.Enum):
+    """What the gate says about one pair against its stored result."""
+
+    OK = "OK"
+    """As good as what is stored."""
+    IMPROVED = "IMPROVED"
+    """Faster by more than what intervals and slack explain. ``--update-baseline`` keeps it."""
+    REGRESSED = "REGRESSED"
+    """Status, precision, findings, errors or speed got worse; ``what`` says which."""
+    MISSING = "MISSING"
+    """Stored, and this run has no complete result: deleted, skipped or without a time."""
+    INCOMPARABLE = "INCOMPARABLE"
+    """Stored for another device, driver, clock, problem, size or modes."""
+    NO_BASELINE = "NO_BASELINE"
+    """Nothing is stored for this pair."""
+    UNDECIDED = "UNDECIDED"
+    """Measured twice, and the intervals still allow both: slower, and not slower."""
