@@ -112,9 +112,9 @@ def test_every_room_has_its_rule() -> None:
 )
 def test_planted_backward_arrow_is_caught(tmp_path: Path, file: str, text: str) -> None:
     root = tmp_path / "harness"
-    for room in ("judge", "worker/deep", "fleet", "report"):
+    for room in ("domain", "judge", "worker/deep", "fleet", "report"):
         (root / room).mkdir(parents=True)
-    for name in ("domain", "settings", "modules", "wire"):
+    for name in ("settings", "modules", "wire"):
         (root / f"{name}.py").touch()
     assert backward_arrows(root) == []
     (root / file).write_text(text)
