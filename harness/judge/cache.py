@@ -100,16 +100,18 @@ class ExtensionCache:
         """Build the CPU runner's run-time library once; return why not, or an empty string.
 
         In a process of its own: the judge imports nothing of a worker's. The marker names the
-        runner's sources, so that another version builds its own.
+        runner's sources, so that another version builds its own, and holds what was built.
         """
         runner = Path(harness.__file__).parent / "worker" / "cuda_on_cpu"
-        digest = hashlib.sha256(f"{torch.__version__} {sys.version}".encode())
+        digest = hashlib.sha256(f"{torch.__version__} {torch.__file__} {sys.version}".encode())
         for path in sorted(runner.rglob("*")):
             if path.is_file() and path.suffix in (".py", ".h", ".cpp", ".cuh", ""):
                 digest.update(path.read_bytes())
         marker = self.support / f"ready-{digest.hexdigest()[:24]}"
-        if marker.exists():
-            return ""
+        with contextlib.suppress(OSError):
+            # What was built may have been cleared away since, to make room for another version.
+            if all((self.support / name).exists() for name in marker.read_text().split()):
+                return ""
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return "no C++ compiler: install g++, or set CXX"
         with log.open("ab") as out:
@@ -122,7 +124,10 @@ class ExtensionCache:
             )
         if done.returncode != 0:
             raise HarnessError(f"the CPU runner's library did not build; {log} has the output")
-        marker.touch()
+        built = [p.name for p in self.support.iterdir() if p.is_dir() and p.name[:8] != "building"]
+        temporary = self.support / f"ready.{os.getpid()}.tmp"
+        temporary.write_text("\n".join(built))
+        temporary.replace(marker)
         return ""
 
     def discard(self, staging: Path) -> None:
