@@ -10,6 +10,8 @@ import torch
 from harness.judge.policy import Policy
 
 CHUNK = 1 << 25
+_UNDERFLOW = 1e-37
+"""Below float32's normal numbers nobody keeps digits."""
 UNIT_ROUNDOFF = {
     "fp64": 2.0**-53,
     "fp32": 2.0**-24,
@@ -195,6 +197,8 @@ def lost_slice(
         )
         moved = sensitivity.of(parts[2], eps / 2, dim)
         bound = torch.maximum(bound, 2 * policy.sensitivity_factor * moved)
+        # Where a derivative saturates, the exact value is 0 and rounded ones are not quite.
+        bound = bound.clamp_min(max(float((eps / 2) ** 2 * parts[2].abs().max()), _UNDERFLOW))
         bad = error > bound
         if bool(bad.any()):
             at = int((error - bound).argmax())
