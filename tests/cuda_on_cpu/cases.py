@@ -94,6 +94,12 @@ def _math(x: torch.Tensor) -> torch.Tensor:
     )  # fmt: skip
 
 
+def _rare(x: torch.Tensor) -> torch.Tensor:
+    largest = (torch.arange(32) % 7).cummax(0).values
+    before = torch.cat([torch.zeros(1, dtype=torch.long), largest[:-1]])
+    return x + (x + 1) / 2 + before + 1 + (x.half() + 2).clamp(0, 1).float()
+
+
 def _blas_vectors(a: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     product = 3 * (a @ x) + y / 2
     return torch.cat([a + 3 * torch.outer(y, x), product.unsqueeze(1)], 1) + 1
@@ -181,6 +187,7 @@ HONEST: dict[str, Honest] = {
         lambda: (torch.randint(0, 200, (96,), dtype=torch.uint8),),
         lambda x: x.reshape(-1, 4).flip(1).flatten() + 4,
     ),
+    "rare": Honest(_F, lambda: (torch.rand(32) * 1.8 - 0.9,), _rare, 1e-3),
     "blas": Honest(_F, lambda: (_f(5, 7), _f(6, 7)), lambda a, b: 2 * a @ b.t() + 1),
     "blas_vectors": Honest(_F, lambda: (_f(5, 7), _f(7), _f(5)), _blas_vectors),
 }

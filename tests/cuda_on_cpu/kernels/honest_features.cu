@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cooperative_groups.h>
 #include <cooperative_groups/reduce.h>
+#include <cooperative_groups/scan.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <math_constants.h>
@@ -498,4 +499,19 @@ torch::Tensor blas_vectors(torch::Tensor a, torch::Tensor x, torch::Tensor y) {
     auto r = torch::cat({o, v.unsqueeze(1)}, 1);
     add_one_kernel<<<(m * (n + 1) + 63) / 64, 64>>>(r.data_ptr<float>(), m * (n + 1));
     return r;
+}
+
+// Functions that few solutions use.
+__global__ void rare_kernel(const float* x, float* o) {
+    const int t = threadIdx.x;
+    auto tile = cg::tiled_partition<32>(cg::this_thread_block());
+    const float inverse = erff(erfinvf(x[t])) + normcdff(normcdfinvf((x[t] + 1) / 2));
+    const int before = cg::exclusive_scan(tile, t % 7, cg::greater<int>());
+    const float shifts = __funnelshift_lc(1u, 2u, 40u) + __funnelshift_rc(1u, 2u, 1u);
+    o[t] = inverse + before + shifts + __half2float(__hadd_sat(__float2half(x[t]), __float2half(2.f)));
+}
+torch::Tensor rare(torch::Tensor x) {
+    auto o = torch::empty_like(x);
+    rare_kernel<<<1, 32>>>(x.data_ptr<float>(), o.data_ptr<float>());
+    return o;
 }

@@ -209,6 +209,21 @@ T inclusive_scan(const G& g, T value, F&& combine, EMU_LINE) {
 }
 template <class G, class T>
 T inclusive_scan(const G& g, T value, EMU_LINE) { return inclusive_scan(g, value, plus<T>(), line); }
+template <class G, class T, class F, class = decltype(std::declval<F>()(T(), T()))>
+T exclusive_scan(const G& g, T value, F&& combine, EMU_LINE) {
+    T total = T();
+    for (unsigned i = 0; i + 1 < g.size(); ++i) {
+        const T next = g.shfl(value, static_cast<int>(i), line);
+        if (i < g.thread_rank()) total = i ? combine(total, next) : next;
+    }
+    return total;
+}
+template <class G>
+auto thread_rank(const G& g) -> decltype(g.thread_rank()) { return g.thread_rank(); }
+template <class G, class F>
+void invoke_one(const G& g, F&& work) {
+    if (g.thread_rank() == 0) work();
+}
 template <class G, class T>
 T exclusive_scan(const G& g, T value, EMU_LINE) {
     const T all = inclusive_scan(g, value, plus<T>(), line);

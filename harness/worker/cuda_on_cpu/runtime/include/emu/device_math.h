@@ -57,6 +57,20 @@ static inline float cospif(float x) { return static_cast<float>(cos(3.1415926535
 static inline double sinpi(double x) { return sin(3.14159265358979323846 * x); }
 static inline double cospi(double x) { return cos(3.14159265358979323846 * x); }
 static inline void sincospif(float x, float* s, float* c) { *s = sinpif(x); *c = cospif(x); }
+static inline double erfinv(double y) {  // Newton's method from Giles' approximation
+    if (!(y > -1 && y < 1)) return y == 1 ? HUGE_VAL : y == -1 ? -HUGE_VAL : NAN;
+    const double w = -log((1 - y) * (1 + y)), z = 2 / (3.14159265358979323846 * 0.147) - w / 2;
+    double x = copysign(sqrt(sqrt(z * z + w / 0.147) - z), y);
+    for (int i = 0; i < 4; ++i) x -= (erf(x) - y) / (1.1283791670955125739 * exp(-x * x));
+    return x;
+}
+static inline double erfcinv(double y) { return erfinv(1 - y); }
+static inline double normcdfinv(double y) { return 1.4142135623730950488 * erfinv(2 * y - 1); }
+static inline float erfinvf(float y) { return static_cast<float>(erfinv(y)); }
+static inline float erfcinvf(float y) { return static_cast<float>(erfcinv(y)); }
+static inline float normcdfinvf(float y) { return static_cast<float>(normcdfinv(y)); }
+static inline float rnorm4df(float a, float b, float c, float d) { return 1 / sqrtf(a * a + b * b + c * c + d * d); }
+static inline float cyl_bessel_i0f(float x) { return static_cast<float>(std::cyl_bessel_i(0.0, fabs(static_cast<double>(x)))); }
 static inline float normcdff(float x) { return static_cast<float>(0.5 * erfc(-x * 0.70710678118654752440)); }
 static inline double normcdf(double x) { return 0.5 * erfc(-x * 0.70710678118654752440); }
 static inline float erfcxf(float x) { return static_cast<float>(exp(static_cast<double>(x) * x) * erfc(x)); }
@@ -178,6 +192,12 @@ static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned s) {
     }
     return r;
 }
+static inline unsigned __funnelshift_lc(unsigned lo, unsigned hi, unsigned n) {
+    return n >= 32 ? lo : static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) << n >> 32);
+}
+static inline unsigned __funnelshift_rc(unsigned lo, unsigned hi, unsigned n) {
+    return n >= 32 ? hi : static_cast<unsigned>((static_cast<uint64_t>(hi) << 32 | lo) >> n);
+}
 static inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
     return static_cast<unsigned>(((static_cast<unsigned long long>(hi) << 32 | lo) << (n & 31)) >> 32);
 }
@@ -193,6 +213,7 @@ static inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
     for (int i = 0; i < 4; ++i) c += (a >> (8 * i) & 255u) * (b >> (8 * i) & 255u);
     return c;
 }
+static inline unsigned __usad(unsigned a, unsigned b, unsigned c) { return c + (a > b ? a - b : b - a); }
 static inline unsigned __sad(int a, int b, unsigned c) { return c + static_cast<unsigned>(a > b ? a - b : b - a); }
 static inline int __rhadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b + 1) >> 1); }
 static inline int __hadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b) >> 1); }

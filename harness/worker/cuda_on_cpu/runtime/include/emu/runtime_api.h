@@ -340,6 +340,32 @@ static inline cudaError_t cudaGetSymbolAddress(P** p, const T& symbol) {
     *p = reinterpret_cast<P*>(const_cast<T*>(&symbol));
     return cudaSuccess;
 }
+template <class T>
+static inline cudaError_t cudaGetSymbolSize(size_t* size, const T&) {
+    *size = sizeof(T);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaMemset2D(void* p, size_t pitch, int value, size_t width, size_t height) {
+    for (size_t row = 0; row < height; ++row) {
+        const cudaError_t e = cudaMemset(static_cast<char*>(p) + row * pitch, value, width);
+        if (e != cudaSuccess) return e;
+    }
+    return cudaSuccess;
+}
+static inline cudaError_t cudaHostRegister(void*, size_t, unsigned) { return cudaSuccess; }
+static inline cudaError_t cudaHostUnregister(void*) { return cudaSuccess; }
+static inline cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+    *device = host;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+    *can = 0;
+    return cudaSuccess;
+}
+static inline cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*work)(void*), void* data) {
+    work(data);
+    return cudaSuccess;
+}
 static inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total) {
     *free_bytes = size_t{12} << 30;
     *total = size_t{16} << 30;

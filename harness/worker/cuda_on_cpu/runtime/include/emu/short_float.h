@@ -92,6 +92,10 @@ static inline EMU_H __hmin(EMU_H a, EMU_H b) { return EMU_H::of(fminf(a.number()
 static inline EMU_H2 __hneg2(EMU_H2 a) { return EMU_H2(__hneg(a.x), __hneg(a.y)); }
 static inline EMU_H2 __habs2(EMU_H2 a) { return EMU_H2(__habs(a.x), __habs(a.y)); }
 static inline EMU_H2 __hfma2(EMU_H2 a, EMU_H2 b, EMU_H2 c) { return EMU_H2(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)); }
+static inline EMU_H __hmax_nan(EMU_H a, EMU_H b) { return a.number() != a.number() ? a : b.number() != b.number() ? b : __hmax(a, b); }
+static inline EMU_H __hmin_nan(EMU_H a, EMU_H b) { return a.number() != a.number() ? a : b.number() != b.number() ? b : __hmin(a, b); }
+static inline EMU_H __hadd_sat(EMU_H a, EMU_H b) { return EMU_H::of(fminf(fmaxf(a.number() + b.number(), 0.f), 1.f)); }
+static inline EMU_H __hmul_sat(EMU_H a, EMU_H b) { return EMU_H::of(fminf(fmaxf(a.number() * b.number(), 0.f), 1.f)); }
 static inline EMU_H2 __hmax2(EMU_H2 a, EMU_H2 b) { return EMU_H2(__hmax(a.x, b.x), __hmax(a.y, b.y)); }
 static inline EMU_H2 __hmin2(EMU_H2 a, EMU_H2 b) { return EMU_H2(__hmin(a.x, b.x), __hmin(a.y, b.y)); }
 static inline float __low2float(EMU_H2 v) { return v.x.number(); }
