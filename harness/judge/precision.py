@@ -10,6 +10,7 @@ import torch
 from harness.judge.policy import Policy
 
 CHUNK = 1 << 25
+_MOST_LOST = 2.0**-13
 _UNDERFLOW = 1e-37
 """Below float32's normal numbers nobody keeps digits."""
 UNIT_ROUNDOFF = {
@@ -197,6 +198,10 @@ def lost_slice(
         )
         moved = sensitivity.of(parts[2], eps / 2, dim)
         bound = torch.maximum(bound, 2 * policy.sensitivity_factor * moved)
+        # Another formula may cancel where this one does not. While a slice keeps most of its
+        # digits, what the tensor's largest element allows is enough.
+        whole = policy.sensitivity_factor * float(moved.max())
+        bound = torch.where(error > _MOST_LOST * size, bound, bound.clamp_min(whole))
         # Where a derivative saturates, the exact value is 0 and rounded ones are not quite.
         bound = bound.clamp_min(max(float((eps / 2) ** 2 * parts[2].abs().max()), _UNDERFLOW))
         bad = error > bound
