@@ -52,6 +52,18 @@ Emit = Callable[..., None]
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
 
 
+_CANNOT = "the CPU runner cannot run it: "
+_OF_VALUES = frozenset(
+    {
+        Status.MEMORY_FAULT,
+        Status.NOT_FINITE,
+        Status.PRECISION_LOST,
+        Status.WRONG_SHAPE,
+        Status.WRONG_VALUES,
+    }
+)
+
+
 class Settled(Exception):
     """The verdict's status is known; carries status and message."""
 
@@ -96,6 +108,7 @@ class Judge:
         self._workers: list[RemoteWorker] = []
         self._init: Any = None
         self._source: Mapping[str, str] = {}
+        self._reduced = ""
         self._phase = ""
         self._phase_since = time.monotonic()
         cache_root = options.cache_dir or Path(".cache")
@@ -111,7 +124,9 @@ class Judge:
         except Settled as settled:
             status, message = settled.status, str(settled)
         except answers.Refused as refused:
-            status, message = refused.mismatch.status, self._refused(refused)
+            status, message = self._after_hidden_build(
+                refused.mismatch.status, self._refused(refused)
+            )
         except TimedWrongly as wrong:
             status = wrong.mismatch.status
             message = f"in a timed batch, {wrong}: what is checked is not what was timed"
@@ -137,6 +152,11 @@ class Judge:
                 self._gather(worker)
                 worker.close()
         status, message = self._with_findings(status, message)
+        if self._reduced and status in _OF_VALUES:
+            message = (
+                f"{message} (at a reduced size, {self._reduced}: --size full tells whether it is "
+                "written for the full size only)"
+            )
         return record.verdict(
             self._facts, self._pair, self._options, self._seed, self._log, status, message
         )
@@ -218,7 +238,7 @@ class Judge:
         changes = reduce.reduced(self._pair.problem, self._policy.small_input_bytes)
         self._emit("harness_code")
         if changes:
-            text = ", ".join(f"{n}={v}" for n, v in changes.items())
+            self._reduced = text = ", ".join(f"{n}={v}" for n, v in changes.items())
             self._facts.notes.append(f"reduced size: {text}; paths for the full size did not run")
         return changes
 
@@ -441,8 +461,6 @@ class Judge:
         ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
         if not ships or self._kind == "cpu":
             return
-        failures = [str(f) for f in loaded.get("build_failures", [])]
-        unsupported = [str(u) for u in loaded.get("unsupported", [])]
         if self._kind == "emulated":
             self._facts.launches = worker.launches or 0
         else:
@@ -454,9 +472,9 @@ class Judge:
                 return
         if self._facts.launches:
             return
-        if unsupported:
-            raise Settled(Status.SKIPPED, f"the CPU runner cannot run it: {unsupported[0]}")
-        why = f"; its build failed: {failures[0]}" if failures else ""
+        if worker.unsupported:
+            raise Settled(Status.SKIPPED, _CANNOT + worker.unsupported[0])
+        why = f"; its build failed: {worker.build_failures[0]}" if worker.build_failures else ""
         raise Settled(
             Status.NO_KERNEL_LAUNCHED,
             f"it ships CUDA, but none of its own kernels ran in {self._calls()} calls{why}",
@@ -531,11 +549,23 @@ class Judge:
         where = f"in trial {trial.name}: "
         return where + mismatch.message
 
+    def _after_hidden_build(self, status: Status, message: str) -> tuple[Status, str]:
+        """Name the extension that did not build where what was wrong is what stood in for it."""
+        worker = next((w for w in self._workers if w.role == "candidate"), None)
+        if worker is None or worker.launches or self._kind == "cuda":
+            return status, message
+        if worker.unsupported:
+            return Status.SKIPPED, _CANNOT + worker.unsupported[0]
+        if worker.build_failures:
+            hidden = " ".join(worker.build_failures[0].split())[:300]
+            message = f"its extension did not build ({hidden}); what ran instead: {message}"
+        return status, message
+
     def _worker_failed(self, failed: WorkerFailed) -> tuple[Status, str]:
         message = str(failed)
-        unsupported = failed.error.get("unsupported")
+        unsupported = [u for w in self._workers for u in w.unsupported]
         if failed.status in (Status.LOAD_FAILED, Status.CRASHED) and unsupported:
-            return Status.SKIPPED, str(unsupported[0])
+            return Status.SKIPPED, unsupported[0]
         return failed.status, f"during {self._phase}: {message}" if self._phase else message
 
     def _with_findings(self, status: Status, message: str) -> tuple[Status, str]:

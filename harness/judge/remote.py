@@ -120,6 +120,8 @@ class RemoteWorker:
         self._cpu_spent = 0.0
         self._compiling = False
         self.launches: int | None = None
+        self.build_failures: list[str] = []
+        self.unsupported: list[str] = []
         self.findings: list[dict[str, Any]] = []
         self.max_outbox_bytes = 1 << 40
         self.expected_tensors = 0
@@ -376,6 +378,13 @@ class RemoteWorker:
         findings = message.get("findings")
         if isinstance(findings, list):
             self.findings += [f for f in findings if isinstance(f, dict)][:50]
+        for name, known in (
+            ("build_failures", self.build_failures),
+            ("unsupported", self.unsupported),
+        ):
+            said = message.get(name)
+            if isinstance(said, list):
+                known[:] = [str(s)[:2000] for s in said[:5]]
         launches = message.get("launches")
         if type(launches) is int and launches >= 0:
             self.launches = launches

@@ -72,12 +72,11 @@ class Worker:
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
                 if self._builder is not None:
-                    reply["error"]["build_failures"] = self._builder.failures[:5]
-                    reply["error"]["unsupported"] = self._builder.unsupported[:5]
                     reply["error"]["built"] = self._builder.keys
             with contextlib.suppress(AttributeError, ValueError, OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()
+            reply.update(self._build_facts())
             reply.update(self._runner_facts())
             self._send(reply)
 
@@ -87,6 +86,15 @@ class Worker:
 
     def _announce(self, event: str, name: str) -> None:
         self._send({"event": event, "name": name})
+
+    def _build_facts(self) -> dict[str, Any]:
+        """Return what did not build so far: a solution may build in any call, and hide it."""
+        if self._builder is None or not (self._builder.failures or self._builder.unsupported):
+            return {}
+        return {
+            "build_failures": [str(f) for f in self._builder.failures[:5]],
+            "unsupported": [str(u) for u in self._builder.unsupported[:5]],
+        }
 
     def _runner_facts(self) -> dict[str, Any]:
         if self._runtime is None:
@@ -187,8 +195,6 @@ class Worker:
             "built": self._builder.keys,
             "files": sorted(self._builder.files),
             "ships_cuda": self._builder.ships_cuda,
-            "build_failures": self._builder.failures[:5],
-            "unsupported": self._builder.unsupported[:5],
             "nvcc": self._builder.nvcc_notes,
         }
 
