@@ -209,7 +209,11 @@ def tensor(
         slack = max(slack, budget)
     close = sums.worst <= slack
     within = sums.max_error <= budget and rms_within(sums, reference.dtype, declared, moved, policy)
-    lost = lost_slice(got, reference, oracle, policy, sensitivity) if within else ""
+    lost = (
+        lost_slice(got, reference, oracle, policy, shaken, forward=what.startswith("output"))
+        if within
+        else ""
+    )
     if declared == PRECISION_OF[reference.dtype] and lost:
         within = False
     precision = effective(sums, within, declared)

@@ -10,7 +10,7 @@ import torch
 from harness.judge.policy import Policy
 
 CHUNK = 1 << 25
-_MOST_LOST = 2.0**-13
+_LOST, _MOST, _RESOLVED = 0.5, 2.0**-13, 1e-3
 _UNDERFLOW = 1e-37
 """Below float32's normal numbers nobody keeps digits."""
 UNIT_ROUNDOFF = {
@@ -96,15 +96,11 @@ class Sensitivity:
             oracle: its exact value, finite.
             unit: half a unit in the last place of 1.
         """
-        return float(self.of(oracle.reshape(1, -1), unit, 0)[0]) if oracle.numel() else 0.0
-
-    def of(self, oracle: torch.Tensor, unit: float, dim: int) -> torch.Tensor:
-        """Return one figure for each slice along dim, float64 [oracle.shape[dim]]."""
-        others = [d for d in range(oracle.dim()) if d != dim]
-        summed: torch.Tensor = 0.5 * self.terms**0.5 * unit * oracle.abs().amax(others)
-        if self.by_element is not None:
-            summed = torch.maximum(summed, self.by_element.reshape(oracle.shape).amax(others))
-        return summed
+        if not oracle.numel():
+            return 0.0
+        summed = 0.5 * float(self.terms) ** 0.5 * unit * float(oracle.abs().max())
+        moved = 0.0 if self.by_element is None else float(self.by_element.max())
+        return float(max(summed, moved))
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -172,13 +168,22 @@ def lost_slice(
     reference: torch.Tensor,
     oracle: torch.Tensor,
     policy: Policy,
-    sensitivity: Sensitivity,
+    shaken: float,
+    *,
+    forward: bool,
 ) -> str:
     """Return which sample or which column is less precise than its own size allows, or nothing.
 
-    The budget of a whole tensor follows its largest element, and so does its sensitivity: small
-    columns could be anything below that. Twice the tensor's own factors, since a slice's largest
-    error is of fewer samples.
+    The budget of a whole tensor follows its largest element: small columns could be anything
+    below that. Twice the tensor's own factors, since a slice's largest error is of fewer samples.
+
+    Args:
+        got: candidate, any shape.
+        reference: same shape, in its own precision.
+        oracle: same shape, float64.
+        policy: thresholds.
+        shaken: the tensor's sensitivity.
+        forward: an output, and no gradient: a derivative may saturate where its formula differs.
     """
     if reference.dtype not in (torch.float32, torch.float64) or got.numel() > 1 << 24:
         return ""
@@ -196,14 +201,13 @@ def lost_slice(
         bound = torch.maximum(
             2 * policy.reference_factor * own, 2 * policy.eps_factor * floor * eps * size
         )
-        moved = sensitivity.of(parts[2], eps / 2, dim)
-        bound = torch.maximum(bound, 2 * policy.sensitivity_factor * moved)
-        # Another formula may cancel where this one does not. While a slice keeps most of its
-        # digits, what the tensor's largest element allows is enough.
-        whole = policy.sensitivity_factor * float(moved.max())
-        bound = torch.where(error > _MOST_LOST * size, bound, bound.clamp_min(whole))
-        # Where a derivative saturates, the exact value is 0 and rounded ones are not quite.
-        bound = bound.clamp_min(max(float((eps / 2) ** 2 * parts[2].abs().max()), _UNDERFLOW))
+        # Another formula may cancel where this one does not: what the tensor's largest element
+        # allows is enough, and so is keeping most digits ...
+        bound = torch.maximum(bound.clamp_min(policy.sensitivity_factor * shaken), _MOST * size)
+        if forward:
+            # ... but for outputs that the reference resolves and the candidate has lost.
+            resolved = (own < _RESOLVED * size) & (size > _UNDERFLOW)
+            bound = torch.where(resolved, torch.minimum(bound, _LOST * size), bound)
         bad = error > bound
         if bool(bad.any()):
             at = int((error - bound).argmax())
