@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import os
 import re
-import resource
 import secrets
 import time
 import traceback
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 
 from harness.domain import (
-    BASELINES,
     HarnessError,
     Options,
     Pair,
@@ -38,7 +35,8 @@ from harness.judge import (
     trials,
 )
 from harness.judge.cache import ExtensionCache
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.clock import CANDIDATE, ClockPolicy
+from harness.judge.crew import CannotLoad, Crew
 from harness.judge.policy import Policy
 from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Problem
@@ -103,9 +101,6 @@ class Judge:
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()
-        if self._threads():
-            torch.set_num_threads(self._threads())
-        self._workers: list[RemoteWorker] = []
         self._init: Any = None
         self._source: Mapping[str, str] = {}
         self._reduced = ""
@@ -115,6 +110,19 @@ class Judge:
         self._cache_root = Path(cache_root).resolve()
         self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind)
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
+        self._crew = Crew(
+            pair,
+            options,
+            self._policy,
+            log,
+            self._cache,
+            self._cache_root / "compiled",
+            tf32=self._solution_settings("precision") == "tf32",
+            seed=self._seed,
+            notes=self._facts.notes,
+        )
+        if self._crew.threads():
+            torch.set_num_threads(self._crew.threads())
 
     def verdict(self) -> Verdict:
         """Judge the pair; every way this can end is a verdict."""
@@ -123,6 +131,8 @@ class Judge:
             self._judge()
         except Settled as settled:
             status, message = settled.status, str(settled)
+        except CannotLoad as error:
+            status, message = Status.LOAD_FAILED, str(error)
         except answers.Refused as refused:
             status, message = self._after_hidden_build(
                 refused.mismatch.status, self._refused(refused)
@@ -148,7 +158,7 @@ class Judge:
                 log.write(traceback.format_exc())
         finally:
             self._enter("")
-            for worker in self._workers:
+            for worker in self._crew.workers:
                 self._gather(worker)
                 worker.close()
         status, message = self._with_findings(status, message)
@@ -184,8 +194,8 @@ class Judge:
         self._await_device()
         self._enter("load")
         problem.move(self._device)
-        worker = self._start("candidate", self._timeout())
-        loaded = self._load(
+        worker = self._crew.start("candidate")
+        loaded = self._crew.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
@@ -216,10 +226,6 @@ class Judge:
         if self._options.timed and self._kind in ("cuda", "cpu"):
             self._time(problem, checker, worker, match)
         self._emit("harness_code")
-
-    def _timeout(self) -> float:
-        # Below the limit itself, so that a hang's whole verdict is there within it.
-        return self._options.timeout_s * 0.75
 
     def _overrides(self) -> dict[str, Any]:
         size = self._options.size
@@ -268,10 +274,10 @@ class Judge:
             why = self._cache.prepare_support(self._log)
             if why:
                 raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
-        worker = self._start("build", self._timeout())
+        worker = self._crew.start("build")
         staging = self._cache.staging(worker.uid)
         try:
-            loaded = self._load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
+            loaded = self._crew.load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
             worker.kill()
             self._cache.adopt(
                 staging,
@@ -282,85 +288,8 @@ class Judge:
         finally:
             self._gather(worker)
             worker.close()
-            self._workers.remove(worker)
+            self._crew.workers.remove(worker)
             self._cache.discard(staging)
-
-    def _start(self, role: str, timeout_s: float) -> RemoteWorker:
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cap = int(max(self._policy.memory_floor_bytes, 4 * held))
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        worker = RemoteWorker(
-            role=role,
-            log=self._log,
-            timeout_s=timeout_s,
-            build_timeout_s=self._policy.build_timeout_s,
-            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
-            threads=self._threads(),
-            device=self._options.device,
-            untrusted=role in ("candidate", "build"),
-            compiled=None if role in ("candidate", "build") else self._cache_root / "compiled",
-        )
-        self._workers.append(worker)
-        for note in worker.notes:
-            if note not in self._facts.notes:
-                self._facts.notes.append(note)
-        return worker
-
-    def _threads(self) -> int:
-        """Return torch's CPU threads of a worker, 0 for all.
-
-        All but the judge's where the CPU is what is measured, else one: the sizes are small, and
-        as many pairs run side by side as there are cores.
-        """
-        if self._kind == "cpu" and self._options.timed:
-            return max(1, len(os.sched_getaffinity(0)) - 1)
-        return 0 if self._kind == "cuda" else 1
-
-    def _load(
-        self,
-        worker: RemoteWorker,
-        problem: Problem,
-        class_name: str,
-        path: Path,
-        overrides: dict[str, Any],
-        built: Path,
-        compile_mode: str | None = None,
-    ) -> dict[str, Any]:
-        private = worker.folder / "build"
-        building = worker.role == "build"
-        fields = worker.encode(init=problem.init_inputs)
-        try:
-            return worker.ask(
-                "load",
-                file=str(path),
-                device=self._options.device,
-                tf32=self._solution_settings("precision") == "tf32",
-                cache=str(self._cache.folder),
-                staging=str(built if building else private),
-                support=str(self._cache.support),
-                nvcc=[] if self._kind == "cuda" else list(self._options.nvcc),
-                findings=str(worker.findings_path),
-                # The baseline too: what the guarded allocator costs must cancel in the ratio.
-                guarded=self._kind != "cuda" and self._guarded(),
-                seed=trials.derived(self._seed, "construction") % 2**31,
-                overrides=overrides,
-                class_name=class_name,
-                compile=compile_mode,
-                **fields,
-            )
-        except WorkerFailed as failed:
-            if failed.error.get("kind") in ("raised", "exit"):
-                raise Settled(Status.LOAD_FAILED, str(failed)) from None
-            raise
-
-    def _guarded(self) -> bool:
-        """Return whether the CPU runner's memory checks are to be had for this candidate."""
-        why = self._cache.prepare_support(self._log)
-        if why:
-            note = f"memory is neither guarded nor poisoned: {why}"
-            if note not in self._facts.notes:
-                self._facts.notes.append(note)
-        return not why
 
     def _match(self, problem: Problem, loaded: dict[str, Any]) -> state.Match:
         described = describe_state(problem.reference)
@@ -387,14 +316,15 @@ class Judge:
     ) -> None:
         self._enter("time")
         options = self._options
-        workers = {CANDIDATE: worker, **self._baselines(problem)}
+        others, failed = self._crew.baselines(problem)
+        workers = {CANDIDATE: worker, **others}
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
-            self._pin(list(workers.values()))
+            self._crew.pin(list(workers.values()))
         self._facts.speed = timing.Stopwatch(
             problem,
             checker.oracle,
@@ -406,50 +336,12 @@ class Judge:
                 precision=str(self._solution_settings("precision") or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,
-                timeout_s=self._timeout(),
+                timeout_s=self._crew.timeout_s,
             ),
             policy,
+            failed,
             lambda step: self._enter(f"time {step}"),
         ).run()
-
-    def _baseline_names(self) -> tuple[str, ...]:
-        if self._options.baselines is not None:
-            return self._options.baselines
-        return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
-
-    def _baselines(self, problem: Problem) -> dict[str, RemoteWorker]:
-        """Return loaded workers that hold the reference: eager, and compiled where asked for."""
-        modes: dict[str, str | None] = {REFERENCE: None}
-        for name in self._baseline_names():
-            mode = BASELINES[name]
-            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
-        workers = {role: self._start(role, self._timeout()) for role in modes}
-
-        def load(role: str) -> None:
-            self._load(
-                workers[role],
-                problem,
-                "Model",
-                self._pair.problem,
-                problem.overrides,
-                workers[role].folder / "build",
-                modes[role],
-            )
-
-        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(load, workers))
-        return workers
-
-    def _pin(self, workers: list[RemoteWorker]) -> None:
-        """Give the judge the first core and the workers the others, where there are two."""
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) < 2:
-            self._facts.notes.append("one core: judge and workers share it")
-            return
-        for task in Path("/proc/self/task").iterdir():
-            os.sched_setaffinity(int(task.name), {cores[0]})
-        for worker in workers:
-            worker.pin(set(cores[1:]))
 
     # --- requirements ---------------------------------------------------------------------------
 
@@ -551,7 +443,7 @@ class Judge:
 
     def _after_hidden_build(self, status: Status, message: str) -> tuple[Status, str]:
         """Name the extension that did not build where what was wrong is what stood in for it."""
-        worker = next((w for w in self._workers if w.role == "candidate"), None)
+        worker = next((w for w in self._crew.workers if w.role == "candidate"), None)
         if worker is None or worker.launches or self._kind == "cuda":
             return status, message
         if worker.unsupported:
@@ -563,7 +455,7 @@ class Judge:
 
     def _worker_failed(self, failed: WorkerFailed) -> tuple[Status, str]:
         message = str(failed)
-        unsupported = [u for w in self._workers for u in w.unsupported]
+        unsupported = [u for w in self._crew.workers for u in w.unsupported]
         if failed.status in (Status.LOAD_FAILED, Status.CRASHED) and unsupported:
             return Status.SKIPPED, unsupported[0]
         return failed.status, f"during {self._phase}: {message}" if self._phase else message

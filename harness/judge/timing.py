@@ -20,7 +20,7 @@ from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
-from harness.judge.problem import Problem
+from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
@@ -81,6 +81,7 @@ class Stopwatch:
         match: how the candidate's state was matched.
         setting: how.
         policy: when to stop and what counts.
+        failed: why further baselines could not be loaded.
         progress: told of each step.
     """
 
@@ -92,6 +93,7 @@ class Stopwatch:
         match: state.Match,
         setting: Setting,
         policy: clock.ClockPolicy,
+        failed: Mapping[str, str],
         progress: Callable[[str], None] = lambda step: None,
     ) -> None:
         self._progress = progress
@@ -114,7 +116,8 @@ class Stopwatch:
             )
             for role, worker in workers.items()
         }
-        self._failed: dict[str, str] = {}
+        self._failed = dict(failed)
+        self._running = CANDIDATE
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
         self._handshake_ms = 0.0
         self._quiet_ms = float("inf")
@@ -126,8 +129,23 @@ class Stopwatch:
 
         Raises:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
-            WorkerFailed: reference or candidate failed while it was timed.
+            WorkerFailed: the candidate failed while it was timed.
+            InvalidReference: the reference did.
+            HarnessError: there is no memory to time even single calls.
         """
+        try:
+            return self._measured()
+        except WorkerFailed as failed:
+            if self._running == CANDIDATE:
+                raise
+            if failed.status is Status.OUT_OF_MEMORY:
+                raise HarnessError(
+                    f"no memory to time the reference beside the candidate: {failed}. "
+                    "Next: a smaller --size, or --baselines eager"
+                ) from failed
+            raise InvalidReference(f"while it was timed, the reference {failed}") from failed
+
+    def _measured(self) -> Speed:
         self._progress("stage")
         self._send_state()
         setting, problem = self._setting, self._problem
@@ -181,6 +199,7 @@ class Stopwatch:
             values = theirs if role == CANDIDATE else state_now
             if role not in (REFERENCE, CANDIDATE):  # torch.compile wraps the module
                 values = {f"_orig_mod.{n}": t for n, t in state_now.items()}
+            self._running = role
             self._guarded(role, partial(_write, baton, values))
 
     def _guarded(self, role: str, work: Callable[[], Any]) -> None:
@@ -233,6 +252,7 @@ class Stopwatch:
     def _fitting(self, calls: int) -> int:
         """Stage calls and run each role once over them; fewer where memory does not suffice."""
         while True:
+            self._running = CANDIDATE
             try:
                 self._stage.place(calls, list(self._batons.values()))
                 self._stage.refresh()
@@ -271,6 +291,7 @@ class Stopwatch:
 
     def _calibrate(self, calls: int) -> None:
         """Measure what a batch costs that calls nothing: hand-shake, events, showing."""
+        self._running = REFERENCE
         baton = self._batons[REFERENCE]
         times = []
         for _ in range(15):
@@ -315,6 +336,7 @@ class Stopwatch:
 
     def _batch(self, role: str, calls: int, *, each: bool = False) -> float:
         """Run one batch; returns its milliseconds without the hand-shake."""
+        self._running = role
         baton = self._batons[REFERENCE if role == AGAIN else role]
         if self._touched and role != CANDIDATE:
             # The candidate may have left numbers in the inputs that others are slow on.
@@ -429,6 +451,7 @@ class Stopwatch:
         if not self._on_gpu:
             return None
         few = [i % self._stage.count for i in range(min(calls, 3))]
+        self._running = role
         return self._batons[role].device_ms(self._setting.mode, few)
 
     def _baseline(self, name: str, blocks: clock.Blocks, floor: float) -> Baseline:

@@ -1,0 +1,215 @@
+"""Starts the workers of one pair and has them load what they are to run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+from harness.domain import BASELINES, Options, Pair
+from harness.judge import trials
+from harness.judge.cache import ExtensionCache
+from harness.judge.clock import REFERENCE
+from harness.judge.policy import Policy
+from harness.judge.problem import InvalidReference, Problem
+from harness.judge.remote import RemoteWorker, WorkerFailed
+
+
+class CannotLoad(Exception):
+    """A file raised when it was imported, or its constructor did."""
+
+
+class Crew:
+    """The workers of one pair.
+
+    Args:
+        pair, options, policy: what is judged and how; options.device is resolved.
+        log: file for the workers' output.
+        cache: extensions of the solution.
+        compiled: folder in which torch.compile keeps what it made.
+        tf32: whether TF32 is granted.
+        seed: master seed.
+        notes: takes what the reader of a verdict should know.
+
+    Attributes:
+        workers: all that were started and not removed.
+        timeout_s: limit of one request.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: Options,
+        policy: Policy,
+        log: Path,
+        cache: ExtensionCache,
+        compiled: Path,
+        *,
+        tf32: bool,
+        seed: int,
+        notes: list[str],
+    ) -> None:
+        self._pair = pair
+        self._options = options
+        self._policy = policy
+        self._log = log
+        self._cache = cache
+        self._compiled = compiled
+        self._tf32 = tf32
+        self._seed = seed
+        self._notes = notes
+        self._kind = options.device.partition(":")[0]
+        # Below the limit itself, so that a hang's whole verdict is there within it.
+        self.timeout_s = options.timeout_s * 0.75
+        self.workers: list[RemoteWorker] = []
+
+    def start(self, role: str) -> RemoteWorker:
+        """Return a new worker: ``candidate`` and ``build`` under a user id of their own."""
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cap = int(max(self._policy.memory_floor_bytes, 4 * held))
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        worker = RemoteWorker(
+            role=role,
+            log=self._log,
+            timeout_s=self.timeout_s,
+            build_timeout_s=self._policy.build_timeout_s,
+            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
+            threads=self.threads(),
+            device=self._options.device,
+            untrusted=role in ("candidate", "build"),
+            compiled=self._compiled if role.startswith("torch.compile") else None,
+        )
+        self.workers.append(worker)
+        for note in worker.notes:
+            if note not in self._notes:
+                self._notes.append(note)
+        return worker
+
+    def threads(self) -> int:
+        """Return torch's CPU threads of a worker, 0 for all.
+
+        All but the judge's where the CPU is what is measured, else one: the sizes are small, and
+        as many pairs run side by side as there are cores.
+        """
+        if self._kind == "cpu" and self._options.timed:
+            return max(1, len(os.sched_getaffinity(0)) - 1)
+        return 0 if self._kind == "cuda" else 1
+
+    def load(
+        self,
+        worker: RemoteWorker,
+        problem: Problem,
+        class_name: str,
+        path: Path,
+        overrides: dict[str, Any],
+        built: Path,
+        compile_mode: str | None = None,
+    ) -> dict[str, Any]:
+        """Have a worker import a file and construct its module.
+
+        Args:
+            worker: started here.
+            problem: gives the constructor's arguments.
+            class_name: Model or ModelNew.
+            path: the file.
+            overrides: module-level constants to replace.
+            built: where a build worker puts what it builds.
+            compile_mode: mode of torch.compile, None leaves the module as it is.
+
+        Raises:
+            CannotLoad: the file or the constructor raised.
+            WorkerFailed: anything else.
+        """
+        private = worker.folder / "build"
+        building = worker.role == "build"
+        fields = worker.encode(init=problem.init_inputs)
+        try:
+            return worker.ask(
+                "load",
+                file=str(path),
+                device=self._options.device,
+                tf32=self._tf32,
+                cache=str(self._cache.folder),
+                staging=str(built if building else private),
+                support=str(self._cache.support),
+                nvcc=[] if self._kind == "cuda" else list(self._options.nvcc),
+                findings=str(worker.findings_path),
+                # The baseline too: what the guarded allocator costs must cancel in the ratio.
+                guarded=self._kind != "cuda" and self._guarded(),
+                seed=trials.derived(self._seed, "construction") % 2**31,
+                overrides=overrides,
+                class_name=class_name,
+                compile=compile_mode,
+                **fields,
+            )
+        except WorkerFailed as failed:
+            if failed.error.get("kind") in ("raised", "exit"):
+                raise CannotLoad(str(failed)) from None
+            raise
+
+    def _guarded(self) -> bool:
+        """Return whether the CPU runner's memory checks are to be had for this candidate."""
+        why = self._cache.prepare_support(self._log)
+        if why:
+            note = f"memory is neither guarded nor poisoned: {why}"
+            if note not in self._notes:
+                self._notes.append(note)
+        return not why
+
+    def _baseline_names(self) -> tuple[str, ...]:
+        if self._options.baselines is not None:
+            return self._options.baselines
+        return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
+
+    def baselines(self, problem: Problem) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
+        """Return loaded workers that hold the reference, and why others could not be loaded.
+
+        Raises:
+            InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
+        """
+        modes: dict[str, str | None] = {REFERENCE: None}
+        for name in self._baseline_names():
+            mode = BASELINES[name]
+            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
+        workers = {role: self.start(role) for role in modes}
+        failed: dict[str, str] = {}
+
+        def load(role: str) -> None:
+            try:
+                attempt(role)
+            except (CannotLoad, WorkerFailed) as error:
+                failed[role] = str(error)
+
+        def attempt(role: str) -> None:
+            self.load(
+                workers[role],
+                problem,
+                "Model",
+                self._pair.problem,
+                problem.overrides,
+                workers[role].folder / "build",
+                modes[role],
+            )
+
+        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
+            list(pool.map(load, workers))
+        if REFERENCE in failed:
+            raise InvalidReference(f"in its own worker, the reference {failed[REFERENCE]}")
+        for role in failed:
+            workers.pop(role).close()
+        return workers, failed
+
+    def pin(self, workers: list[RemoteWorker]) -> None:
+        """Give the judge the first core and the workers the others, where there are two."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            self._notes.append("one core: judge and workers share it")
+            return
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+                os.sched_setaffinity(int(task.name), {cores[0]})
+        for worker in workers:
+            worker.pin(set(cores[1:]))
