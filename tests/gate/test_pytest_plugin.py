@@ -50,6 +50,7 @@ def test_failure_says_what_the_report_says(pairs: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["a/wrong: WRONG_VALUES (blame: solution): off by one*"])
     result.stdout.fnmatch_lines(["  replay: python run_eval.py*"])
     result.stdout.no_fnmatch_line("*Traceback*")
+    assert result.ret is pytest.ExitCode.TESTS_FAILED
 
 
 def test_pairs_are_chosen_by_name_and_by_file(pairs: pytest.Pytester) -> None:
@@ -72,3 +73,4 @@ def test_without_the_option_nothing_changes(pairs: pytest.Pytester) -> None:
 def test_bad_device_is_a_usage_error(pairs: pytest.Pytester) -> None:
     result = run(pairs, "-k", "fast", "--pairs-device", "abacus")
     result.stdout.fnmatch_lines(["*unknown device*"])
+    assert result.ret not in (pytest.ExitCode.OK, pytest.ExitCode.INTERNAL_ERROR)

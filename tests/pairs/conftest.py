@@ -70,7 +70,7 @@ def assert_precise(got, reference, oracle, what: str = "output") -> None:
     assert error <= max(32 * own, floor), f"{what}: {error=:.3g} {own=:.3g} {floor=:.3g}"
 
 
-def check_call(model, new, *inputs: torch.Tensor) -> None:
+def assert_call(model, new, *inputs: torch.Tensor) -> None:
     """Call both from the reference's state and check the output and the state after it."""
     new.load_state_dict(model.state_dict(), strict=True)  # its rounding is not the solution's
     oracle, exact = oracle_of(model, *inputs)
@@ -112,4 +112,4 @@ def gpu() -> Bench:
 
 @pytest.fixture
 def checks() -> SimpleNamespace:
-    return SimpleNamespace(call=check_call, precise=assert_precise, perturb=perturb)
+    return SimpleNamespace(assert_call=assert_call, assert_precise=assert_precise, perturb=perturb)

@@ -48,7 +48,7 @@ def layouts(x):
 def test_odd_shapes_match_in_every_layout(bench, checks, problem, shape):
     model, new = bench.pair(problem, shape[1])
     for x in layouts(make(shape, torch.float32, bench)):
-        checks.call(model, new, x)
+        checks.assert_call(model, new, x)
 
 
 @pytest.mark.parametrize("problem", ALL)
@@ -56,15 +56,15 @@ def test_odd_shapes_match_in_every_layout(bench, checks, problem, shape):
 def test_every_floating_dtype_matches(bench, checks, problem, dtype):
     model, new = bench.pair(problem, 16, dtype=dtype)
     x = make((3, 16, 9, 7), dtype, bench)
-    checks.call(model, new, x)
-    checks.call(model, new, x.contiguous(memory_format=torch.channels_last))
+    checks.assert_call(model, new, x)
+    checks.assert_call(model, new, x.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("problem", ALL)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_float_state_beside_half_input(bench, checks, problem, dtype):
     model, new = bench.pair(problem, 6)
-    checks.call(model, new, make((3, 6, 5, 5), dtype, bench))
+    checks.assert_call(model, new, make((3, 6, 5, 5), dtype, bench))
 
 
 @pytest.mark.parametrize("problem", ALL)
@@ -76,8 +76,8 @@ def test_large_means_keep_their_digits(bench, checks, problem, mean):
             m.bn.running_mean.add_(mean)
     for shape in [(4, 4, 33, 35), (64, 4, 1, 1)]:
         x = make(shape, torch.float32, bench, mean=mean)
-        checks.call(model, new, x)
-        checks.call(model, new, x.contiguous(memory_format=torch.channels_last))
+        checks.assert_call(model, new, x)
+        checks.assert_call(model, new, x.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("problem", ALL)
@@ -87,7 +87,7 @@ def test_state_changes_between_calls_take_effect(bench, checks, problem):
     for seed in range(3):
         checks.perturb(model, seed)
         checks.perturb(new, seed)
-        checks.call(model, new, x)
+        checks.assert_call(model, new, x)
 
 
 @pytest.mark.parametrize("problem", ALL)
@@ -152,7 +152,7 @@ def test_frozen_gradients_are_sums_and_match(bench, checks, shape, dtype):
         got = gradients(new, x, g)
         oracle = gradients(copy.deepcopy(model).double(), x.double(), g.double())
         for a, b, exact in zip(got, want, oracle, strict=True):
-            checks.precise(a, b, exact)
+            checks.assert_precise(a, b, exact)
 
 
 def test_frozen_gradients_only_of_what_needs_them(bench):
@@ -232,8 +232,8 @@ def test_training_then_eval_uses_running_statistics(bench, checks):
     model(x), new(x)
     model.eval()
     new.eval()
-    checks.call(model, new, x)
-    checks.call(model, new, x.contiguous(memory_format=torch.channels_last))
+    checks.assert_call(model, new, x)
+    checks.assert_call(model, new, x.contiguous(memory_format=torch.channels_last))
 
 
 def test_training_needs_two_values_per_channel(bench):
@@ -247,7 +247,7 @@ def test_training_plane_of_several_items_with_an_outlier_first(bench, checks):
     model, new = bench.pair(TRAINING, 1)
     x = make((1, 1, 260, 259), torch.float32, bench)
     x[0, 0, 0, 0] = 1e4
-    checks.call(model, new, x)
+    checks.assert_call(model, new, x)
 
 
 def test_training_marks_its_buffers_as_written(bench):

@@ -23,7 +23,7 @@ CASES = [(200, 72, 136), (67, 45, 131), (130, 16, 128), (3, 5, 1), (2, 1, 7), (1
 def test_odd_sizes_match(bench, checks, case, training):
     batch, features, out = case
     model, new = bench.pair(PAIR, features, out, (out,))
-    checks.call(model.train(training), new.train(training), make(bench, (batch, features)))
+    checks.assert_call(model.train(training), new.train(training), make(bench, (batch, features)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,7 +31,7 @@ def test_odd_sizes_match(bench, checks, case, training):
 def test_every_floating_dtype_matches(bench, checks, dtype, training):
     model, new = bench.pair(PAIR, 40, 36, (36,), dtype=dtype)
     x = make(bench, (70, 40), dtype)
-    checks.call(model.train(training), new.train(training), x)
+    checks.assert_call(model.train(training), new.train(training), x)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -42,7 +42,7 @@ def test_one_row_in_evaluation_and_refused_in_training(bench, checks, training):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             new(x)
     else:
-        checks.call(model.eval(), new.eval(), x)
+        checks.assert_call(model.eval(), new.eval(), x)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -52,22 +52,22 @@ def test_large_means_keep_their_digits(bench, checks, training):
         for m in (model, new):
             m.gemm.bias.add_(1e4)
             m.bn.running_mean.copy_(m.gemm.bias * m.scale)
-    checks.call(model.train(training), new.train(training), make(bench, (150, 16)))
+    checks.assert_call(model.train(training), new.train(training), make(bench, (150, 16)))
 
 
 def test_other_layouts_and_one_scale_match(bench, checks):
     model, new = bench.pair(PAIR, 12, 20, (1,))
     model.eval(), new.eval()
-    checks.call(model, new, make(bench, (12, 30)).t())
-    checks.call(model, new, make(bench, (61, 12))[::2])
+    checks.assert_call(model, new, make(bench, (12, 30)).t())
+    checks.assert_call(model, new, make(bench, (61, 12))[::2])
     shifted = torch.empty(30 * 12 + 1, device=bench.torch_device)[1:].view(30, 12)
-    checks.call(model, new, shifted.copy_(make(bench, (30, 12))))
+    checks.assert_call(model, new, shifted.copy_(make(bench, (30, 12))))
 
 
 def test_momentum_none_averages_over_batches(bench, checks):
     model, new = bench.pair(PAIR, 6, 10, (10,), momentum=None)
     for _ in range(3):
-        checks.call(model, new, make(bench, (20, 6)))
+        checks.assert_call(model, new, make(bench, (20, 6)))
 
 
 def test_same_seed_gives_same_state_and_names(bench):
@@ -165,7 +165,7 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).cuda()
 
 
-def compare_by_terms(model, new, x):
+def assert_close_by_terms(model, new, x):
     """Errors as shares of sum |x| |w|: the variant's may be twice eager's, or a rounding of it."""
     with torch.no_grad():
         want, got = model(x).double(), new(x).double()
@@ -197,11 +197,11 @@ TUNED_CASES = [
 def test_tuned_odd_sizes_match(tuned, checks, case, training):
     batch, features, out = case
     model, new = tuned_pair(tuned, checks, features, out)
-    checks.call(model.train(training), new.train(training), normal(batch, features))
+    checks.assert_call(model.train(training), new.train(training), normal(batch, features))
     if training:
         model, new = tuned_pair(tuned, checks, features, out, scale_shape=(1,), momentum=None)
         for step in range(3):
-            checks.call(model, new, normal(batch, features, seed=step))
+            checks.assert_call(model, new, normal(batch, features, seed=step))
 
 
 @pytest.mark.gpu
@@ -224,7 +224,7 @@ def test_tuned_large_means_keep_their_digits(tuned, checks, training):
         for m in (model, new):
             m.gemm.bias.add_(1e4)
             m.bn.running_mean.copy_(m.gemm.bias * m.scale)
-    checks.call(model.train(training), new.train(training), normal(450, 96))
+    checks.assert_call(model.train(training), new.train(training), normal(450, 96))
 
 
 @pytest.mark.gpu
@@ -232,9 +232,9 @@ def test_tuned_large_means_keep_their_digits(tuned, checks, training):
 def test_tuned_errors_are_eagers(tuned, checks, k):
     model, new = tuned_pair(tuned, checks, k, 512)
     plain_state(model, new)
-    compare_by_terms(model, new, normal(640, k))
-    compare_by_terms(model, new, torch.rand(640, k, device="cuda"))
-    compare_by_terms(model, new, normal(640, k).relu())
+    assert_close_by_terms(model, new, normal(640, k))
+    assert_close_by_terms(model, new, torch.rand(640, k, device="cuda"))
+    assert_close_by_terms(model, new, normal(640, k).relu())
 
 
 @pytest.mark.gpu
@@ -275,7 +275,7 @@ def test_tuned_badly_scaled_inputs(tuned, checks, scaling):
     with torch.no_grad():
         for m in (model, new):
             m.gemm.weight.copy_(w)
-    compare_by_terms(model, new, x)
+    assert_close_by_terms(model, new, x)
 
 
 @pytest.mark.gpu
@@ -302,8 +302,8 @@ def test_tuned_infinities_and_nans_stay_where_they_belong(tuned, checks):
 @pytest.mark.gpu
 def test_tuned_layouts_streams_and_capture(tuned, checks):
     model, new = tuned_pair(tuned, checks, 72, 136)
-    checks.call(model.eval(), new.eval(), normal(72, 200).t())
-    checks.call(
+    checks.assert_call(model.eval(), new.eval(), normal(72, 200).t())
+    checks.assert_call(
         model, new, torch.empty(200 * 72 + 1).cuda()[1:].view(200, 72).copy_(normal(200, 72))
     )
     for training in (False, True):

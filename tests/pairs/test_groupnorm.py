@@ -32,31 +32,31 @@ CASES = [
 @pytest.mark.parametrize(("channels", "groups", "shape"), CASES, ids=str)
 def test_odd_shapes_match(bench, checks, channels, groups, shape):
     model, new = bench.pair(PAIR, channels, groups)
-    checks.call(model, new, make(bench, shape))
+    checks.assert_call(model, new, make(bench, shape))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
 def test_every_floating_dtype_matches(bench, checks, dtype, shape):
     model, new = bench.pair(PAIR, 6, 2, dtype=dtype)
-    checks.call(model, new, make(bench, shape, dtype))
+    checks.assert_call(model, new, make(bench, shape, dtype))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94)], ids=str)
 def test_large_means_keep_their_digits(bench, checks, shape):
     model, new = bench.pair(PAIR, 6, 2)
     for mean in (1e3, -1e5):
-        checks.call(model, new, make(bench, shape, mean=mean))
+        checks.assert_call(model, new, make(bench, shape, mean=mean))
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 9, 7), (2, 6, 93, 94)], ids=str)
 def test_other_layouts_match(bench, checks, shape):
     model, new = bench.pair(PAIR, 6, 2)
     x = make(bench, shape)
-    checks.call(model, new, x.contiguous(memory_format=torch.channels_last))
-    checks.call(model, new, x.transpose(2, 3))
+    checks.assert_call(model, new, x.contiguous(memory_format=torch.channels_last))
+    checks.assert_call(model, new, x.transpose(2, 3))
     shifted = torch.empty(x.numel() + 1, device=x.device)[1:].view(x.shape)
-    checks.call(model, new, shifted.copy_(x))
+    checks.assert_call(model, new, shifted.copy_(x))
 
 
 def test_state_loads_strictly_and_seeds_alike(bench):
@@ -182,7 +182,7 @@ def test_hopper_large_means_and_outliers_keep_their_digits(hopper, checks, shape
     model, new = hopper.pair(PAIR, 6, 2)
     x = make(hopper, shape)
     x[0, 0, 0, 0] = 1e4
-    checks.call(model, new, x)
+    checks.assert_call(model, new, x)
 
 
 @pytest.mark.gpu

@@ -30,7 +30,7 @@ class Runtime:
     ) -> None:
         support = obtain(Path(support_dir))
         # Global, so that extensions find its symbols.
-        self._library = ctypes.CDLL(str(support.library), mode=ctypes.RTLD_GLOBAL)
+        self._library = ctypes.CDLL(str(support.runtime), mode=ctypes.RTLD_GLOBAL)
         self._library.emu_launches.restype = ctypes.c_uint64
         self._library.emu_live_allocations.restype = ctypes.c_uint64
         self._library.emu_kernels.restype = ctypes.c_char_p

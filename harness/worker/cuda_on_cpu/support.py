@@ -36,14 +36,14 @@ class Support:
 
     Attributes:
         folder: the finished folder.
-        library: the run-time library.
+        runtime: the run-time library.
         prefix: header to include first; its precompiled form lies beside it.
         seconds: what building took; 0 when it was there already.
         size_bytes: disk use of the folder.
     """
 
     folder: Path
-    library: Path
+    runtime: Path
     prefix: Path
     seconds: float
     size_bytes: int
@@ -212,7 +212,7 @@ def obtain(support_dir: Path) -> Support:
     size = sum(p.stat().st_size for d in (library, prefix) for p in d.iterdir())
     return Support(
         folder=support_dir,
-        library=library / LIBRARY,
+        runtime=library / LIBRARY,
         prefix=prefix / "prefix.h",
         seconds=first + second,
         size_bytes=size,

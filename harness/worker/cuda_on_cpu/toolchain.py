@@ -141,7 +141,7 @@ def link(
         BuildFailed: with the linker's first complaint.
     """
     lib = torch_library_folder()
-    command = [compiler(), "-shared", "-o", str(output), *map(str, objects), str(support.library)]
+    command = [compiler(), "-shared", "-o", str(output), *map(str, objects), str(support.runtime)]
     command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     command += ["-ltorch_python"] if python else []
     kept = []
