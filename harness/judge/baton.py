@@ -115,15 +115,16 @@ class Baton:
             order: slots; written together with *go*, so that nobody knows it before.
             positions: how many outputs of the batch there are to pick from.
             secret: source of the choice.
-            most: outputs to pick at most; the last one is always among them.
+            most: how many outputs to pick, some perhaps twice; the last one is always among
+                them. Every role shows as many: what that takes must cancel.
         """
         look = self._looker()
         elements = np.array([secret.getrandbits(62) for _ in range(bell.ELEMENTS)], dtype=np.int64)
         first = max(positions - self.keep, 0)
-        picks = {positions - 1} if positions else set()
+        chosen = [positions - 1] if positions else []
         for _ in range(most - 1 if positions else 0):
-            picks.add(secret.randrange(first, positions))
-        chosen = sorted(picks)
+            chosen.append(secret.randrange(first, positions))
+        chosen.sort()
         self._bell.write_order(order)
         self.worker.resume_family()
         began = self._clock()

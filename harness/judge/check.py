@@ -21,6 +21,7 @@ from harness.modules import describe_state, differentiable, tensors_of, write_st
 
 REDUCED = ("tf32", "bf16", "fp16")
 ORDERS = ("forward", "reverse", "shuffled")
+_HOARD_BYTES = 8 << 30
 
 
 class Checker:
@@ -82,6 +83,7 @@ class Checker:
         self._send_state(self._problem.state())
         for trial in plan:
             on_trial(trial)
+            _release(self._problem.device)
             self._run(trial)
         self._followed = self._previous = None
         self._answers.forget()
@@ -351,3 +353,14 @@ def _share_unchanged(outcome: Outcome, inputs: list[Any]) -> None:
         for a, b in zip(tensors_of(outcome.inputs), tensors_of(inputs), strict=False)
     ):
         outcome.inputs = inputs
+
+
+def _release(device: torch.device) -> None:
+    """Give back what the judge's allocator holds but does not use, where that is gigabytes.
+
+    Trials draw other layouts and shapes; blocks kept for one are in the way of the next.
+    """
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        if held > _HOARD_BYTES:
+            torch.cuda.empty_cache()

@@ -65,6 +65,7 @@ class Crew:
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
+        self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
     def start(self, role: str) -> RemoteWorker:
         """Return a new worker: ``candidate`` and ``build`` under a user id of their own."""
@@ -164,38 +165,48 @@ class Crew:
             return self._options.baselines
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
+    def summon(self, problem: Problem) -> None:
+        """Start the workers that hold the reference, and have them load it in the background.
+
+        A CUDA context and what torch.compile imports take seconds: the checked calls hide them.
+        """
+        modes: dict[str, str | None] = {REFERENCE: None}
+        for name in self._baseline_names():
+            mode = BASELINES[name]
+            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
+
+        def load(role: str, worker: RemoteWorker) -> str:
+            try:
+                self.load(
+                    worker,
+                    problem,
+                    "Model",
+                    self._pair.problem,
+                    problem.overrides,
+                    worker.folder / "build",
+                    modes[role],
+                )
+            except (CannotLoad, WorkerFailed) as error:
+                return str(error)
+            return ""
+
+        pool = concurrent.futures.ThreadPoolExecutor(len(modes))
+        for role in modes:
+            worker = self.start(role)
+            self._summoned[role] = worker, pool.submit(load, role, worker)
+        pool.shutdown(wait=False)
+
     def baselines(self, problem: Problem) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
         """Return loaded workers that hold the reference, and why others could not be loaded.
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
         """
-        modes: dict[str, str | None] = {REFERENCE: None}
-        for name in self._baseline_names():
-            mode = BASELINES[name]
-            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
-        workers = {role: self.start(role) for role in modes}
-        failed: dict[str, str] = {}
-
-        def load(role: str) -> None:
-            try:
-                attempt(role)
-            except (CannotLoad, WorkerFailed) as error:
-                failed[role] = str(error)
-
-        def attempt(role: str) -> None:
-            self.load(
-                workers[role],
-                problem,
-                "Model",
-                self._pair.problem,
-                problem.overrides,
-                workers[role].folder / "build",
-                modes[role],
-            )
-
-        with concurrent.futures.ThreadPoolExecutor(len(workers)) as pool:
-            list(pool.map(load, workers))
+        if not self._summoned:
+            self.summon(problem)
+        workers = {role: worker for role, (worker, _) in self._summoned.items()}
+        failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
+        failed = {role: why for role, why in failed.items() if why}
         if REFERENCE in failed:
             raise InvalidReference(f"in its own worker, the reference {failed[REFERENCE]}")
         for role in failed:

@@ -216,16 +216,31 @@ class Judge:
         plan = trials.plan(self._seed, self._facts.modes, calls, self._settings.fold_state)
         counts = {m: sum(t.mode == m for t in plan) for m in self._facts.modes}
 
+        timed = self._options.timed and self._kind in ("cuda", "cpu")
+
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
+            if timed and trial is plan[min(1, len(plan) - 1)] and self._roomy():
+                self._crew.summon(problem)
 
         self._emit("problem_code")
         checker.run(plan, progress)
         self._require_launches(worker, loaded)
         self._require_strength(checker)
-        if self._options.timed and self._kind in ("cuda", "cpu"):
+        if timed:
             self._time(problem, checker, worker, match)
         self._emit("harness_code")
+
+    def _roomy(self) -> bool:
+        """Return whether the baselines' workers may start beside the checked calls.
+
+        After the first of these, what is free on the GPU is what they will leave; on the CPU, time
+        is what there is too little of.
+        """
+        if self._kind != "cuda":
+            return False
+        free, total = torch.cuda.mem_get_info(self._device)
+        return free > total // 4
 
     def _overrides(self) -> dict[str, Any]:
         size = self._options.size

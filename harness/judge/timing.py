@@ -30,6 +30,9 @@ _FLUSH_TIMES = 4
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
 _BUSY_S = 3.0
+_CALIBRATE_S = 1.0
+_PROFILED_MS = 1.0
+"""Below this a call's host time may hide its kernels' time: the profiler separates them."""
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 
@@ -119,7 +122,7 @@ class Stopwatch:
         self._failed = dict(failed)
         self._running = CANDIDATE
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
-        self._handshake_ms = 0.0
+        self._handshake_ms = {False: 0.0, True: 0.0}
         self._quiet_ms = float("inf")
         self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
@@ -290,16 +293,28 @@ class Stopwatch:
         return 1 + max(0, free - spare) // max(each, 1)
 
     def _calibrate(self, calls: int) -> None:
-        """Measure what a batch costs that calls nothing: hand-shake, events, showing."""
-        self._running = REFERENCE
-        baton = self._batons[REFERENCE]
-        times = []
-        for _ in range(15):
-            baton.arm(self._setting.mode, [], each=False, again=True)
-            self._cool()
-            timed = baton.run([], calls, self._secret, self._checks.most)
-            times.append(timed.total_ms)
-        self._handshake_ms = sorted(times)[len(times) // 2]
+        """Measure what a batch costs beside its calls: letting go, waking up, showing.
+
+        The reference runs no code of the candidate's, so its own clock says what its calls took;
+        what the judge's clock says more is the hand-shake. An empty batch is not the same: after
+        real work the device, the driver and the caches are in another state, up to 0.3 ms. So are
+        they where the judge has just written the inputs: that is measured apart.
+        """
+        log = self._logs[REFERENCE]
+        for written in (False, True):
+            self._handshake_ms[written] = 0.0
+            log.clocked_ms.clear()
+            log.claimed_ms.clear()
+            until = time.monotonic() + _CALIBRATE_S
+            while len(log.clocked_ms) < 5 or (
+                len(log.clocked_ms) < 15 and time.monotonic() < until
+            ):
+                self._touched = written
+                self._batch(REFERENCE, calls)
+            pairs = zip(log.clocked_ms, log.claimed_ms, strict=True)
+            self._handshake_ms[written] = float(
+                np.median([t - c for t, c in pairs if c is not None])
+            )
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -338,6 +353,7 @@ class Stopwatch:
         """Run one batch; returns its milliseconds without the hand-shake."""
         self._running = role
         baton = self._batons[REFERENCE if role == AGAIN else role]
+        written = self._touched or role == CANDIDATE
         if self._touched and role != CANDIDATE:
             # The candidate may have left numbers in the inputs that others are slow on.
             self._stage.refresh(redraw=False)
@@ -361,7 +377,7 @@ class Stopwatch:
             if role in (REFERENCE, AGAIN, CANDIDATE):
                 raise
             raise _BaselineFailed(role, failed) from failed
-        clocked = max(timed.total_ms - self._handshake_ms, 1e-6)
+        clocked = max(timed.total_ms - self._handshake_ms[written], 1e-6)
         if role == CANDIDATE:
             self._checks.check(baton, timed)
         if not each:
@@ -411,7 +427,7 @@ class Stopwatch:
         baselines += [Baseline(name=n, note=why) for n, why in self._failed.items()]
         figures = latency if shape == "latency" else medians
         claims = [c / calls for c in self._logs[CANDIDATE].claimed_ms if c is not None]
-        device_ms = {r: self._device_ms(r, calls) for r in (REFERENCE, CANDIDATE)}
+        device_ms = {r: self._device_ms(r, calls, medians[r]) for r in (REFERENCE, CANDIDATE)}
         limit = None
         if self._survey.peaks is not None:
             limit = roofline.bound(list(self._survey.work), self._survey.peaks, figures[CANDIDATE])
@@ -437,8 +453,8 @@ class Stopwatch:
             reference_device_ms=device_ms[REFERENCE],
             candidate_device_ms=device_ms[CANDIDATE],
             noise_floor=floor,
-            late_bound=self._handshake_ms / max(medians[CANDIDATE] * calls, 1e-9),
-            handshake_ms=self._handshake_ms,
+            late_bound=self._handshake_ms[True] / max(medians[CANDIDATE] * calls, 1e-9),
+            handshake_ms=self._handshake_ms[True],
             discarded=dropped,
             capped=blocks.capped,
             baselines=tuple(baselines),
@@ -447,9 +463,12 @@ class Stopwatch:
             blocks={role: tuple(times) for role, times in blocks.ms.items()},
         )
 
-    def _device_ms(self, role: str, calls: int) -> float | None:
+    def _device_ms(self, role: str, calls: int, figure_ms: float) -> float | None:
         if not self._on_gpu:
             return None
+        claims = [c / calls for c in self._logs[role].claimed_ms if c is not None]
+        if figure_ms >= _PROFILED_MS and claims:
+            return float(np.median(claims))
         few = [i % self._stage.count for i in range(min(calls, 3))]
         self._running = role
         return self._batons[role].device_ms(self._setting.mode, few)

@@ -266,12 +266,14 @@ CUDA_SOURCE = r"""
 namespace gpu {
 
 constexpr int kMaxThreads = 256;
-// 16-byte loads in flight per thread.
+constexpr int kPlaneThreads = 128;
+// Rows per thread in the channels_last form, loaded before the first is used.
 constexpr int kUnroll = 4;
-// The backward pass reads two tensors, so half as many of each, and this many rounds per block
-// before its two sums are reduced: 128 KiB of float32 per tensor and block.
+// The backward pass reads two tensors: this many packs of each at once, and so many rounds per block
+// before its two sums are reduced, 32 KiB per tensor and block.
 constexpr int kPairs = 2;
-constexpr int kRounds = 16;
+constexpr int kRounds = 4;
+constexpr int kRowRounds = 16;
 
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
@@ -295,7 +297,7 @@ struct Elements {
       v[0] = *p;
     } else {
       Pack<T> pack;
-      pack.raw = __ldcs(reinterpret_cast<const uint4*>(p));
+      pack.raw = *reinterpret_cast<const uint4*>(p);
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = pack.v[e];
     }
@@ -307,7 +309,7 @@ struct Elements {
       Pack<T> pack;
 #pragma unroll
       for (int e = 0; e < V; ++e) pack.v[e] = v[e];
-      __stcs(reinterpret_cast<uint4*>(p), pack.raw);
+      *reinterpret_cast<uint4*>(p) = pack.raw;
     }
   }
 };
@@ -368,40 +370,36 @@ struct Cut {
   }
 };
 
-// Job = chunk of a plane: blockDim.x * kUnroll packs. Jobs follow each other in memory.
+// 64-bit division costs ten times as much as 32-bit.
+__device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<unsigned>(a) % static_cast<unsigned>(b);
+  return a % b;
+}
+
+// Block (chunk, plane): a pack per thread. Blocks follow each other in memory, so those that run at
+// the same time lie close together; with four packs per thread they lie four times as far apart,
+// and DRAM is 4 % slower (docs/kernels.md). Little may happen before the load: no division.
 template <typename T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kPlaneThreads)
     normalise_planes(const T* __restrict__ x, T* __restrict__ y, State<T> state, int64_t planes,
-                     int64_t channels, int64_t plane_size, int64_t chunks, bool vectors) {
-  const int threads = blockDim.x;
-  for (int64_t job = blockIdx.x; job < planes * chunks; job += gridDim.x) {
-    const int64_t plane = job / chunks, chunk = job - plane * chunks;
+                     int64_t channels, int64_t plane_size, bool vectors) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y) {
     const T* from = x + plane * plane_size;
     T* to = y + plane * plane_size;
     const Cut<T> cut(from, plane_size, vectors);
-    const uint4* vfrom = reinterpret_cast<const uint4*>(from + cut.head);
-    uint4* vto = reinterpret_cast<uint4*>(to + cut.head);
 
-    // The loads of x go out before those of the state: one wait for both.
-    const int64_t first = chunk * threads * kUnroll + threadIdx.x;
-    Pack<T> p[kUnroll];
+    // The load of x goes out before those of the state: one wait for both.
+    Pack<T> pack;
+    if (i < cut.packs) pack.raw = reinterpret_cast<const uint4*>(from + cut.head)[i];
+    const Affine<T> affine(state, remainder(plane, channels));
+    if (i < cut.packs) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * threads;
-      if (i < cut.packs) p[u].raw = __ldcs(vfrom + i);
+      for (int e = 0; e < Pack<T>::kSize; ++e) pack.v[e] = affine(pack.v[e]);
+      reinterpret_cast<uint4*>(to + cut.head)[i] = pack.raw;
     }
-    const Affine<T> affine(state, plane % channels);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * threads;
-      if (i < cut.packs) {
-#pragma unroll
-        for (int e = 0; e < Pack<T>::kSize; ++e) p[u].v[e] = affine(p[u].v[e]);
-        __stcs(vto + i, p[u].raw);
-      }
-    }
-    for (int64_t i = chunk * threads + threadIdx.x; i < cut.edges; i += chunks * threads) {
-      const int64_t at = cut.edge(i);
+    for (int64_t k = i; k < cut.edges; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+      const int64_t at = cut.edge(k);
       to[at] = affine(from[at]);
     }
   }
@@ -505,8 +503,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       for (int u = 0; u < kPairs; ++u) {
         const int64_t i = first + u * threads;
         if (i < cut.packs) {
-          pg[u].raw = __ldcs(vg + i);
-          if (sums) px[u].raw = __ldcs(vx + i);
+          pg[u].raw = vg[i];
+          if (sums) px[u].raw = vx[i];
         }
       }
 #pragma unroll
@@ -522,7 +520,7 @@ __global__ void __launch_bounds__(kMaxThreads)
             }
             pg[u].v[e] = static_cast<T>(gi * affine.scale);
           }
-          if (pass.gx != nullptr) __stcs(vgx + i, pg[u].raw);
+          if (pass.gx != nullptr) vgx[i] = pg[u].raw;
         }
       }
     }
@@ -545,7 +543,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   }
 }
 
-// Job = kRounds * blockDim.y rows of one tile of channels, as in normalise_rows.
+// Job = kRowRounds * blockDim.y rows of one tile of channels, as in normalise_rows.
 // Partial sums: sum[band * channels + c].
 template <typename T, int V>
 __global__ void __launch_bounds__(kMaxThreads)
@@ -563,8 +561,8 @@ __global__ void __launch_bounds__(kMaxThreads)
       Affine<T> affine[V];
 #pragma unroll
       for (int e = 0; e < V; ++e) affine[e] = Affine<T>(state, c + e);
-      const int64_t begin = band * blockDim.y * kRounds + threadIdx.y;
-      const int64_t end = std::min<int64_t>(rows, (band + 1) * blockDim.y * kRounds);
+      const int64_t begin = band * blockDim.y * kRowRounds + threadIdx.y;
+      const int64_t end = std::min<int64_t>(rows, (band + 1) * blockDim.y * kRowRounds);
 #pragma unroll 2
       for (int64_t row = begin; row < end; row += blockDim.y) {
         const int64_t at = row * channels + c;
@@ -656,9 +654,9 @@ unsigned grid_for(int64_t jobs) {
 }
 
 // The smallest power of two of at least `wanted` threads, within one warp and a full block.
-int threads_for(int64_t wanted) {
+int threads_for(int64_t wanted, int most = kMaxThreads) {
   int threads = 32;
-  while (threads < kMaxThreads && threads < wanted) threads *= 2;
+  while (threads < most && threads < wanted) threads *= 2;
   return threads;
 }
 
@@ -702,11 +700,11 @@ void forward_cuda(const at::Tensor& x, const at::Tensor& y, const at::Tensor& me
       // Equal alignment of x and y makes the cut of a plane hold for both.
       const bool vectors = reinterpret_cast<uintptr_t>(from) % 16 ==
                            reinterpret_cast<uintptr_t>(to) % 16;
-      const int threads = threads_for(ceil_div(plane_size, kSize * kUnroll));
-      const int64_t chunks =
-          ceil_div(plane_size, static_cast<int64_t>(threads) * kUnroll * kSize);
-      normalise_planes<scalar_t><<<grid_for(planes * chunks), threads, 0, stream>>>(
-          from, to, state, planes, channels, plane_size, chunks, vectors);
+      const int threads = threads_for(ceil_div(plane_size, kSize), kPlaneThreads);
+      const dim3 grid(grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * kSize)),
+                      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
+      normalise_planes<scalar_t><<<grid, threads, 0, stream>>>(from, to, state, planes, channels,
+                                                               plane_size, vectors);
     }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
@@ -748,7 +746,7 @@ void backward_cuda(const at::Tensor& g, const at::Tensor& x, const at::Tensor& m
       const int across = threads_for(wide) > 32 ? 64 : 32;
       const dim3 block(across, kMaxThreads / across);
       const int64_t tiles = ceil_div(wide, block.x);
-      parts = ceil_div(count, static_cast<int64_t>(block.y) * kRounds);
+      parts = ceil_div(count, static_cast<int64_t>(block.y) * kRowRounds);
       allocate(parts);
       const int64_t jobs = tiles * parts;
       if (vectors) {

@@ -4,8 +4,8 @@
 
 Layout   NCHW: a plane is one (n, c), H * W elements in a row, all of one channel. channels_last:
          rows of C elements. Any other layout is first copied to NCHW.
-Mapping  `normalise_planes`: a block owns a chunk of one plane, so the channel is found once per
-         block and no element pays for a division. `normalise_rows`: a thread owns a pack of
+Mapping  `normalise_planes`: block (chunk, plane), so the channel is found once per thread and
+         pack, and no element pays for a division. `normalise_rows`: a thread owns a pack of
          neighbouring channels and walks down the rows, so its coefficients stay in registers.
 Bytes    2 * sizeof(T) per element; the state is 4 values per channel.
 Bound    bandwidth: (64, 64, 512, 512) float32 is 4 GiB in, 4 GiB out.
@@ -165,7 +165,8 @@ CUDA_SOURCE = r"""
 namespace gpu {
 
 constexpr int kMaxThreads = 256;
-// 16-byte loads in flight per thread.
+constexpr int kPlaneThreads = 128;
+// Rows per thread in the channels_last form, loaded before the first is used.
 constexpr int kUnroll = 4;
 
 template <typename T> struct Accumulator { using type = float; };
@@ -190,7 +191,7 @@ struct Elements {
       v[0] = *p;
     } else {
       Pack<T> pack;
-      pack.raw = __ldcs(reinterpret_cast<const uint4*>(p));
+      pack.raw = *reinterpret_cast<const uint4*>(p);
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = pack.v[e];
     }
@@ -202,7 +203,7 @@ struct Elements {
       Pack<T> pack;
 #pragma unroll
       for (int e = 0; e < V; ++e) pack.v[e] = v[e];
-      __stcs(reinterpret_cast<uint4*>(p), pack.raw);
+      *reinterpret_cast<uint4*>(p) = pack.raw;
     }
   }
 };
@@ -263,40 +264,36 @@ struct Cut {
   }
 };
 
-// Job = chunk of a plane: blockDim.x * kUnroll packs. Jobs follow each other in memory.
+// 64-bit division costs ten times as much as 32-bit.
+__device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
+  if (((a | b) >> 32) == 0) return static_cast<unsigned>(a) % static_cast<unsigned>(b);
+  return a % b;
+}
+
+// Block (chunk, plane): a pack per thread. Blocks follow each other in memory, so those that run at
+// the same time lie close together; with four packs per thread they lie four times as far apart,
+// and DRAM is 4 % slower (docs/kernels.md). Little may happen before the load: no division.
 template <typename T>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kPlaneThreads)
     normalise_planes(const T* __restrict__ x, T* __restrict__ y, State<T> state, int64_t planes,
-                     int64_t channels, int64_t plane_size, int64_t chunks, bool vectors) {
-  const int threads = blockDim.x;
-  for (int64_t job = blockIdx.x; job < planes * chunks; job += gridDim.x) {
-    const int64_t plane = job / chunks, chunk = job - plane * chunks;
+                     int64_t channels, int64_t plane_size, bool vectors) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (int64_t plane = blockIdx.y; plane < planes; plane += gridDim.y) {
     const T* from = x + plane * plane_size;
     T* to = y + plane * plane_size;
     const Cut<T> cut(from, plane_size, vectors);
-    const uint4* vfrom = reinterpret_cast<const uint4*>(from + cut.head);
-    uint4* vto = reinterpret_cast<uint4*>(to + cut.head);
 
-    // The loads of x go out before those of the state: one wait for both.
-    const int64_t first = chunk * threads * kUnroll + threadIdx.x;
-    Pack<T> p[kUnroll];
+    // The load of x goes out before those of the state: one wait for both.
+    Pack<T> pack;
+    if (i < cut.packs) pack.raw = reinterpret_cast<const uint4*>(from + cut.head)[i];
+    const Affine<T> affine(state, remainder(plane, channels));
+    if (i < cut.packs) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * threads;
-      if (i < cut.packs) p[u].raw = __ldcs(vfrom + i);
+      for (int e = 0; e < Pack<T>::kSize; ++e) pack.v[e] = affine(pack.v[e]);
+      reinterpret_cast<uint4*>(to + cut.head)[i] = pack.raw;
     }
-    const Affine<T> affine(state, plane % channels);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t i = first + u * threads;
-      if (i < cut.packs) {
-#pragma unroll
-        for (int e = 0; e < Pack<T>::kSize; ++e) p[u].v[e] = affine(p[u].v[e]);
-        __stcs(vto + i, p[u].raw);
-      }
-    }
-    for (int64_t i = chunk * threads + threadIdx.x; i < cut.edges; i += chunks * threads) {
-      const int64_t at = cut.edge(i);
+    for (int64_t k = i; k < cut.edges; k += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+      const int64_t at = cut.edge(k);
       to[at] = affine(from[at]);
     }
   }
@@ -348,9 +345,9 @@ unsigned grid_for(int64_t jobs) {
 }
 
 // The smallest power of two of at least `wanted` threads, within one warp and a full block.
-int threads_for(int64_t wanted) {
+int threads_for(int64_t wanted, int most = kMaxThreads) {
   int threads = 32;
-  while (threads < kMaxThreads && threads < wanted) threads *= 2;
+  while (threads < most && threads < wanted) threads *= 2;
   return threads;
 }
 
@@ -394,11 +391,11 @@ void batch_norm_cuda(const at::Tensor& x, const at::Tensor& y, const at::Tensor&
       // Equal alignment of x and y makes the cut of a plane hold for both.
       const bool vectors = reinterpret_cast<uintptr_t>(from) % 16 ==
                            reinterpret_cast<uintptr_t>(to) % 16;
-      const int threads = threads_for(ceil_div(plane_size, kSize * kUnroll));
-      const int64_t chunks =
-          ceil_div(plane_size, static_cast<int64_t>(threads) * kUnroll * kSize);
-      normalise_planes<scalar_t><<<grid_for(planes * chunks), threads, 0, stream>>>(
-          from, to, state, planes, channels, plane_size, chunks, vectors);
+      const int threads = threads_for(ceil_div(plane_size, kSize), kPlaneThreads);
+      const dim3 grid(grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * kSize)),
+                      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
+      normalise_planes<scalar_t><<<grid, threads, 0, stream>>>(from, to, state, planes, channels,
+                                                               plane_size, vectors);
     }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });

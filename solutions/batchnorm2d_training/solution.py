@@ -259,7 +259,7 @@ struct Elements {
       v[0] = *p;
     } else {
       Pack<T> pack;
-      pack.raw = __ldcs(reinterpret_cast<const uint4*>(p));
+      pack.raw = *reinterpret_cast<const uint4*>(p);
 #pragma unroll
       for (int e = 0; e < V; ++e) v[e] = pack.v[e];
     }
@@ -548,7 +548,7 @@ __global__ void __launch_bounds__(kMaxThreads, kBlocksPerSm) batch_norm_planes(P
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {
           const int64_t i = first + u * across;
-          if (i < end) pack[u].raw = __ldcs(vfrom + i);
+          if (i < end) pack[u].raw = vfrom[i];
         }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u) {

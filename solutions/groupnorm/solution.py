@@ -394,7 +394,7 @@ __global__ void __launch_bounds__(kMaxThreads)
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t i = first + u * threads;
-      if (i < cut.packs) p[u].raw = __ldcs(vfrom + i);
+      if (i < cut.packs) p[u].raw = vfrom[i];
     }
     A mean, low, invstd;
     group_statistics(parts, plane / width, eps, mean, low, invstd);

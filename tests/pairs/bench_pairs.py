@@ -7,10 +7,10 @@
     python tests/pairs/bench_pairs.py --dtype float16   x and state in another dtype
     python tests/pairs/bench_pairs.py --calls           host time per call at a tiny size
 
-Times are medians of CUDA events around single calls. Every call reads other memory than the calls
-before it and writes other memory, as much as the GPU holds: a kernel may be a tenth faster when it
-walks the same buffers again and again (docs/kernels.md). Tensors exceed the L2 cache many times, so
-every call starts cold. The bound of a pair that moves bytes is what a copy of as many bytes takes
+Times are CUDA events around a row of calls without a pause, and every call reads and writes other
+memory than those before it, as much as the GPU holds: a kernel may look a tenth faster alone or on
+the same buffers again and again (docs/kernels.md). Tensors exceed the L2 cache many times, so every
+call starts cold. The bound of a pair that moves bytes is what a copy of as many bytes takes
 in the same run, every input read once and every output written once. `run_eval.py` is the figure
 of record; this is the quick loop.
 """
@@ -77,17 +77,20 @@ def models(reference, new, dtype: torch.dtype = torch.float32):
     return model, candidate
 
 
-def median_ms(call: Callable[[], object], repeats: int, warm: int = 3) -> float:
-    for _ in range(warm):
+def walk_ms(call: Callable[[], object], calls: int, walks: int) -> float:
+    """Return the median over `walks` of the time per call of `calls` calls one after the other."""
+    for _ in range(calls + 1):  # until every output has its memory: an allocation would be timed
         call()
     times = []
-    for _ in range(repeats):
+    for _ in range(walks):
+        torch.cuda.synchronize()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        call()
+        for _ in range(calls):
+            call()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end))
+        times.append(start.elapsed_time(end) / calls)
     return statistics.median(times)
 
 
@@ -96,7 +99,7 @@ def copy_rate() -> float:
     """Return the bytes per second, read and written, of a copy of 4 GiB."""
     x = torch.rand(2**30, device="cuda")
     y = torch.empty_like(x)
-    ms = median_ms(lambda: y.copy_(x), 15)
+    ms = walk_ms(lambda: y.copy_(x), 5, 5)
     print(f"copy of 4 GiB: {ms:.3f} ms, {2 * 4 * 2**30 / ms / 1e9:.2f} TB/s", flush=True)
     return 2 * 4 * 2**30 / ms * 1e3
 
@@ -138,7 +141,7 @@ def runner(problem: str, model, sets: list[list[torch.Tensor]]) -> Callable[[], 
     return call
 
 
-def bench(problem: str, solution: str, dtype: torch.dtype, repeats: int) -> None:
+def bench(problem: str, solution: str, dtype: torch.dtype, walks: int) -> None:
     unit, work = WORK[problem]
     work *= dtype.itemsize if unit == "B" else 1
     bound = work / copy_rate() * 1e3 if unit == "B" else None
@@ -171,9 +174,8 @@ def bench(problem: str, solution: str, dtype: torch.dtype, repeats: int) -> None
             written *= 2  # and the gradient of x
         torch.cuda.empty_cache()
         sets = copies_of(inputs, written)
-        # Warm until every output has its memory: an allocation would be timed.
-        eager = median_ms(runner(problem, model, sets), repeats, len(sets) + 1)
-        ours = median_ms(runner(problem, candidate, sets), repeats, len(sets) + 1)
+        eager = walk_ms(runner(problem, model, sets), len(sets), walks)
+        ours = walk_ms(runner(problem, candidate, sets), len(sets), walks)
         rate = work / ours * 1e3 / 1e12
         label = problem + ("" if training is None else ", training" if training else ", eval")
         share = "" if bound is None else f" {bound / ours:6.1%} of {bound:.3f} ms"
@@ -268,7 +270,7 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
     parser.add_argument("--calls", action="store_true")
     parser.add_argument("--exercise", action="store_true")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--walks", type=int, default=7, help="over all inputs; the median counts")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("needs a CUDA device: torch.cuda.is_available() is False", file=sys.stderr)
@@ -286,7 +288,7 @@ def main() -> int:
         elif options.calls:
             calls(problem, solution, dtype)
         else:
-            bench(problem, solution, dtype, options.repeats)
+            bench(problem, solution, dtype, options.walks)
     return 0
 
 
