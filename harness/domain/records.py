@@ -146,9 +146,9 @@ class Speed:
         shape: ``throughput`` (calls back to back) or ``latency`` (synchronized after each): which
             of the two the figures above are.
         reference_latency_ms, candidate_latency_ms: median time of one synchronized call.
-        reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it, by
-            its profiler, from 1 ms by its CUDA events; what a call takes beyond it is
-            host overhead.
+        reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it:
+            by its profiler, from 1 ms by its CUDA events; what a call takes beyond it is host
+            overhead.
         noise_floor: relative; the reference against itself in the same blocks.
         late_bound: relative; the most that work finished after *done* could have gained.
         handshake_ms: what a batch costs beside its calls, already subtracted.
