@@ -5,6 +5,8 @@
                                                processes, beside the usual protocol
     python tests/bench_clock.py --attacks      tests/fixtures/timing against their honest twin
     python tests/bench_clock.py --cap 3        seconds of blocks per evaluation
+    python tests/bench_clock.py --only NAMES   pairs of --aa (elementwise_add) and --repeat
+                                               (elementwise_add:full), or attacks, by comma
     python tests/bench_clock.py --json FILE    every record, blocks included
 
 The usual protocol is what most harnesses do: both models in one process, CUDA events around each
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -71,6 +74,10 @@ def evaluated(pairs: list[Pair], arguments: argparse.Namespace, size: str) -> li
     return verdicts
 
 
+def wanted(arguments: argparse.Namespace, name: str) -> bool:
+    return not arguments.only or name in arguments.only.split(",")
+
+
 def shipped(problem: str) -> Pair:
     return Pair(
         name=f"{problem}/solution",
@@ -85,7 +92,7 @@ def against_itself(arguments: argparse.Namespace) -> None:
         pairs = []
         for problem in sorted((ROOT / "problems").iterdir()):
             reference = problem / "reference.py"
-            if reference.is_file():
+            if reference.is_file() and wanted(arguments, problem.name):
                 copy = Path(folder) / f"{problem.name}.py"
                 copy.write_text(reference.read_text() + "\n\nModelNew = Model\n")
                 pairs.append(Pair(name=problem.name, problem=reference, solution=copy))
@@ -123,6 +130,8 @@ def repeat(arguments: argparse.Namespace) -> None:
     """Evaluate three pairs again and again, and the same by the usual protocol."""
     rows = []
     for problem, size, kind in REPEATED:
+        if not wanted(arguments, f"{problem}:{size}"):
+            continue
         pair, ours, usual = shipped(problem), [], []
         for _ in range(arguments.repeat):
             (verdict,) = evaluated([pair], arguments, size)
@@ -130,7 +139,7 @@ def repeat(arguments: argparse.Namespace) -> None:
                 print(problem, verdict.status, verdict.message)
                 continue
             ours.append(verdict.speed.speedup)
-            usual.append(usual_speedup(pair, size))
+            usual.append(usual_speedup(pair, size, arguments.device))
         rows.append([f"{problem} {size}", kind, *spread(ours), *spread(usual)])
         print(rows[-1], flush=True)
     head = ["pair", "kind", "ours", "spread", "usual protocol", "spread"]
@@ -145,7 +154,7 @@ def spread(values: list[float]) -> tuple[str, str]:
     return f"{middle:.4f}", f"{(max(values) - min(values)) / middle:.2%}"
 
 
-def usual_speedup(pair: Pair, size: str) -> float:
+def usual_speedup(pair: Pair, size: str, device: str) -> float:
     from harness.settings import read_settings
 
     changes = [] if size == "full" else read_settings(pair.problem).sizes[size].items()
@@ -155,6 +164,7 @@ def usual_speedup(pair: Pair, size: str) -> float:
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": device.partition(":")[2] or "0"},
     )
     return float(done.stdout.split("USUAL")[1])
 
@@ -162,7 +172,7 @@ def usual_speedup(pair: Pair, size: str) -> float:
 def attacks(arguments: argparse.Namespace) -> None:
     """Run every attack on the clock, the honest solution first and last."""
     names = [p.stem for p in sorted(TIMING.glob("*.py")) if p.stem not in ("problem", "honest")]
-    names = [n for n in names if not arguments.only or n in arguments.only.split(",")]
+    names = [n for n in names if wanted(arguments, n)]
     pairs = [
         Pair(name=n, problem=TIMING / "problem.py", solution=TIMING / f"{n}.py")
         for n in ["honest", *names]
@@ -176,7 +186,7 @@ def main() -> None:
     parser.add_argument("--aa", action="store_true")
     parser.add_argument("--repeat", type=int, default=0)
     parser.add_argument("--attacks", action="store_true")
-    parser.add_argument("--only", default="", help="attacks by name, with commas")
+    parser.add_argument("--only", default="", help="pairs or attacks by name, with commas")
     parser.add_argument("--cap", type=float, default=3.0)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

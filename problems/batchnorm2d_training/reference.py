@@ -38,5 +38,8 @@ SETTINGS = {
         "odd": {"batch_size": 3, "features": 5, "dim1": 31, "dim2": 23},
     },
     "tolerances": {"atol": 1e-4, "rtol": 1e-4},
-    "solutions": {"solution": {"precision": "fp32"}},
+    "solutions": {
+        "solution": {"precision": "fp32"},
+        "hopper": {"precision": "fp32", "requires": "sm_90"},
+    },
 }

@@ -459,8 +459,8 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
     }
     for (int i = 0; i < kStatistics; ++i) init(&s.statistics_full[i], 1);
     for (int i = 0; i < 2; ++i) {
-      init(&s.left_full[i], kWarps);
-      init(&s.left_empty[i], 1);
+      init(&s.left_full[i], kLeft);
+      init(&s.left_empty[i], 32);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -494,7 +494,7 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
         part[i] = {m.x, m.y, m.z, m.w};
       }
       const Total t = combine(part);
-      arrive_warp(&s.left_empty[k % 2]);
+      arrive(&s.left_empty[k % 2]);
       if (lane == 0) {
         publish(board + k % kBoard * gridDim.x + rank, t, Pack<T>::kSize, (k + 1) & 255);
       }
@@ -535,7 +535,7 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
         if (k >= 2) wait(&s.left_empty[k % 2], (k / 2 - 1) % 2);
         leave(m, s.left[k % 2], thread);
         m = Moments{0, 0, 0, 0};
-        arrive_warp(&s.left_full[k % 2]);
+        if (lane < 8) arrive(&s.left_full[k % 2]);  // each for what it left
         ++k;
       }
     }

@@ -1,11 +1,15 @@
 """What the three BatchNorm2d pairs share, and what is particular to each."""
 
 import copy
+import functools
 import itertools
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.pairs import builds
+from tests.pairs.conftest import Bench
 
 INFERENCE, FROZEN, TRAINING = (
     "batchnorm2d_inference",
@@ -318,9 +322,10 @@ def test_training_is_one_launch(gpu):
     from torch.profiler import ProfilerActivity, profile
 
     _, new = gpu.pair(TRAINING, 64)
-    x = make((8, 64, 56, 56), torch.float32, gpu)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = x.contiguous(memory_format=layout)
+    even = make((8, 64, 56, 56), torch.float32, gpu)
+    last = even.contiguous(memory_format=torch.channels_last)
+    for x in (even, last, even.double(), make((8, 64, 55, 55), torch.float32, gpu)):
+        new.to(x.dtype)
         with torch.no_grad():
             new(x)
             torch.cuda.synchronize()
@@ -330,3 +335,129 @@ def test_training_is_one_launch(gpu):
         kernels = [e.name for e in trace.events() if e.device_type.name == "CUDA"]
         assert len(kernels) == 1, kernels
         assert "batch_norm" in kernels[0]
+
+
+# -- training, the variant for compute capability 9.0 ---------------------------------------------
+
+
+@functools.cache
+def hopper_module():
+    path = builds.ROOT / "solutions" / TRAINING / "hopper.py"
+    return builds.import_file(path, f"gpu_{TRAINING}_hopper")
+
+
+class Hopper(Bench):
+    def solution(self, problem):
+        return hopper_module()
+
+
+@pytest.fixture
+def hopper():
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a GPU of compute capability 9.0")
+    return Hopper("cuda")
+
+
+# Shapes that stream: a block per channel, whole and with a last unit that is not full, more channels
+# than blocks; teams of several; all blocks on one channel; and, first, some too small to stream.
+STREAMS = [
+    (8, 64, 56, 56),
+    (2, 600, 64, 64),
+    (23, 5, 64, 68),
+    (24, 140, 64, 64),
+    (64, 2, 128, 128),
+    (70, 3, 260, 200),
+    (150, 2, 256, 256),
+    (300, 1, 200, 260),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SHAPES + STREAMS, ids=str)
+def test_hopper_shapes_match(hopper, checks, shape):
+    test_odd_shapes_match_in_every_layout(hopper, checks, TRAINING, shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hopper_dtypes_match(hopper, checks, dtype):
+    test_every_floating_dtype_matches(hopper, checks, TRAINING, dtype)
+    for shape in [(5, 16, 64, 64), (150, 16, 128, 128)]:
+        model, new = hopper.pair(TRAINING, 16, dtype=dtype)
+        checks.assert_call(model, new, make(shape, dtype, hopper))
+    if dtype.itemsize == 2:
+        test_float_state_beside_half_input(hopper, checks, TRAINING, dtype)
+        model, new = hopper.pair(TRAINING, 16)
+        checks.assert_call(model, new, make((150, 16, 128, 128), dtype, hopper))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mean", [1e3, -1e5])
+def test_hopper_large_means_keep_their_digits(hopper, checks, mean):
+    test_large_means_keep_their_digits(hopper, checks, TRAINING, mean)
+    for shape in [(8, 4, 64, 64), (64, 4, 128, 256)]:
+        model, new = hopper.pair(TRAINING, 4)
+        checks.assert_call(model, new, make(shape, torch.float32, hopper, mean=mean))
+
+
+@pytest.mark.gpu
+def test_hopper_outlier_first(hopper, checks):
+    test_training_plane_of_several_items_with_an_outlier_first(hopper, checks)
+    model, new = hopper.pair(TRAINING, 2)
+    x = make((64, 2, 128, 128), torch.float32, hopper)
+    x[0, 0, 0, 0] = 1e4
+    checks.assert_call(model, new, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_hopper_statistics_follow_torch(hopper, momentum, layout):
+    test_training_statistics_follow_torch(hopper, momentum, layout)
+    new = hopper_module().ModelNew(6, momentum=momentum).cuda()
+    layer = torch.nn.BatchNorm2d(6, momentum=momentum).cuda()
+    for seed in range(4):
+        x = make((30, 6, 64, 128), torch.float32, hopper, mean=seed, seed=seed)
+        torch.testing.assert_close(new(x), layer(x), rtol=1e-5, atol=1e-5)
+        for name, want in layer.state_dict().items():
+            torch.testing.assert_close(new.bn.state_dict()[name], want)
+
+
+@pytest.mark.gpu
+def test_hopper_state_refusals_and_evaluation(hopper, checks):
+    test_state_changes_between_calls_take_effect(hopper, checks, TRAINING)
+    test_same_seed_gives_same_state_and_names(hopper, TRAINING)
+    test_wrong_inputs_are_refused(hopper, TRAINING)
+    test_backward_raises_instead_of_detaching(hopper, TRAINING)
+    test_training_then_eval_uses_running_statistics(hopper, checks)
+    test_training_needs_two_values_per_channel(hopper)
+    test_training_marks_its_buffers_as_written(hopper)
+    model, new = hopper.pair(TRAINING, 6)
+    checks.assert_call(model.eval(), new.eval(), make((3, 6, 40, 60), torch.float32, hopper))
+    with pytest.raises(RuntimeError, match="no kernel for device cpu"):
+        hopper_module().ModelNew(4)(torch.randn(2, 4, 3, 3))
+
+
+@pytest.mark.gpu
+def test_hopper_streams_graphs_repeats_and_launches(hopper):
+    test_current_stream_and_graph_capture(hopper, TRAINING)
+    test_training_is_one_launch(hopper)
+    _, new = hopper.pair(TRAINING, 8)
+    x = make((150, 8, 256, 256), torch.float32, hopper)
+    with torch.no_grad():
+        first = new(x)
+        for _ in range(50):
+            assert torch.equal(new(x), first)
+
+
+@pytest.mark.gpu
+def test_hopper_more_than_two_to_the_31_elements(hopper):
+    test_more_than_two_to_the_31_elements(hopper, TRAINING)
+    _, new = hopper.pair(TRAINING, 5, dtype=torch.bfloat16)
+    x = torch.empty(1640, 5, 512, 512, device="cuda", dtype=torch.bfloat16).normal_()
+    assert x.numel() > 2**31
+    with torch.no_grad():
+        state = (new.bn.weight.float(), new.bn.bias.float())
+        mean, var = torch.zeros(5, device="cuda"), torch.ones(5, device="cuda")
+        want = F.batch_norm(x[-1:].float(), mean, var, *state)
+        torch.testing.assert_close(new(x)[-1:].float(), want, rtol=2e-2, atol=2e-2)
