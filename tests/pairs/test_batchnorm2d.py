@@ -358,8 +358,8 @@ def hopper():
     return Hopper("cuda")
 
 
-# Shapes that stream: a block per channel, whole and with a last unit that is not full, more channels
-# than blocks; teams of several; all blocks on one channel; and, first, some too small to stream.
+# Shapes that stream: a block per channel, whole and with a last unit that is not full, more
+# channels than blocks; teams of several; all blocks on one channel; and some too small to stream.
 STREAMS = [
     (8, 64, 56, 56),
     (2, 600, 64, 64),
