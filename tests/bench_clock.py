@@ -164,9 +164,16 @@ def usual_speedup(pair: Pair, size: str, device: str) -> float:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": device.partition(":")[2] or "0"},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": seen_as(device)},
     )
     return float(done.stdout.split("USUAL")[1])
+
+
+def seen_as(device: str) -> str:
+    """Return what CUDA_VISIBLE_DEVICES must say to leave only this device."""
+    index = int(device.partition(":")[2] or 0)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[index] if visible else str(index)
 
 
 def attacks(arguments: argparse.Namespace) -> None:
