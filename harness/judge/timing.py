@@ -432,10 +432,7 @@ class Stopwatch:
         if self._survey.peaks is not None:
             limit = roofline.bound(list(self._survey.work), self._survey.peaks, figures[CANDIDATE])
             if limit.share > 1.0:
-                notes.append(
-                    "below the bound: it does less than the reference's algorithm must, or the "
-                    "bound counts what can be left out; the outputs timed were right"
-                )
+                notes.append(roofline.why_below(limit))
         return Speed(
             outcome=outcome,
             speedup=ratio,
