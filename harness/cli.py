@@ -290,6 +290,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         baselines=arguments.baselines,
         warm_l2=arguments.warm_l2,
         cap_s=arguments.cap,
+        ncu=arguments.ncu,
         nvcc=() if arguments.nvcc is None else nvcc_list(arguments.nvcc),
         **orders,
     )
@@ -396,6 +397,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
     add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (8)")
+    add(
+        "--ncu",
+        action="store_true",
+        help="on a GPU: DRAM bytes, occupancy and top stall of each kernel, by Nsight Compute",
+    )
     add(
         "--nvcc",
         nargs="?",

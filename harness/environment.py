@@ -75,6 +75,21 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or (str(usual) if usual.is_file() else None)
 
 
+def find_ncu() -> str | None:
+    """Return Nsight Compute's command: from PATH, else beside nvcc, else the newest in /opt."""
+    on_path = shutil.which("ncu")
+    if on_path:
+        return on_path
+    nvcc = find_nvcc()
+    beside = [Path(nvcc).with_name("ncu")] if nvcc else []
+    packaged = sorted(
+        Path("/opt/nvidia/nsight-compute").glob("*/ncu"),
+        key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)],
+        reverse=True,
+    )
+    return next((str(path) for path in [*beside, *packaged] if path.is_file()), None)
+
+
 def nvcc_version(nvcc: str) -> str | None:
     """Return the release that nvcc names, e.g. ``13.0``."""
     found = re.search(r"release (\d+\.\d+)", said(nvcc, "--version"))

@@ -15,6 +15,7 @@ from harness.domain import (
     Check,
     Finding,
     HarnessError,
+    KernelProfile,
     Speed,
     SpeedOutcome,
     Status,
@@ -55,12 +56,31 @@ PASSED = Verdict(
         gpu={"temperature_c": [40, 55]},
         blocks={"reference": (2.0, 2.1), "candidate": (1.0, 1.0)},
     ),
+    ncu=(
+        KernelProfile(
+            name="void norm<4>(float const*, int)",
+            duration_ms=1.25,
+            dram_read_bytes=1 << 33,
+            dram_write_bytes=5,
+            occupancy=0.5,
+            registers=40,
+            stall="long scoreboard",
+            stall_cycles=12.5,
+        ),
+        KernelProfile(name="unknown"),
+    ),
     peak_bytes={"judge": 1 << 30},
 )
 
 
 def test_verdict_survives_json() -> None:
     assert verdict_from_json(json.loads(json.dumps(to_json(PASSED), allow_nan=False))) == PASSED
+
+
+def test_verdict_from_before_nsight_compute_is_still_read() -> None:
+    plain = to_json(PASSED)
+    del plain["ncu"]
+    assert verdict_from_json(plain) == dataclasses.replace(PASSED, ncu=())
 
 
 def test_every_status_has_a_blame_and_survives_json() -> None:

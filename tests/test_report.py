@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.domain import Check, Speed, SpeedOutcome, Status, Verdict
+from harness.domain import Check, KernelProfile, Run, Speed, SpeedOutcome, Status, Verdict
 from harness.report import (
     FORMATS,
     explain,
@@ -17,10 +17,13 @@ from harness.report import (
     explain_run,
     open_progress,
     render_document,
+    render_markdown,
+    render_page,
     render_table,
     summarize,
     write_document,
 )
+from harness.report.kernels import kernel_rows
 from harness.report.text import clean, figure, milliseconds, seconds, speedup
 
 FASTER = Speed(
@@ -240,3 +243,26 @@ def test_live_progress_draws_on_a_terminal_and_respects_no_color(
 )
 def test_figures_are_rounded_for_reading(said: str, expected: str) -> None:
     assert said == expected
+
+
+def test_kernels_stand_in_every_report() -> None:
+    norm = KernelProfile(
+        name="void norm<4>(float const*, int)",
+        duration_ms=1.25,
+        dram_read_bytes=2_150_000_000,
+        occupancy=0.873,
+        registers=40,
+        stall="long scoreboard",
+    )
+    evil = KernelProfile(name="<script>x\x1b[2J|")
+    verdict = Verdict(pair="p/s", status=Status.PASSED, ncu=(norm, evil))
+    run = Run(verdicts=(verdict,))
+    pages = [explain_run([verdict]), render_markdown(run), render_page(run)]
+    for page in (*pages, explain_run([verdict], in_full=True)):
+        for piece in ("norm", "1.25", "2.15", "87 %", "40", "long scoreboard"):
+            assert piece in page
+        assert "\x1b" not in page
+    assert all("<script>x" not in page for page in pages[1:])
+    many = kernel_rows([norm] * 20)
+    assert many[-1][0] == "4 more launches"
+    assert {len(row) for row in many} == {7}

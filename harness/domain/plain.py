@@ -14,6 +14,7 @@ from harness.domain.records import (
     Check,
     Finding,
     GateDecision,
+    KernelProfile,
     PairDecision,
     Run,
     Speed,
@@ -54,6 +55,7 @@ def verdict_from_json(plain: Mapping[str, Any]) -> Verdict:
         given["status"] = Status(given["status"])
         given["checks"] = tuple(_record(Check, c) for c in given.get("checks", ()))
         given["findings"] = tuple(_record(Finding, f) for f in given.get("findings", ()))
+        given["ncu"] = tuple(_record(KernelProfile, k) for k in given.get("ncu", ()))
         speed = dict(given.get("speed") or {})
         if "outcome" in speed:
             speed["outcome"] = SpeedOutcome(speed["outcome"])

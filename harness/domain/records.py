@@ -146,7 +146,7 @@ class Speed:
         shape: ``throughput`` (calls back to back) or ``latency`` (synchronized after each): which
             of the two the figures above are.
         reference_latency_ms, candidate_latency_ms: median time of one synchronized call.
-        reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it:
+        reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it,
             by its profiler, from 1 ms by its CUDA events; what a call takes beyond it is host
             overhead.
         noise_floor: relative; the reference against itself in the same blocks.
@@ -187,6 +187,32 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KernelProfile:
+    """What Nsight Compute counted of one kernel launch; None where its report has no figure.
+
+    Taken in a process of its own, after the timing: it explains a time and is none of the judge's.
+
+    Attributes:
+        name: of the kernel, demangled.
+        duration_ms: of this launch under the profiler, milliseconds.
+        dram_read_bytes, dram_write_bytes: bytes that went between DRAM and the GPU.
+        occupancy: achieved; warps that were active as a share of those that an SM can hold.
+        registers: per thread.
+        stall: what its warps waited for most, e.g. ``long scoreboard``; empty where unknown.
+        stall_cycles: cycles that a warp waited for it per instruction issued.
+    """
+
+    name: str
+    duration_ms: float | None = None
+    dram_read_bytes: int | None = None
+    dram_write_bytes: int | None = None
+    occupancy: float | None = None
+    registers: int | None = None
+    stall: str = ""
+    stall_cycles: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """Everything the harness knows about one pair after one evaluation.
 
@@ -207,6 +233,8 @@ class Verdict:
         notes: what the reader should know: changed sizes, dropped variants, missing rights.
         launches: kernel launches of the solution's own extension, None where not counted.
         speed: second axis.
+        ncu: kernel launches of one call as Nsight Compute saw them, in order; empty unless asked
+            for. A claim like all that a solution's process reports.
         replay: command that replays this verdict.
         reproducer: stand-alone script that shows the mismatch without the harness.
         log: file with the compiler's output and the workers' stderr.
@@ -231,6 +259,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     launches: int | None = None
     speed: Speed = field(default_factory=Speed)
+    ncu: tuple[KernelProfile, ...] = ()
     replay: str = ""
     reproducer: str | None = None
     log: str | None = None

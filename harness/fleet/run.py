@@ -93,9 +93,15 @@ def run_pairs(
         Interrupted: Ctrl-C; carries the verdicts that were reached.
     """
     _validate(pairs, options)
+    plan = plan or make_plan(options, len(pairs))
+    if options.ncu and not plan.devices[0].startswith("cuda"):
+        raise UsageError(
+            f"--ncu reads a GPU's counters, and this run is on {plan.devices[0]}. "
+            "Next: --device cuda, or leave out --ncu"
+        )
     run = _Run(
         options,
-        plan or make_plan(options, len(pairs)),
+        plan,
         listener or _Silent(),
         judge_command or JUDGE_COMMAND,
         deadlines or Deadlines.from_timeout(options.timeout_s),

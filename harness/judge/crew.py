@@ -125,31 +125,47 @@ class Crew:
             WorkerFailed: anything else.
         """
         private = worker.folder / "build"
-        building = worker.role == "build"
         fields = worker.encode(init=problem.init_inputs)
         try:
             return worker.ask(
                 "load",
-                file=str(path),
-                device=self._options.device,
-                tf32=self._tf32,
-                cache=str(self._cache.folder),
-                staging=str(built if building else private),
-                support=str(self._cache.support),
-                nvcc=[] if self._kind == "cuda" else list(self._options.nvcc),
                 findings=str(worker.findings_path),
                 # The baseline too: what the guarded allocator costs must cancel in the ratio.
                 guarded=self._kind != "cuda" and self._guarded(),
-                seed=trials.derived(self._seed, "construction") % 2**31,
-                overrides=overrides,
-                class_name=class_name,
                 compile=compile_mode,
+                **self.load_fields(
+                    class_name, path, overrides, built if worker.role == "build" else private
+                ),
                 **fields,
             )
         except WorkerFailed as failed:
             if failed.error.get("kind") in ("raised", "exit"):
                 raise CannotLoad(str(failed)) from None
             raise
+
+    def load_fields(
+        self, class_name: str, path: Path, overrides: dict[str, Any], staging: Path
+    ) -> dict[str, Any]:
+        """Return the part of a load request that is the same in whichever process it runs.
+
+        Args:
+            class_name: Model or ModelNew.
+            path: the file.
+            overrides: module-level constants to replace.
+            staging: where extensions that the cache lacks are built.
+        """
+        return {
+            "file": str(path),
+            "device": self._options.device,
+            "tf32": self._tf32,
+            "cache": str(self._cache.folder),
+            "staging": str(staging),
+            "support": str(self._cache.support),
+            "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
+            "seed": trials.derived(self._seed, "construction") % 2**31,
+            "overrides": overrides,
+            "class_name": class_name,
+        }
 
     def _guarded(self) -> bool:
         """Return whether the CPU runner's memory checks are to be had for this candidate."""

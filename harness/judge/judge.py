@@ -27,6 +27,7 @@ from harness.judge import (
     answers,
     check,
     diagnose,
+    ncu,
     own_kernels,
     record,
     reduce,
@@ -101,6 +102,7 @@ class Judge:
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()
+        self._problem: Problem | None = None
         self._init: Any = None
         self._source: Mapping[str, str] = {}
         self._reduced = ""
@@ -162,6 +164,8 @@ class Judge:
                 self._gather(worker)
                 worker.close()
         status, message = self._with_findings(status, message)
+        if self._options.ncu and status is Status.PASSED:
+            self._count_kernels()
         if self._reduced and status in _OF_VALUES:
             message = (
                 f"{message} (at a reduced size, {self._reduced}: --size full tells whether it is "
@@ -183,7 +187,7 @@ class Judge:
             torch.device("cpu"),
             trials.derived(self._seed, "construction") % 2**31,
         )
-        self._init = problem.init_inputs
+        self._problem, self._init = problem, problem.init_inputs
         self._emit("harness_code")
         self._facts.modes = (
             (self._options.mode,) if self._options.mode else tuple(self._settings.modes)
@@ -346,7 +350,7 @@ class Judge:
             workers,
             match,
             timing.Setting(
-                mode="train" if "train" in self._facts.modes else self._facts.modes[0],
+                mode=self._timed_mode(),
                 seed=self._seed,
                 precision=str(self._solution_settings("precision") or ""),
                 standard=checker.standard,
@@ -357,6 +361,42 @@ class Judge:
             failed,
             lambda step: self._enter(f"time {step}"),
         ).run()
+
+    def _timed_mode(self) -> str:
+        return "train" if "train" in self._facts.modes else self._facts.modes[0]
+
+    def _count_kernels(self) -> None:
+        """Have Nsight Compute look at one call. The verdict stands: what fails here is a note."""
+        self._enter("ncu")
+        try:
+            self._facts.ncu, note = ncu.profile(
+                self._profiled_call,
+                log=self._log,
+                warm_l2=self._options.warm_l2,
+                timeout_s=self._policy.ncu_timeout_s,
+            )
+        except Exception as error:  # noqa: BLE001 - counters have no say in a verdict
+            note = f"--ncu: {type(error).__name__}: {error}. Next: a smaller size, or leave it out"
+        if note:
+            self._facts.notes.append(note)
+        self._enter("")
+
+    def _profiled_call(self, staging: Path) -> ncu.Call:
+        """Return a call like those that were timed, on an input of its own."""
+        problem = self._problem
+        assert problem is not None
+        self._emit("problem_code")
+        args = problem.inputs(trials.derived(self._seed, "ncu"))
+        self._emit("harness_code")
+        state_now = problem.state()
+        return ncu.Call(
+            load=self._crew.load_fields("ModelNew", self._pair.solution, {}, staging),
+            init=problem.init_inputs,
+            state={theirs: state_now[ours] for theirs, ours in self._source.items()},
+            args=args,
+            mode=self._timed_mode(),
+            rng=trials.derived(self._seed, "ncu", "rng") % 2**31,
+        )
 
     # --- requirements ---------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ class Policy:
         memory_floor_bytes: a worker may always use this much resident memory.
         memory_factor: and this multiple of what the judge itself holds for the pair.
         build_timeout_s: limit of one build worker while it compiles.
+        ncu_timeout_s: limit of one call under Nsight Compute, its start included.
         output_factor: an answer may be this many times as large as the reference's.
         small_input_bytes: inputs of a problem without sizes of its own are halved to this.
     """
@@ -46,6 +47,7 @@ class Policy:
     memory_floor_bytes: int = 3 << 30
     memory_factor: float = 16.0
     build_timeout_s: float = 600.0
+    ncu_timeout_s: float = 60.0
     output_factor: float = 8.0
     small_input_bytes: int = 1 << 20
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.domain import Check, Finding, Options, Pair, Speed, Status, Verdict
+from harness.domain import Check, Finding, KernelProfile, Options, Pair, Speed, Status, Verdict
 from harness.judge import answers, diagnose
 from harness.judge.precision import worst_precision
 
@@ -25,6 +25,7 @@ class Facts:
     launches: int | None = None
     report: answers.Report | None = None
     speed: Speed = field(default_factory=Speed)
+    ncu: tuple[KernelProfile, ...] = ()
     reproducer: str | None = None
     size: str = ""
     modes: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ def verdict(
         notes=tuple(notes),
         launches=facts.launches,
         speed=speed,
+        ncu=facts.ncu,
         replay=replay(pair, options, facts.size, seed),
         reproducer=facts.reproducer,
         log=str(log),

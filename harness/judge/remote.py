@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -28,6 +29,44 @@ _LOG_HEAD_BYTES = 256 << 10
 _LOG_TAIL_BYTES = 64 << 10
 
 
+_uids = itertools.count(1)
+
+PACKAGE_ROOT = Path(harness.__file__).parent.parent
+
+
+def fresh_uid() -> int:
+    """Return a user id that no account has, another one at each call while this judge lives."""
+    return 1_600_000_000 + os.getpid() * 64 + next(_uids) % 64
+
+
+def environment_in(folder: Path, compiled: Path | None = None) -> dict[str, str]:
+    """Return the environment of a process that runs a solution: nothing personal is passed on.
+
+    Args:
+        folder: its own, which serves as home.
+        compiled: where torch.compile keeps what it made; None is the folder.
+    """
+    passed = {
+        k: v
+        for k, v in os.environ.items()
+        if k.startswith(("CUDA", "LD_", "NVIDIA", "TORCH", "LANG", "LC_", "OMP_", "MKL_"))
+        or k in ("PATH", "CC", "CXX", "TZ", "VIRTUAL_ENV", "MAX_JOBS", "CCACHE_DIR")
+    }
+    return passed | {
+        "PYTHONPATH": str(PACKAGE_ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(folder),
+        "TMPDIR": str(folder),
+        "USER": "worker",
+        "LOGNAME": "worker",
+        "TORCHINDUCTOR_CACHE_DIR": str((compiled or folder) / "inductor"),
+        "TRITON_CACHE_DIR": str((compiled or folder) / "triton"),
+        "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 class WorkerFailed(Exception):
     """A worker's request ended without an answer that can be used.
 
@@ -43,7 +82,7 @@ class WorkerFailed(Exception):
         self.error = dict(error or {})
 
 
-class _Drain(threading.Thread):
+class Drain(threading.Thread):
     """Reads a pipe to its end and keeps its head and its tail: a flood costs no disk."""
 
     def __init__(self, pipe: BinaryIO, log: Path, title: str) -> None:
@@ -88,8 +127,6 @@ class RemoteWorker:
         compiled: where torch.compile keeps what it made; None is the worker's own folder.
     """
 
-    _next_uid = 0
-
     def __init__(
         self,
         *,
@@ -130,35 +167,14 @@ class RemoteWorker:
         root = os.geteuid() == 0
         self.uid = None
         if untrusted:
-            RemoteWorker._next_uid += 1
-            # Ids that no account has: unique while this judge lives.
-            self.uid = 1_600_000_000 + os.getpid() * 64 + RemoteWorker._next_uid % 64
+            self.uid = fresh_uid()
             if root:
                 os.chown(self.folder, self.uid, self.uid)
-        package_root = Path(harness.__file__).parent.parent
-        environment = {
-            k: v
-            for k, v in os.environ.items()
-            if k.startswith(("CUDA", "LD_", "NVIDIA", "TORCH", "LANG", "LC_", "OMP_", "MKL_"))
-            or k in ("PATH", "CC", "CXX", "TZ", "VIRTUAL_ENV", "MAX_JOBS", "CCACHE_DIR")
-        }
-        environment |= {
-            "PYTHONPATH": str(package_root),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HOME": str(self.folder),
-            "TMPDIR": str(self.folder),
-            "USER": "worker",
-            "LOGNAME": "worker",
-            "TORCHINDUCTOR_CACHE_DIR": str((compiled or self.folder) / "inductor"),
-            "TRITON_CACHE_DIR": str((compiled or self.folder) / "triton"),
-            "TORCH_EXTENSIONS_DIR": str(self.folder / "extensions"),
-            "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
-            "PYTHONUNBUFFERED": "1",
-        }
-        self._process = nursery.take(environment, package_root)
+        environment = environment_in(self.folder, compiled)
+        self._process = nursery.take(environment, PACKAGE_ROOT)
         self._channel = wire.Channel(self._process.sock)
         live.add(self._process.pid)
-        self._drain = _Drain(self._process.output, log, f"{role} worker")
+        self._drain = Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
             self.notes: list[str] = self.ask(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.domain import Finding, Run, Status, Verdict
+from harness.report.kernels import kernel_lines
 from harness.report.text import clean, figure, mebibytes, one_line, seconds
 
 _TAIL_LINES = 12
@@ -26,6 +27,12 @@ def explain_run(verdicts: Sequence[Verdict], *, in_full: bool = False) -> str:
     """
     said = [explain_in_full(verdict) for verdict in verdicts] if in_full else []
     said += [explain(verdict) for verdict in verdicts if verdict.status not in _QUIET]
+    if not in_full:
+        said += [
+            "\n".join([f"{clean(verdict.pair)}:", *_kernels(verdict)])
+            for verdict in verdicts
+            if verdict.ncu
+        ]
     skipped: dict[str, list[str]] = {}
     notes: dict[str, list[str]] = {}
     for verdict in verdicts:
@@ -88,12 +95,21 @@ def explain_in_full(verdict: Verdict) -> str:
         lines.append(f"  kernel launches: {verdict.launches}")
     if verdict.speed.note:
         lines.append(f"  speed: {one_line(verdict.speed.note)}")
+    lines += _kernels(verdict)
     if verdict.peak_bytes:
         peaks = ", ".join(f"{who} {mebibytes(n)}" for who, n in verdict.peak_bytes.items())
         lines.append(f"  peak memory: {clean(peaks)}")
     if verdict.replay:
         lines.append(f"  replay: {one_line(verdict.replay)}")
     return "\n".join(lines)
+
+
+def _kernels(verdict: Verdict) -> list[str]:
+    """Return the kernels of one call, one line each below a heading; none where not counted."""
+    if not verdict.ncu:
+        return []
+    head = "  kernels of one call, as Nsight Compute counted them:"
+    return [head, *(f"    {line}" for line in kernel_lines(verdict.ncu))]
 
 
 def read_tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from harness.domain import GateClass, GateDecision, PairDecision, Run, Status, Verdict
 from harness.report.explain import log_tail
+from harness.report.kernels import HEAD, kernel_rows
 from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
@@ -43,6 +44,9 @@ def render_markdown(run: Run) -> str:
         parts.append(_changes(run.gate))
     failed = [verdict for verdict in run.verdicts if verdict.status not in _QUIET]
     closing = [_folded("All pairs", _table(run)), _folded("Machine", _machine(run))]
+    counted = _kernels(run)
+    if counted:
+        closing.insert(1, _folded("Kernels of one call, by Nsight Compute", counted))
     room = _LIMIT - sum(len(part) + 2 for part in (*parts, *closing))
     for i, verdict in enumerate(failed):
         part = _failure(run, verdict)
@@ -132,6 +136,15 @@ def _table(run: Run) -> str:
         row += [milliseconds(v.speed.reference_ms), milliseconds(v.speed.candidate_ms)]
         rows.append([*row, figure(v.max_abs_diff), _md(v.precision or "-")])
     return _rows(head, rows, "lll" + "l" * len(names) + ("r" if bound else "") + "rrrl")
+
+
+def _kernels(run: Run) -> str:
+    rows = [
+        (_code(verdict.pair), _code(row[0]), *map(_md, row[1:]))
+        for verdict in run.verdicts
+        for row in kernel_rows(verdict.ncu)
+    ]
+    return _rows(("pair", *HEAD), rows, "llrrrrrl") if rows else ""
 
 
 def _machine(run: Run) -> str:

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from harness.domain import Run, Status, Verdict
 from harness.report import plots
 from harness.report.explain import log_tail
+from harness.report.kernels import HEAD, kernel_rows
 from harness.report.table import summarize, worst_first
 from harness.report.text import (
     baseline_label,
@@ -87,6 +88,7 @@ def render_page(
             "baselines": [(name, baseline_speedup(verdict, name)) for name in names],
             "ratios": {b.name: b.speedup for b in verdict.speed.baselines},
             "notes_of_baselines": [b for b in verdict.speed.baselines if b.note],
+            "kernels": kernel_rows(verdict.ncu),
             "answer": answers.get(verdict.pair),
             "times": svg(plots.plot_times(verdict) if drawn else ""),
             "errors": svg(plots.plot_errors(verdict) if drawn else ""),
@@ -100,6 +102,7 @@ def render_page(
         run=run,
         rows=rows,
         baseline_heads=[f"vs {baseline_label(name)}" for name in names],
+        kernel_head=HEAD,
         has_bound=any(v.speed.bound for v in run.verdicts),
         where=_where(run),
         passed=sum(v.status is Status.PASSED for v in run.verdicts),
