@@ -175,6 +175,7 @@ class AnswerJudge:
             return None
         if case.nudged is None:
             generator = torch.Generator(device=self._problem.device).manual_seed(trial.grad_seed)
+            moved_inputs: list[Any] = []
 
             def nudge(t: torch.Tensor) -> torch.Tensor:
                 if not t.is_floating_point():
@@ -186,13 +187,18 @@ class AnswerJudge:
             after = {n: t.detach().clone() for n, t in self._problem.state().items()}
             write_state(self._problem.reference, case.before)
             try:
+                moved_inputs = [mapped(v, nudge) for v in case.inputs]
                 case.nudged = self._oracle.call(
-                    trial.mode,
-                    [mapped(v, nudge) for v in case.inputs],
-                    trial.rng,
-                    case.output_grads,
+                    trial.mode, moved_inputs, trial.rng, case.output_grads
                 )
             except InvalidReference:
+                return None
+            except torch.OutOfMemoryError:
+                moved_inputs.clear()
+                torch.cuda.empty_cache()
+                note = "no memory to see how far rounding moves outputs of this size"
+                if note not in self._report.notes:
+                    self._report.notes.append(note)
                 return None
             finally:
                 write_state(self._problem.reference, after)

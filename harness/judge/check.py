@@ -314,7 +314,11 @@ class Checker:
         outputs = []
         for _ in range(2):
             self._send_state(case.before)
-            answer = self._call(trial, case, profile=False)
+            try:
+                answer = self._call(trial, case, profile=False)
+            except torch.OutOfMemoryError:  # the refusal stands without it
+                torch.cuda.empty_cache()
+                return False
             if answer.get("odd"):
                 return False
             outputs.append(answer["decoded"].get("output"))

@@ -10,23 +10,21 @@ import secrets
 import shutil
 import signal
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
+from harness.judge.drain import Drain
 from harness.judge.processes import family, kill_leftovers, live, resident_bytes
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
-_LOG_HEAD_BYTES = 256 << 10
-_LOG_TAIL_BYTES = 64 << 10
 
 
 _uids = itertools.count(1)
@@ -80,36 +78,6 @@ class WorkerFailed(Exception):
         super().__init__(message)
         self.status = status
         self.error = dict(error or {})
-
-
-class Drain(threading.Thread):
-    """Reads a pipe to its end and keeps its head and its tail: a flood costs no disk."""
-
-    def __init__(self, pipe: BinaryIO, log: Path, title: str) -> None:
-        super().__init__(daemon=True)
-        self._pipe = pipe
-        self._log = log
-        self._title = title
-        self._dropped = 0
-        self._tail = bytearray()
-
-    def run(self) -> None:
-        kept = 0
-        with self._log.open("ab", buffering=0) as out:
-            while chunk := os.read(self._pipe.fileno(), 1 << 16):
-                if kept == 0:
-                    out.write(f"--- {self._title}\n".encode())
-                room = max(_LOG_HEAD_BYTES - kept, 0)
-                out.write(chunk[:room])
-                kept += len(chunk)
-                self._tail += chunk[room:]
-                if len(self._tail) > _LOG_TAIL_BYTES:
-                    self._dropped += len(self._tail) - _LOG_TAIL_BYTES
-                    del self._tail[:-_LOG_TAIL_BYTES]
-            if self._dropped:
-                out.write(f"\n... {self._dropped} bytes left out ...\n".encode())
-            out.write(self._tail)
-        self._pipe.close()
 
 
 class RemoteWorker:
@@ -263,9 +231,14 @@ class RemoteWorker:
             described = answer.get("values")
             if not isinstance(described, dict):
                 raise wire.WireViolation("an answer without values")
-            return {str(k): decoder.decode(v) for k, v in described.items()}
+            values = {str(k): decoder.decode(v) for k, v in described.items()}
         except wire.WireViolation as error:
             raise self._tampered(str(error)) from None
+        if self._device.startswith("cuda"):
+            # The worker writes its next answer to the same memory, and gigabytes take their time:
+            # without this wait the judge compared inputs that it took for outputs.
+            torch.cuda.synchronize()
+        return values
 
     def encode(self, **values: Any) -> dict[str, Any]:
         """Write values into the worker's inbox and return the request fields describing them."""

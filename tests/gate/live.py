@@ -76,6 +76,7 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        root.chmod(0o755)  # a candidate reads its file under another user id
         for name in names:
             copy(f"problems/{name}/reference.py", root)
             copy(f"solutions/{name}/solution.py", root)

@@ -1,0 +1,41 @@
+"""Takes what a process writes to its pipe, so that a flood neither blocks it nor fills the disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+_LOG_HEAD_BYTES = 256 << 10
+_LOG_TAIL_BYTES = 64 << 10
+
+
+class Drain(threading.Thread):
+    """Reads a pipe to its end and keeps its head and its tail: a flood costs no disk."""
+
+    def __init__(self, pipe: BinaryIO, log: Path, title: str) -> None:
+        super().__init__(daemon=True)
+        self._pipe = pipe
+        self._log = log
+        self._title = title
+        self._dropped = 0
+        self._tail = bytearray()
+
+    def run(self) -> None:
+        kept = 0
+        with self._log.open("ab", buffering=0) as out:
+            while chunk := os.read(self._pipe.fileno(), 1 << 16):
+                if kept == 0:
+                    out.write(f"--- {self._title}\n".encode())
+                room = max(_LOG_HEAD_BYTES - kept, 0)
+                out.write(chunk[:room])
+                kept += len(chunk)
+                self._tail += chunk[room:]
+                if len(self._tail) > _LOG_TAIL_BYTES:
+                    self._dropped += len(self._tail) - _LOG_TAIL_BYTES
+                    del self._tail[:-_LOG_TAIL_BYTES]
+            if self._dropped:
+                out.write(f"\n... {self._dropped} bytes left out ...\n".encode())
+            out.write(self._tail)
+        self._pipe.close()

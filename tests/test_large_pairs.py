@@ -1,0 +1,56 @@
+"""What tensors of gigabytes need: copies that are complete, and an answer where memory runs out."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness import wire
+from harness.judge.answers import AnswerJudge
+from harness.judge.check import Checker
+from harness.judge.remote import RemoteWorker
+
+
+def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypatch) -> None:
+    """A copy of gigabytes takes milliseconds; the next answer would go to the same memory."""
+    arena = wire.HostArena.create(1 << 12)
+    encoder = wire.Encoder(arena)
+    described = {"output": encoder.encode(torch.arange(4.0))}
+    encoder.finish()
+    worker = object.__new__(RemoteWorker)
+    worker._outbox, worker._device = arena, "cuda:0"
+    waited: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    values = worker.values({"values": described, "table": encoder.table})
+    assert values["output"].tolist() == [0, 1, 2, 3]
+    assert waited == [True]
+
+
+def no_memory(*args: Any, **named: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_without_memory_for_the_sensitivity_there_is_none(monkeypatch) -> None:
+    """A wrong answer of gigabytes is wrong, and no fault of the harness."""
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
+    judge = object.__new__(AnswerJudge)
+    judge._oracle = SimpleNamespace(is_reference=False, call=no_memory)
+    reference = torch.nn.Identity()
+    judge._problem = SimpleNamespace(device=torch.device("cpu"), reference=reference, state=dict)
+    judge._report = SimpleNamespace(notes=[])
+    case = SimpleNamespace(nudged=None, inputs=[torch.ones(3)], output_grads=None, before={})
+    trial = SimpleNamespace(grad_seed=1, mode="eval", rng=1)
+    assert judge._moved(trial, case, "output", "output", torch.ones(3)) is None
+    assert given_back and "memory" in judge._report.notes[0]
+
+
+def test_without_memory_a_refusal_is_not_repeated(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    checker = object.__new__(Checker)
+    monkeypatch.setattr(checker, "_send_state", lambda values: None, raising=False)
+    monkeypatch.setattr(checker, "_call", no_memory, raising=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        checker._call()
+    assert checker._repeats_differently(None, SimpleNamespace(before={})) is False
