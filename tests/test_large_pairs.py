@@ -1,5 +1,6 @@
 """What tensors of gigabytes need: copies that are complete, and an answer where memory runs out."""
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from harness import wire
 from harness.judge.answers import AnswerJudge
 from harness.judge.check import Checker
 from harness.judge.remote import RemoteWorker
+from harness.worker import calls
+from harness.worker.__main__ import Worker
 
 
 def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypatch) -> None:
@@ -54,3 +57,26 @@ def test_without_memory_a_refusal_is_not_repeated(monkeypatch) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         checker._call()
     assert checker._repeats_differently(None, SimpleNamespace(before={})) is False
+
+
+def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
+    """The judge writes to the arena again as soon as it has the answer."""
+    events: list[str] = []
+    requests = iter([{"id": 1, "do": "state"}])
+
+    class Channel:
+        def receive(self) -> dict[str, Any]:
+            for request in requests:
+                return request
+            raise wire.WireClosed
+
+        def send(self, message: dict[str, Any]) -> None:
+            events.append("answered" if message["ok"] else message["error"]["message"])
+
+    worker = Worker(Channel())
+    monkeypatch.setattr(worker, "_stream", object())
+    monkeypatch.setattr(worker, "_own_stream", contextlib.nullcontext)
+    monkeypatch.setattr(worker, "do_state", lambda request: events.append("copies queued"))
+    monkeypatch.setattr(calls, "synchronize", lambda device: events.append("copies done"))
+    worker.serve()
+    assert events == ["copies queued", "copies done", "answered"]

@@ -68,6 +68,9 @@ class Worker:
                 handler = getattr(self, "do_" + request["do"])
                 with self._own_stream():
                     reply.update(handler(request) or {})
+                if self._stream is not None:
+                    # The judge may write to the arenas again as soon as it has the answer.
+                    calls.synchronize(self._device)
             except BaseException as error:  # noqa: BLE001 - everything becomes an answer
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
