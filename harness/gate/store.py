@@ -182,6 +182,9 @@ def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable
         if status is not Status.PASSED and not skipped:
             fate = "its old entry stays" if name in kept else "it has no entry"
             said.append(f"not stored: {name} is {status.value}; {fate}")
+        elif skipped and not stored.verdict.problem_hash:
+            # An interrupted run says nothing about the pairs that it did not come to.
+            said.append(f"not stored: {name} was not evaluated: {stored.verdict.message}")
         elif stored.device != device:
             said.append(f"not stored: {name} ran on {stored.device}, the file is for {device}")
         else:

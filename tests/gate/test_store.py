@@ -76,6 +76,14 @@ def test_skipped_pair_is_stored_as_such_where_nothing_better_is(tmp_path: Path) 
     assert update.said == ("not stored: norm/solution is SKIPPED; its old entry stays",)
 
 
+def test_pair_that_nobody_looked_at_is_not_stored(tmp_path: Path) -> None:
+    """Interrupted before its turn: SKIPPED, but for no reason of its own."""
+    left = verdict("norm/solution", status=Status.SKIPPED, message="interrupted", problem_hash="")
+    update = updated(None, run(left), "nvidia-h200", [left.pair])
+    assert update.said == ("not stored: norm/solution was not evaluated: interrupted",)
+    assert update.text == ""
+
+
 def test_pairs_that_were_not_run_stay_and_those_that_are_gone_go(tmp_path: Path) -> None:
     old = read_results(written(tmp_path, verdict("add/solution"), verdict("norm/solution")))
     faster = verdict("norm/solution", speed=speed(2.0))
