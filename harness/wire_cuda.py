@@ -147,8 +147,9 @@ class DeviceArena:
         """Free or unmap the memory."""
         if self._flat is None:
             return
+        device = self._flat.device
         self._flat = None
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
         pointer = ctypes.c_void_p(self._pointer)
         if self._owned:
             _check(_cudart().cudaFree(pointer), "cudaFree")

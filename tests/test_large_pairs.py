@@ -22,12 +22,12 @@ def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypat
     described = {"output": encoder.encode(torch.arange(4.0))}
     encoder.finish()
     worker = object.__new__(RemoteWorker)
-    worker._outbox, worker._device = arena, "cuda:0"
-    waited: list[bool] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    worker._outbox, worker._device = arena, "cuda:1"
+    waited: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     values = worker.values({"values": described, "table": encoder.table})
     assert values["output"].tolist() == [0, 1, 2, 3]
-    assert waited == [True]
+    assert waited == ["cuda:1"]
 
 
 def no_memory(*args: Any, **named: Any) -> Any:

@@ -82,14 +82,13 @@ class Baton:
             self.show = wire.HostArena.create(bell.SHOW_BYTES)
         worker.share("show", self.show)
 
-    def arm(self, mode: str, poison: Sequence[int], *, each: bool, again: bool = False) -> None:
+    def arm(self, mode: str, poison: Sequence[int], *, each: bool) -> None:
         """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
 
         Args:
             mode: forward, eval or train.
             poison: sizes of the blocks that the batch's outputs will take, bytes.
             each: synchronize after each call.
-            again: keep the last batch's outputs, to calibrate what showing them costs.
         """
         self.wake()
         self._number += 1
@@ -100,11 +99,10 @@ class Baton:
             poison=list(poison),
             each=each,
             keep=self.keep,
-            again=again,
         )
         self._bell.wait_armed(self._number, self._looker())
-        # Everyone is stopped here, the trusted too: what it costs to be let go on is in each
-        # batch, and in the empty one that is subtracted.
+        # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
+        # batch, and in the hand-shake that is subtracted.
         self.worker.pause()
         self._resting = True
 

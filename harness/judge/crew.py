@@ -17,6 +17,9 @@ from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 
+_DISMISS_S = 5.0
+"""For a request to a worker that was just ended to notice it."""
+
 
 class CannotLoad(Exception):
     """A file raised when it was imported, or its constructor did."""
@@ -207,8 +210,8 @@ class Crew:
             return ""
 
         pool = concurrent.futures.ThreadPoolExecutor(len(modes))
-        for role in modes:
-            worker = self.start(role)
+        started = {role: self.start(role) for role in modes}
+        for role, worker in started.items():
             self._summoned[role] = worker, pool.submit(load, role, worker)
         pool.shutdown(wait=False)
 
@@ -228,6 +231,15 @@ class Crew:
         for role in failed:
             workers.pop(role).close()
         return workers, failed
+
+    def dismiss(self) -> None:
+        """End all workers, and wait for those that were still loading."""
+        for worker in self.workers:
+            worker.kill()
+        loading = [loaded for _, loaded in self._summoned.values()]
+        concurrent.futures.wait(loading, timeout=_DISMISS_S)
+        for worker in self.workers:
+            worker.close()
 
     def pin(self, workers: list[RemoteWorker]) -> None:
         """Give the judge the first core and the workers the others, where there are two."""

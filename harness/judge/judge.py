@@ -153,6 +153,8 @@ class Judge:
         except torch.OutOfMemoryError:
             status = Status.HARNESS_ERROR
             message = "the judge ran out of GPU memory; a smaller size (--size small) needs less"
+            with self._log.open("a") as log:
+                log.write(traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - the process edge: a fault of ours gets its name
             status = Status.HARNESS_ERROR
             message = f"{type(error).__name__}: {error}"
@@ -162,7 +164,7 @@ class Judge:
             self._enter("")
             for worker in self._crew.workers:
                 self._gather(worker)
-                worker.close()
+            self._crew.dismiss()
         status, message = self._with_findings(status, message)
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
@@ -197,6 +199,8 @@ class Judge:
         self._build(problem)
         self._await_device()
         self._enter("load")
+        if self._kind == "cuda":
+            torch.cuda.set_device(self._device)  # events and streams without a name are its own
         problem.move(self._device)
         worker = self._crew.start("candidate")
         loaded = self._crew.load(

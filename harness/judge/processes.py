@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from harness import nursery
 
 live: set[int] = set()
 """Process ids of workers that have not been ended: the judge's only rightful children."""
+births = threading.Lock()
+"""Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -56,29 +59,36 @@ def kill_leftovers(uid: int | None) -> None:
     The judge is a subreaper, so a grandchild that left its session becomes the judge's child. A
     process that is still a child of a live one is found through its user id, where it has one.
     """
-    me = os.getpid()
-    rightful = live | nursery.waiting_pids()
     for _ in range(50):
-        found = False
-        for entry in os.scandir("/proc"):
-            if not entry.name.isdigit() or int(entry.name) in rightful:
-                continue
-            pid = int(entry.name)
-            try:
-                stat = Path(f"/proc/{pid}/stat").read_text()
-                owner = entry.stat().st_uid
-            except OSError:
-                continue
-            fields = stat.rpartition(")")[2].split()
-            state, parent = fields[0], int(fields[1])
-            if parent != me and (uid is None or owner != uid):
-                continue
-            found = found or state != "Z" or parent == me
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-            if parent == me:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+        with births:
+            found = _kill_once(uid)
         if not found:
             return
         time.sleep(0.005)
+
+
+def _kill_once(uid: int | None) -> bool:
+    """Kill what there is of leftovers; return whether there was any."""
+    me = os.getpid()
+    rightful = live | nursery.waiting_pids()
+    found = False
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) in rightful:
+            continue
+        pid = int(entry.name)
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            owner = entry.stat().st_uid
+        except OSError:
+            continue
+        fields = stat.rpartition(")")[2].split()
+        state, parent = fields[0], int(fields[1])
+        if parent != me and (uid is None or owner != uid):
+            continue
+        found = found or state != "Z" or parent == me
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+        if parent == me:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    return found

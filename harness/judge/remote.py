@@ -21,7 +21,7 @@ import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.judge.drain import Drain
-from harness.judge.processes import family, kill_leftovers, live, resident_bytes
+from harness.judge.processes import births, family, kill_leftovers, live, resident_bytes
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
@@ -139,9 +139,10 @@ class RemoteWorker:
             if root:
                 os.chown(self.folder, self.uid, self.uid)
         environment = environment_in(self.folder, compiled)
-        self._process = nursery.take(environment, PACKAGE_ROOT)
+        with births:
+            self._process = nursery.take(environment, PACKAGE_ROOT)
+            live.add(self._process.pid)
         self._channel = wire.Channel(self._process.sock)
-        live.add(self._process.pid)
         self._drain = Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
@@ -237,7 +238,7 @@ class RemoteWorker:
         if self._device.startswith("cuda"):
             # The worker writes its next answer to the same memory, and gigabytes take their time:
             # without this wait the judge compared inputs that it took for outputs.
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         return values
 
     def encode(self, **values: Any) -> dict[str, Any]:
@@ -251,7 +252,7 @@ class RemoteWorker:
             described = {name: encoder.encode(value) for name, value in values.items()}
         encoder.finish()
         if self._device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         return {**described, "table": encoder.table}
 
     def share(self, which: str, arena: Any) -> None:

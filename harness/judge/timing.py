@@ -301,12 +301,14 @@ class Stopwatch:
         they where the judge has just written the inputs: that is measured apart.
         """
         log = self._logs[REFERENCE]
+        if self._touched:
+            self._stage.refresh(redraw=False)
         for written in (False, True):
             self._handshake_ms[written] = 0.0
             log.clocked_ms.clear()
             log.claimed_ms.clear()
             until = time.monotonic() + _CALIBRATE_S
-            while len(log.clocked_ms) < 5 or (
+            while len(log.clocked_ms) < 2 or (
                 len(log.clocked_ms) < 15 and time.monotonic() < until
             ):
                 self._touched = written

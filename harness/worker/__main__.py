@@ -72,6 +72,9 @@ class Worker:
                     # The judge may write to the arenas again as soon as it has the answer.
                     calls.synchronize(self._device)
             except BaseException as error:  # noqa: BLE001 - everything becomes an answer
+                if self._stream is not None:
+                    with contextlib.suppress(RuntimeError):  # it is said already
+                        calls.synchronize(self._device)
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
                 if self._builder is not None:
@@ -289,8 +292,7 @@ class Worker:
         assert self._bell is not None
         number, module = request["number"], self._model()
         modules.set_mode(module, request["mode"])
-        if not request["again"]:
-            self._batch.outputs = []
+        self._batch.outputs = []
         calls.poison(request["poison"], self._device)
         gc.collect()
         gc.disable()

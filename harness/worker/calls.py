@@ -163,7 +163,7 @@ class Batch:
 
         Args:
             module: already in its mode.
-            order: slots, in the judge's secret order; none leaves the outputs as they are.
+            order: slots, in the judge's secret order.
             each: synchronize after every call (latency), else once at the end (throughput).
             keep: outputs to keep, counted from the last.
         """
@@ -192,8 +192,7 @@ class Batch:
             events[1].record()
         synchronize(device)
         claimed = (time.perf_counter() - started) * 1e3
-        if order:
-            self.outputs = kept
+        self.outputs = kept
         return float(events[0].elapsed_time(events[1])) if events else claimed
 
     def show(self, picks: Sequence[int], elements: np.ndarray, arena: wire.Arena) -> None:

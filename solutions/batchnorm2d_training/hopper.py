@@ -255,13 +255,6 @@ __device__ __forceinline__ Moments shuffle(const Moments& m, int step) {
           __shfl_xor_sync(0xffffffffu, m.low, step), __shfl_xor_sync(0xffffffffu, m.m2, step)};
 }
 
-// A computing warp leaves a quarter of its lanes' moments for the publisher.
-__device__ __forceinline__ void leave(Moments m, float4* left, int thread) {
-  m = merge(m, shuffle(m, 16));
-  m = merge(m, shuffle(m, 8));
-  if (thread % 32 < 8) left[thread / 32 * 8 + thread % 32] = make_float4(m.n, m.mean, m.low, m.m2);
-}
-
 struct Total {
   double n, mean, m2;
 };
