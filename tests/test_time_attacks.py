@@ -29,8 +29,9 @@ FOUND_OUT = {
     "half_the_rows",
     "lower_precision",
     "skips_some",
-    "thread_fills_in",
 }
+EITHER = {"thread_fills_in"}
+"""On a loaded machine its threads may be done before anyone looks: the clock has waited too."""
 BOUND = 1.15
 """A CPU shared with others is noisy; on a GPU the bound is the one that the verdict states."""
 
@@ -47,7 +48,7 @@ def timed(name: str) -> Verdict:
 def test_attack_gains_nothing(name: str) -> None:
     verdict = timed(name)
     told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
-    if name in FOUND_OUT:
+    if name in FOUND_OUT or (name in EITHER and verdict.status is not Status.PASSED):
         assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
         assert verdict.speed.speedup is None
     else:

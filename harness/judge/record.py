@@ -13,6 +13,9 @@ from harness.domain import Check, Finding, KernelProfile, Options, Pair, Speed, 
 from harness.judge import answers, diagnose
 from harness.judge.precision import worst_precision
 
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
+"""All control characters but tab and line feed: a solution's words must not steer a terminal."""
+
 
 @dataclass(slots=True)
 class Facts:
@@ -61,7 +64,7 @@ def verdict(
     return Verdict(
         pair=pair.name,
         status=status,
-        message=message,
+        message=message.translate(_CONTROL),
         seed=seed,
         device=options.device,
         size=facts.size,
