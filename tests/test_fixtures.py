@@ -106,7 +106,7 @@ def run(case: Case, seed: int | None = None) -> Verdict:
 
 @pytest.fixture(scope="session")
 def verdict_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Verdict]]:
-    """Start every case that this session selected and return the verdict of one on demand."""
+    """Start every case that was selected and return the verdict of one on demand."""
     chosen = [
         item.callspec.params["case"]
         for item in request.session.items

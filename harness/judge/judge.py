@@ -25,6 +25,7 @@ from harness.domain import (
 )
 from harness.judge import (
     answers,
+    causes,
     check,
     diagnose,
     ncu,
@@ -51,7 +52,6 @@ Emit = Callable[..., None]
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
 
 
-_CANNOT = "the CPU runner cannot run it: "
 _OF_VALUES = frozenset(
     {
         Status.MEMORY_FAULT,
@@ -136,14 +136,14 @@ class Judge:
         except CannotLoad as error:
             status, message = Status.LOAD_FAILED, str(error)
         except answers.Refused as refused:
-            status, message = self._after_hidden_build(
-                refused.mismatch.status, self._refused(refused)
+            status, message = causes.after_hidden_build(
+                self._crew.workers, self._kind, refused.mismatch.status, self._refused(refused)
             )
         except TimedWrongly as wrong:
             status = wrong.mismatch.status
             message = f"in a timed batch, {wrong}: what is checked is not what was timed"
         except WorkerFailed as failed:
-            status, message = self._worker_failed(failed)
+            status, message = causes.worker_failed(self._crew.workers, self._phase, failed)
         except InvalidReference as invalid:
             status, message = Status.INVALID_REFERENCE, str(invalid)
         except UsageError as error:
@@ -165,7 +165,9 @@ class Judge:
             for worker in self._crew.workers:
                 self._gather(worker)
             self._crew.dismiss()
-        status, message = self._with_findings(status, message)
+        status, message = causes.with_findings(self._facts.findings, status, message)
+        if status is Status.MEMORY_FAULT:
+            self._facts.speed = Speed()
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
         if self._reduced and status in _OF_VALUES:
@@ -424,7 +426,7 @@ class Judge:
         if self._facts.launches:
             return
         if worker.unsupported:
-            raise Settled(Status.SKIPPED, _CANNOT + worker.unsupported[0])
+            raise Settled(Status.SKIPPED, causes.CANNOT + worker.unsupported[0])
         why = f"; its build failed: {worker.build_failures[0]}" if worker.build_failures else ""
         raise Settled(
             Status.NO_KERNEL_LAUNCHED,
@@ -499,34 +501,3 @@ class Judge:
         )
         where = f"in trial {trial.name}: "
         return where + mismatch.message
-
-    def _after_hidden_build(self, status: Status, message: str) -> tuple[Status, str]:
-        """Name the extension that did not build where what was wrong is what stood in for it."""
-        worker = next((w for w in self._crew.workers if w.role == "candidate"), None)
-        if worker is None or worker.launches or self._kind == "cuda":
-            return status, message
-        if worker.unsupported:
-            return Status.SKIPPED, _CANNOT + worker.unsupported[0]
-        if worker.build_failures:
-            hidden = " ".join(worker.build_failures[0].split())[:300]
-            message = f"its extension did not build ({hidden}); what ran instead: {message}"
-        return status, message
-
-    def _worker_failed(self, failed: WorkerFailed) -> tuple[Status, str]:
-        message = str(failed)
-        unsupported = [u for w in self._crew.workers for u in w.unsupported]
-        if failed.status in (Status.LOAD_FAILED, Status.CRASHED) and unsupported:
-            return Status.SKIPPED, unsupported[0]
-        return failed.status, f"during {self._phase}: {message}" if self._phase else message
-
-    def _with_findings(self, status: Status, message: str) -> tuple[Status, str]:
-        if not self._facts.findings or status in (Status.TAMPERED, Status.HARNESS_ERROR):
-            return status, message
-        first = self._facts.findings[0]
-        if status is Status.CRASHED and not first.kernel and "tensor" not in first.detail:
-            # A signal in host code that touched no tensor's memory: dead, and no more is known.
-            return status, f"{message} ({first.message})"
-        more = len(self._facts.findings) - 1
-        text = first.message + (f" ({more} more findings)" if more else "")
-        self._facts.speed = Speed()
-        return Status.MEMORY_FAULT, text
