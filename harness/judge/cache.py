@@ -16,11 +16,13 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import harness
 from harness.domain import HarnessError
+from harness.toolchain import toolchain
 
 CACHE_VERSION = 1
 _PREPARE = (
@@ -36,9 +38,10 @@ class ExtensionCache:
         root: the cache's folder; created where missing.
         solution: the solution's file; its content names the folder.
         device: ``cuda``, ``emulated`` or ``cpu``.
+        nvcc: architectures that nvcc is asked for too.
     """
 
-    def __init__(self, root: Path, solution: Path, device: str) -> None:
+    def __init__(self, root: Path, solution: Path, device: str, nvcc: Iterable[str] = ()) -> None:
         try:
             digest = hashlib.sha256(solution.read_bytes()).hexdigest()[:24]
         except OSError as error:
@@ -46,20 +49,18 @@ class ExtensionCache:
         self.support = root / "support"
         self.folder = root / f"v{CACHE_VERSION}" / f"{solution.stem}-{device}-{digest}"
         self._staging_root = root / "staging"
+        self._device = device
+        self._nvcc = list(nvcc)
         for folder in (self.support, self.folder, self._staging_root):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def complete(self, environment: str) -> bool:
-        """Return whether everything the solution built last time is here and still valid.
-
-        Args:
-            environment: versions of torch, Python and compiler, as one text.
-        """
+    def complete(self) -> bool:
+        """Return whether everything the solution built last time is here and still valid."""
         try:
             manifest = json.loads((self.folder / "manifest.json").read_text())
         except (OSError, ValueError):
             return False
-        if manifest.get("environment") != environment:
+        if manifest.get("environment") != self._environment():
             return False
         built = all((self.folder / key / "done").exists() for key in manifest["keys"])
         return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
@@ -71,9 +72,11 @@ class ExtensionCache:
             os.chown(folder, uid, uid)
         return folder
 
-    def adopt(
-        self, staging: Path, keys: Iterable[str], files: Iterable[str], environment: str
-    ) -> None:
+    def _environment(self) -> dict[str, Any]:
+        """Return what a worker looks an extension up with, its sources aside."""
+        return {**toolchain(self._device), "nvcc": self._nvcc}
+
+    def adopt(self, staging: Path, keys: Iterable[str], files: Iterable[str]) -> None:
         """Move finished extensions out of a staging folder into the cache, and remember them."""
         known = []
         for key in dict.fromkeys(keys):
@@ -88,7 +91,7 @@ class ExtensionCache:
             if (target / "done").exists():
                 known.append(key)
         manifest = {
-            "environment": environment,
+            "environment": self._environment(),
             "keys": known,
             "files": {f: _digest(Path(f)) for f in files},
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import secrets
 import time
@@ -110,7 +109,8 @@ class Judge:
         self._phase_since = time.monotonic()
         cache_root = options.cache_dir or Path(".cache")
         self._cache_root = Path(cache_root).resolve()
-        self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind)
+        nvcc = options.nvcc if self._kind != "cuda" else ()
+        self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind, nvcc)
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
         self._crew = Crew(
             pair,
@@ -290,10 +290,7 @@ class Judge:
         """Import the solution once in a worker that is thrown away, to fill the cache."""
         if not _USES_BUILD.search(self._text):
             return
-        environment = f"{torch.__version__} {torch.version.cuda} {os.environ.get('CXX', 'c++')}"
-        if self._kind != "cuda" and self._options.nvcc:
-            environment += f" nvcc {' '.join(self._options.nvcc)}"
-        if self._cache.complete(environment):
+        if self._cache.complete():
             return
         if self._kind != "cuda":
             why = self._cache.prepare_support(self._log)
@@ -308,7 +305,6 @@ class Judge:
                 staging,
                 [str(k) for k in loaded.get("built", [])],
                 [str(f) for f in loaded.get("files", [])],
-                environment,
             )
         finally:
             self._gather(worker)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from harness.domain import BuildFailed, Unsupported
+from harness.toolchain import toolchain
 
 _HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
 
@@ -317,35 +318,8 @@ class Builder:
 def content_key(name: str, content: dict[str, Any], device: str) -> str:
     """Return a key over everything that decides what the built library is.
 
-    Sources, flags and bindings, torch, CUDA, compiler, architectures, Python's ABI and device.
+    Sources, flags and bindings, and the tool chain.
     """
-    environment = {
-        "name": name,
-        "device": device,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": sys.implementation.cache_tag,
-        "arch": _architectures() if device == "cuda" else "",
-        "compiler": _compiler(),
-        "content": content,
-    }
-    text = json.dumps(environment, sort_keys=True, default=str)
+    everything = {**toolchain(device), "name": name, "content": content}
+    text = json.dumps(everything, sort_keys=True, default=str)
     return f"{name[:40]}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
-
-
-def _architectures() -> str:
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    if listed:
-        return listed
-    return ",".join(
-        str(torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())
-    )
-
-
-def _compiler() -> str:
-    command = os.environ.get("CXX", "c++")
-    try:
-        output = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return "none"
-    return output.stdout.splitlines()[0] if output.stdout else "none"

@@ -1,0 +1,60 @@
+"""A built extension is found again by whoever looks for it, judge or worker, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.judge.cache import ExtensionCache
+from harness.toolchain import toolchain
+from harness.worker.build import content_key
+
+
+def _machine(monkeypatch: pytest.MonkeyPatch, *capabilities: tuple[int, int]) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+
+
+def test_four_gpus_of_a_kind_build_what_one_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, (9, 0))
+    one, key = toolchain("cuda"), content_key("x", {}, "cuda")
+    _machine(monkeypatch, (9, 0), (9, 0), (9, 0), (9, 0))
+    assert toolchain("cuda") == one
+    assert content_key("x", {}, "cuda") == key
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert toolchain("cuda") == one
+
+
+def test_another_gpu_is_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, (9, 0))
+    one, key = toolchain("cuda"), content_key("x", {}, "cuda")
+    _machine(monkeypatch, (8, 0), (9, 0))
+    assert toolchain("cuda") != one
+    assert content_key("x", {}, "cuda") != key
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a")
+    assert toolchain("cuda")["arch"] == "9.0a"
+
+
+def test_what_another_tool_chain_built_does_not_count_as_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else the candidate's worker would compile at every run: what it builds is thrown away."""
+    _machine(monkeypatch, (9, 0))
+    solution = tmp_path / "solution.py"
+    solution.write_text("")
+    cache = ExtensionCache(tmp_path / "cache", solution, "cuda")
+    staging = cache.staging(None)
+    key = content_key("x", {}, "cuda")
+    (staging / key).mkdir()
+    (staging / key / "done").touch()
+    assert not cache.complete()
+    cache.adopt(staging, [key], [])
+    assert cache.complete()
+    _machine(monkeypatch, (8, 0))
+    assert not cache.complete()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert cache.complete()
+    assert not ExtensionCache(tmp_path / "cache", solution, "cuda", ["sm_90"]).complete()
