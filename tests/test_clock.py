@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class Machine:
         self.order.append(role)
         return taken
 
-    def measure(self, policy: ClockPolicy = POLICY, **changes: Callable[[], str]) -> Blocks:
+    def measure(self, policy: ClockPolicy = POLICY, **changes: Callable[[], Any]) -> Blocks:
         return clock.measure(
             self.run,
             ROLES,
@@ -124,6 +125,54 @@ def test_machine_that_throttles_all_the_time_ends_at_the_cap() -> None:
     blocks = machine.measure(condition=lambda: "hardware slowdown")
     assert blocks.capped
     assert blocks.ms[CANDIDATE] == []
+
+
+def test_jolted_blocks_are_put_aside_and_counted() -> None:
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
+    jolts = itertools.chain([False, True, False, False, True], itertools.repeat(False))
+    blocks = machine.measure(jolted=lambda: next(jolts))
+    assert blocks.discarded == {clock.JOLTED: 2}
+    assert len(blocks.ms[CANDIDATE]) == POLICY.min_blocks
+    assert not blocks.jolted
+
+
+@pytest.mark.parametrize("put_aside", [False, True])
+def test_one_jolt_does_not_open_the_interval(put_aside: bool) -> None:
+    """Of five blocks, one batch that the host noticed 16 ms late made the low end 0.63."""
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 100.0}, noise=0.002)
+
+    def in_the_third() -> bool:
+        return machine.order.count(CANDIDATE) == 3
+
+    def run(role: str) -> float:
+        taken = machine.run(role)
+        return taken * 1.58 if role == CANDIDATE and in_the_third() else taken
+
+    blocks = clock.measure(
+        run,
+        ROLES,
+        ClockPolicy(min_blocks=5, max_blocks=5),
+        random.Random(7),
+        jolted=lambda: put_aside and in_the_third(),
+        now=lambda: machine.now_s,
+    )
+    _, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
+    assert (low > 0.99) is put_aside
+
+
+def test_a_host_that_jolts_most_blocks_is_measured_as_it_is() -> None:
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
+    blocks = machine.measure(jolted=lambda: True)
+    assert blocks.discarded == {}
+    assert len(blocks.ms[CANDIDATE]) >= 2
+    assert blocks.capped
+
+
+def test_jolt_is_what_the_clock_saw_and_the_events_did_not() -> None:
+    assert clock.is_jolted(45.0, beyond_ms=17.0, best_ms=0.4, policy=POLICY)
+    assert not clock.is_jolted(28.0, beyond_ms=0.8, best_ms=0.4, policy=POLICY)
+    assert not clock.is_jolted(200.0, beyond_ms=2.2, best_ms=0.4, policy=POLICY)
+    assert clock.is_jolted(200.0, beyond_ms=5.0, best_ms=0.4, policy=POLICY)
 
 
 def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:

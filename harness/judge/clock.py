@@ -19,6 +19,7 @@ from harness.domain import HarnessError, SpeedOutcome
 _RESAMPLES = 2000
 _LOUDEST = 0.03
 REFERENCE, AGAIN, CANDIDATE = "reference", "again", "candidate"
+JOLTED = "the host was busy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,11 @@ class ClockPolicy:
             milliseconds per batch) in most blocks is a lie.
         overlap_part, overlap_ms: latency above throughput by more than this, and by more than
             the reference's, means that calls overlap.
-        discard_part: more throttled blocks than this part leave the speed UNDECIDED.
+        discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
+            than this part were jolted, the host is like that, and they count.
+        jolt_part, jolt_ms: a batch was jolted where its clock ran on by more than both (relative,
+            milliseconds) beyond what its events claim, against the role's best batch: the GPU was
+            done, and the host did not notice.
     """
 
     cap_s: float = 8.0
@@ -52,6 +57,8 @@ class ClockPolicy:
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     discard_part: float = 0.5
+    jolt_part: float = 0.01
+    jolt_ms: float = 0.5
 
 
 @dataclass(slots=True)
@@ -61,12 +68,19 @@ class Blocks:
     Attributes:
         ms: milliseconds per call by role, one entry per kept block.
         discarded: blocks thrown away, by reason.
+        jolted: blocks put aside, by role; empty when measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
     discarded: dict[str, int] = field(default_factory=dict)
+    jolted: list[Mapping[str, float]] = field(default_factory=list)
     capped: bool = False
+
+    def keep(self, block: Mapping[str, float]) -> None:
+        """Add one block's milliseconds per call, by role."""
+        for role, milliseconds in block.items():
+            self.ms[role].append(milliseconds)
 
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
         """Return the time of role over the time of another, with its interval."""
@@ -81,6 +95,7 @@ def measure(
     *,
     prepare: Callable[[], None] = lambda: None,
     condition: Callable[[], str] = lambda: "",
+    jolted: Callable[[], bool] = lambda: False,
     now: Callable[[], float] = time.monotonic,
 ) -> Blocks:
     """Run blocks until the candidate's ratio is narrow enough or the time is up.
@@ -92,6 +107,8 @@ def measure(
         order: decides who runs when within a block.
         prepare: called before each block.
         condition: called after each block; a reason to discard it, or nothing.
+        jolted: called after each block: whether the host got in its way. Such blocks are put
+            aside, unless most are: then they are what this machine is like, and count.
         now: seconds.
     """
     blocks = Blocks(ms={role: [] for role in roles})
@@ -101,19 +118,32 @@ def measure(
         sequence = list(roles)
         order.shuffle(sequence)
         block = {role: run(role) for role in sequence}
-        reason = condition()
+        reason, shaken = condition(), jolted()
         late = now() - began > policy.cap_s
         if reason:
             blocks.discarded[reason] = blocks.discarded.get(reason, 0) + 1
+        elif shaken:
+            blocks.jolted.append(block)
         else:
-            for role, milliseconds in block.items():
-                blocks.ms[role].append(milliseconds)
-        kept = len(blocks.ms[CANDIDATE])
-        if kept >= policy.min_blocks and _narrow(blocks, policy):
-            return blocks
-        if kept >= policy.max_blocks or (late and (kept >= 2 or reason)):
+            blocks.keep(block)
+        kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.jolted)
+        if kept >= policy.min_blocks and kept > aside and _narrow(blocks, policy):
+            break
+        if kept + aside >= policy.max_blocks or (late and (kept + aside >= 2 or reason)):
             blocks.capped = True
-            return blocks
+            break
+    _decide_jolted(blocks, policy)
+    return blocks
+
+
+def _decide_jolted(blocks: Blocks, policy: ClockPolicy) -> None:
+    aside, blocks.jolted = blocks.jolted, []
+    kept = len(blocks.ms[CANDIDATE])
+    if kept < 2 or len(aside) > policy.discard_part * (kept + len(aside)):
+        for block in aside:
+            blocks.keep(block)
+    elif aside:
+        blocks.discarded[JOLTED] = len(aside)
 
 
 def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
@@ -189,6 +219,21 @@ def lying(
                 f"the judge's clock: {word} in {len(off)} of {len(pairs)} batches"
             )
     return ""
+
+
+def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy) -> bool:
+    """Return whether the host came late to a batch that the GPU had done.
+
+    A candidate's events are claims, but what it could gain is little: at most half the blocks go,
+    and the figure is a median.
+
+    Args:
+        clocked_ms: the batch by the judge's clock.
+        beyond_ms: how much of it is beyond what its events claim.
+        best_ms: the least that was beyond them in this role's batches.
+        policy: what is no jolt.
+    """
+    return beyond_ms - best_ms > max(policy.jolt_ms, policy.jolt_part * clocked_ms)
 
 
 def overlaps(

@@ -68,6 +68,7 @@ class Crew:
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
+        self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
     def start(self, role: str) -> RemoteWorker:
@@ -184,17 +185,45 @@ class Crew:
             return self._options.baselines
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
-    def summon(self, problem: Problem) -> None:
-        """Start the workers that hold the reference, and have them load it in the background.
-
-        A CUDA context and what torch.compile imports take seconds: the checked calls hide them.
-        """
+    def _modes(self) -> dict[str, str | None]:
+        """Return torch.compile's mode by role, None for the reference as it is."""
         modes: dict[str, str | None] = {REFERENCE: None}
         for name in self._baseline_names():
             mode = BASELINES[name]
             modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
+        return modes
+
+    def call_in(self) -> None:
+        """Start the workers of torch.compile, and have them import it in the background.
+
+        That takes a core for seconds and touches no device: the wait for the device hides it.
+        """
+        compiling = [role for role, mode in self._modes().items() if mode is not None]
+        if not compiling:
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(len(compiling))
+        for role in compiling:
+            worker = self.start(role)
+            self._called[role] = worker, pool.submit(_said, worker, "import_compiler")
+        pool.shutdown(wait=False)
+
+    def summon(self, problem: Problem, *, profiled: bool) -> None:
+        """Start the workers that hold the reference, and have them load it in the background.
+
+        A CUDA context takes a second, and so does the profiler: the checked calls hide them.
+
+        Args:
+            problem: gives the constructor's arguments.
+            profiled: the candidate was under the profiler, which may cost a launch something ever
+                after: then the reference has to have been, too.
+        """
+        modes = self._modes()
 
         def load(role: str, worker: RemoteWorker) -> str:
+            if role in self._called:
+                why = self._called[role][1].result()
+                if why:
+                    return why
             try:
                 self.load(
                     worker,
@@ -207,22 +236,31 @@ class Crew:
                 )
             except (CannotLoad, WorkerFailed) as error:
                 return str(error)
-            return ""
+            return _said(worker, "start_profiler") if profiled else ""
 
         pool = concurrent.futures.ThreadPoolExecutor(len(modes))
-        started = {role: self.start(role) for role in modes}
+        started = {
+            role: self._called[role][0] if role in self._called else self.start(role)
+            for role in modes
+        }
         for role, worker in started.items():
             self._summoned[role] = worker, pool.submit(load, role, worker)
         pool.shutdown(wait=False)
 
-    def baselines(self, problem: Problem) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
+    def baselines(
+        self, problem: Problem, *, profiled: bool
+    ) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
         """Return loaded workers that hold the reference, and why others could not be loaded.
+
+        Args:
+            problem: as for summon.
+            profiled: as for summon.
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
         """
         if not self._summoned:
-            self.summon(problem)
+            self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
         failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
         failed = {role: why for role, why in failed.items() if why}
@@ -236,7 +274,7 @@ class Crew:
         """End all workers, and wait for those that were still loading."""
         for worker in self.workers:
             worker.kill()
-        loading = [loaded for _, loaded in self._summoned.values()]
+        loading = [busy for _, busy in (*self._called.values(), *self._summoned.values())]
         concurrent.futures.wait(loading, timeout=_DISMISS_S)
         for worker in self.workers:
             worker.close()
@@ -252,3 +290,12 @@ class Crew:
                 os.sched_setaffinity(int(task.name), {cores[0]})
         for worker in workers:
             worker.pin(set(cores[1:]))
+
+
+def _said(worker: RemoteWorker, do: str) -> str:
+    """Ask a worker for something that has no answer; return why it failed, or an empty string."""
+    try:
+        worker.ask(do)
+    except WorkerFailed as failed:
+        return str(failed)
+    return ""

@@ -199,6 +199,9 @@ class Judge:
         self._refuse_missing_hardware()
         self._enter("build")
         self._build(problem)
+        timed = self._options.timed and self._kind in ("cuda", "cpu")
+        if timed and self._kind == "cuda":
+            self._crew.call_in()
         self._await_device()
         self._enter("load")
         if self._kind == "cuda":
@@ -211,6 +214,7 @@ class Judge:
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
         match = self._match(problem, loaded)
         standard = self._standard()
+        profiled = self._kind == "cuda" and self._ships_cuda()
         quick = self._options.quick
         calls = self._policy.quick_calls if quick else self._policy.calls
         checker = check.Checker(
@@ -219,26 +223,24 @@ class Judge:
             match,
             standard,
             self._domain(),
-            count_launches=self._kind == "cuda" and self._ships_cuda(),
+            count_launches=profiled,
             orders=self._options.thread_orders,
         )
         self._facts.report = checker.report
         plan = trials.plan(self._seed, self._facts.modes, calls, self._settings.fold_state)
         counts = {m: sum(t.mode == m for t in plan) for m in self._facts.modes}
 
-        timed = self._options.timed and self._kind in ("cuda", "cpu")
-
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
             if timed and trial is plan[min(1, len(plan) - 1)] and self._roomy():
-                self._crew.summon(problem)
+                self._crew.summon(problem, profiled=profiled)
 
         self._emit("problem_code")
         checker.run(plan, progress)
         self._require_launches(worker, loaded)
         self._require_strength(checker)
         if timed:
-            self._time(problem, checker, worker, match)
+            self._time(problem, checker, worker, match, profiled)
         self._emit("harness_code")
 
     def _roomy(self) -> bool:
@@ -333,11 +335,16 @@ class Judge:
         return match
 
     def _time(
-        self, problem: Problem, checker: check.Checker, worker: RemoteWorker, match: state.Match
+        self,
+        problem: Problem,
+        checker: check.Checker,
+        worker: RemoteWorker,
+        match: state.Match,
+        profiled: bool,
     ) -> None:
         self._enter("time")
         options = self._options
-        others, failed = self._crew.baselines(problem)
+        others, failed = self._crew.baselines(problem, profiled=profiled)
         workers = {CANDIDATE: worker, **others}
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:

@@ -72,6 +72,11 @@ class _Flops(TorchDispatchMode):
     FlopCounterMode itself hooks into modules, and its hooks do not survive autograd.grad.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0

@@ -15,7 +15,7 @@ import torch
 from harness import bell
 from harness.domain import Baseline, HarnessError, Speed, SpeedOutcome, Status
 from harness.judge import clock, nvml, roofline, state
-from harness.judge.baton import Baton
+from harness.judge.baton import Baton, Timed
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
@@ -124,6 +124,8 @@ class Stopwatch:
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
         self._handshake_ms = {False: 0.0, True: 0.0}
         self._quiet_ms = float("inf")
+        self._best_beyond_ms: dict[str, float] = {}
+        self._jolted = False
         self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
 
@@ -177,6 +179,7 @@ class Stopwatch:
                     self._policy,
                     order,
                     condition=self._watch.condition,
+                    jolted=self._was_jolted,
                 )
                 break
             except _BaselineFailed as failed:
@@ -250,12 +253,14 @@ class Stopwatch:
         for log in self._logs.values():
             log.clocked_ms.clear()
             log.claimed_ms.clear()
+        self._jolted = False
         return calls
 
     def _fitting(self, calls: int) -> int:
         """Stage calls and run each role once over them; fewer where memory does not suffice."""
         while True:
             self._running = CANDIDATE
+            self._best_beyond_ms.clear()
             try:
                 self._stage.place(calls, list(self._batons.values()))
                 self._stage.refresh()
@@ -385,7 +390,21 @@ class Stopwatch:
         if not each:
             self._logs[role].clocked_ms.append(clocked)
             self._logs[role].claimed_ms.append(timed.claimed_ms)
+            self._look_for_jolt(baton.role, timed)
         return clocked
+
+    def _look_for_jolt(self, role: str, timed: Timed) -> None:
+        if timed.claimed_ms is None:
+            return
+        beyond = timed.total_ms - timed.claimed_ms
+        best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))
+        if clock.is_jolted(timed.total_ms, beyond, best, self._policy):
+            self._jolted = True
+
+    def _was_jolted(self) -> bool:
+        """Return whether a batch was jolted since this was asked last."""
+        jolted, self._jolted = self._jolted, False
+        return jolted
 
     def _warm_slots(self) -> int:
         properties = torch.cuda.get_device_properties(self._problem.device)
@@ -419,10 +438,12 @@ class Stopwatch:
             notes.append("its calls run side by side back to back: the latency counts")
         count = len(blocks.ms[CANDIDATE])
         dropped = sum(blocks.discarded.values())
+        throttled = dropped - blocks.discarded.get(clock.JOLTED, 0)
         outcome = clock.outcome(low, high, floor)
-        if dropped > policy.discard_part * (dropped + count):
+        if throttled > policy.discard_part * (throttled + count):
             outcome = SpeedOutcome.UNDECIDED
             notes.append("most blocks were throttled")
+        notes += [f"discarded: {n} x {why}" for why, n in sorted(blocks.discarded.items())]
         if self._watch.blind:
             notes.append(self._watch.blind)
         baselines = [self._baseline(name, blocks, floor) for name in self._others()]

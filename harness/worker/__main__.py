@@ -155,6 +155,16 @@ class Worker:
         else:
             self._shared[which] = arena
 
+    def do_import_compiler(self, request: dict[str, Any]) -> None:
+        """Import what torch.compile imports at its first use; touches no device."""
+        import torch._dynamo
+        import torch._inductor.compile_fx  # noqa: F401
+
+    def do_start_profiler(self, request: dict[str, Any]) -> None:
+        """Profile nothing: the first time takes seconds, and may leave its mark on launches."""
+        with launches.durations(self._device):
+            pass
+
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Import a file, construct its module, move it to the device."""
         self._kind = request["device"].partition(":")[0]

@@ -1,0 +1,87 @@
+"""Workers of baselines come early: what takes seconds the first time is done beside other work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.domain import Options, Pair
+from harness.judge import roofline
+from harness.judge.cache import ExtensionCache
+from harness.judge.clock import REFERENCE
+from harness.judge.crew import Crew
+from harness.judge.policy import Policy
+from harness.judge.problem import Problem
+
+FIXTURES = Path(__file__).parent / "fixtures"
+COMPILED = "torch.compile"
+
+
+@pytest.fixture
+def crew(tmp_path: Path) -> Iterator[Crew]:
+    pair = Pair(
+        name="linear",
+        problem=FIXTURES / "problems" / "linear.py",
+        solution=FIXTURES / "honest" / "more_precise.py",
+    )
+    crew = Crew(
+        pair,
+        Options(device="cpu", baselines=("compile",)),
+        Policy(),
+        tmp_path / "log",
+        ExtensionCache(tmp_path / "cache", pair.solution, "cpu"),
+        tmp_path / "compiled",
+        tf32=False,
+        seed=1,
+        notes=[],
+    )
+    crew._guarded = lambda: False  # what it guards is not looked at here
+    yield crew
+    crew.dismiss()
+
+
+def problem() -> Problem:
+    return Problem(FIXTURES / "problems" / "linear.py", {}, torch.device("cpu"), 1)
+
+
+def test_the_worker_that_was_called_in_is_the_one_that_loads(crew: Crew) -> None:
+    crew.call_in()
+    (early,) = crew.workers
+    assert early.role == COMPILED
+    workers, failed = crew.baselines(problem(), profiled=True)
+    assert failed == {}
+    assert workers[COMPILED] is early
+    assert set(workers) == {REFERENCE, COMPILED}
+
+
+def test_a_baseline_that_dies_early_is_named_and_hides_nobody(crew: Crew) -> None:
+    crew.call_in()
+    crew.workers[0].kill()
+    workers, failed = crew.baselines(problem(), profiled=False)
+    assert set(workers) == {REFERENCE}
+    assert "died" in failed[COMPILED] or "closed" in failed[COMPILED]
+
+
+def test_nothing_is_left_of_workers_that_nobody_asked_for(crew: Crew) -> None:
+    crew.call_in()
+    folder = crew.workers[0].folder
+    assert folder.is_dir()
+    crew.dismiss()
+    assert not folder.exists()
+
+
+def test_counting_flops_does_not_import_the_compiler() -> None:
+    """It took three seconds of every evaluation."""
+    script = (
+        "import sys, torch\n"
+        f"from {roofline.__name__} import _Flops\n"
+        "with _Flops() as flops: torch.ones(2, 3) @ torch.ones(3, 4)\n"
+        "print(flops.total, 'torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["48", "False"], done.stderr
