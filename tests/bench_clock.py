@@ -142,6 +142,7 @@ def repeat(arguments: argparse.Namespace) -> None:
                 continue
             ours.append(verdict.speed.speedup)
             usual.append(usual_speedup(pair, size, arguments.device))
+            print(f"{problem} {size}: {ours[-1]:.4f}, usual {usual[-1]:.4f}", flush=True)
         rows.append([f"{problem} {size}", kind, *spread(ours), *spread(usual)])
         print(rows[-1], flush=True)
     head = ["pair", "kind", "ours", "spread", "usual protocol", "spread"]
