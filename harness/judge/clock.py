@@ -82,6 +82,10 @@ class Blocks:
         for role, milliseconds in block.items():
             self.ms[role].append(milliseconds)
 
+    def medians(self) -> dict[str, float]:
+        """Return milliseconds per call by role, of roles with kept blocks."""
+        return {role: float(np.median(times)) for role, times in self.ms.items() if times}
+
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
         """Return the time of role over the time of another, with its interval."""
         return ratio_interval(self.ms[role], self.ms[over], seed)

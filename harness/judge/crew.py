@@ -208,15 +208,18 @@ class Crew:
         pool.shutdown(wait=False)
 
     def summon(self, problem: Problem, *, profiled: bool) -> None:
-        """Start the workers that hold the reference, and have them load it in the background.
+        """Start the workers that hold the reference, unless they are, and have them load it.
 
-        A CUDA context takes a second, and so does the profiler: the checked calls hide them.
+        In the background: a CUDA context takes a second and the profiler three, which the checked
+        calls hide.
 
         Args:
             problem: gives the constructor's arguments.
             profiled: the candidate was under the profiler, which may cost a launch something ever
                 after: then the reference has to have been, too.
         """
+        if self._summoned:
+            return
         modes = self._modes()
 
         def load(role: str, worker: RemoteWorker) -> str:
@@ -259,8 +262,7 @@ class Crew:
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
         """
-        if not self._summoned:
-            self.summon(problem, profiled=profiled)
+        self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
         failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
         failed = {role: why for role, why in failed.items() if why}

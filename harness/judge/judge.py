@@ -31,6 +31,7 @@ from harness.judge import (
     own_kernels,
     record,
     reduce,
+    requirements,
     state,
     timing,
     trials,
@@ -42,12 +43,16 @@ from harness.judge.policy import Policy
 from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.requirements import Settled
 from harness.judge.timed_outputs import TimedWrongly
 from harness.modules import describe_state
 from harness.settings import Settings
 
 Emit = Callable[..., None]
 
+_PLENTY_BYTES = 20 << 30
+"""With this much free on the GPU the baselines' workers come beside the checked calls: each takes
+about 1 GiB for its context, and its model."""
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
 
 
@@ -60,14 +65,6 @@ _OF_VALUES = frozenset(
         Status.WRONG_VALUES,
     }
 )
-
-
-class Settled(Exception):
-    """The verdict's status is known; carries status and message."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Judge:
@@ -196,16 +193,21 @@ class Judge:
         self._facts.modes = (
             (self._options.mode,) if self._options.mode else tuple(self._settings.modes)
         )
-        self._refuse_missing_hardware()
+        requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
         self._enter("build")
         self._build(problem)
         timed = self._options.timed and self._kind in ("cuda", "cpu")
+        profiled = self._kind == "cuda" and own_kernels.ships_cuda(
+            own_kernels.sources_of(self._text, ())
+        )
         if timed and self._kind == "cuda":
             self._crew.call_in()
         self._await_device()
         self._enter("load")
         if self._kind == "cuda":
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
+            if timed and self._free_bytes() > _PLENTY_BYTES:
+                self._crew.summon(problem, profiled=profiled)
         problem.move(self._device)
         worker = self._crew.start("candidate")
         loaded = self._crew.load(
@@ -214,7 +216,6 @@ class Judge:
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
         match = self._match(problem, loaded)
         standard = self._standard()
-        profiled = self._kind == "cuda" and self._ships_cuda()
         quick = self._options.quick
         calls = self._policy.quick_calls if quick else self._policy.calls
         checker = check.Checker(
@@ -232,27 +233,21 @@ class Judge:
 
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
-            if timed and trial is plan[min(1, len(plan) - 1)] and self._roomy():
+            # After the first call what is free is what the candidate will leave.
+            second = timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]
+            if second and self._free_bytes() > _PLENTY_BYTES:
                 self._crew.summon(problem, profiled=profiled)
 
         self._emit("problem_code")
         checker.run(plan, progress)
-        self._require_launches(worker, loaded)
-        self._require_strength(checker)
+        requirements.launches(self._facts, worker, loaded, self._text, self._kind)
+        requirements.strength(checker.report.survivors)
         if timed:
             self._time(problem, checker, worker, match, profiled)
         self._emit("harness_code")
 
-    def _roomy(self) -> bool:
-        """Return whether the baselines' workers may start beside the checked calls.
-
-        After the first of these, what is free on the GPU is what they will leave; on the CPU, time
-        is what there is too little of.
-        """
-        if self._kind != "cuda":
-            return False
-        free, total = torch.cuda.mem_get_info(self._device)
-        return free > total // 4
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self._device)[0]
 
     def _overrides(self) -> dict[str, Any]:
         size = self._options.size
@@ -274,19 +269,6 @@ class Judge:
             self._reduced = text = ", ".join(f"{n}={v}" for n, v in changes.items())
             self._facts.notes.append(f"reduced size: {text}; paths for the full size did not run")
         return changes
-
-    def _refuse_missing_hardware(self) -> None:
-        wanted = self._solution_settings("requires")
-        if not wanted:
-            return
-        if self._kind != "cuda":
-            raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is {self._kind}")
-        major, minor = torch.cuda.get_device_capability(self._device)
-        digits = re.sub(r"\D", "", str(wanted))
-        exact = str(wanted)[-1] in "af"
-        have = major * 10 + minor
-        if have < int(digits) or (exact and have != int(digits)):
-            raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is sm_{have}")
 
     def _build(self, problem: Problem) -> None:
         """Import the solution once in a worker that is thrown away, to fill the cache."""
@@ -406,47 +388,6 @@ class Judge:
             mode=self._timed_mode(),
             rng=trials.derived(self._seed, "ncu", "rng") % 2**31,
         )
-
-    # --- requirements ---------------------------------------------------------------------------
-
-    def _ships_cuda(self) -> bool:
-        return own_kernels.ships_cuda(own_kernels.sources_of(self._text, ()))
-
-    def _require_launches(self, worker: RemoteWorker, loaded: dict[str, Any]) -> None:
-        sources = own_kernels.sources_of(self._text, map(str, loaded.get("files", [])))
-        ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
-        if not ships or self._kind == "cpu":
-            return
-        if self._kind == "emulated":
-            self._facts.launches = worker.launches or 0
-        else:
-            own = own_kernels.kernel_names(sources)
-            kernels = self._facts.report.kernels if self._facts.report else {}
-            self._facts.launches = own_kernels.launches_of(own, kernels)
-            if not kernels and not own:
-                self._facts.notes.append("kernel launches could not be counted")
-                return
-        if self._facts.launches:
-            return
-        if worker.unsupported:
-            raise Settled(Status.SKIPPED, causes.CANNOT + worker.unsupported[0])
-        why = f"; its build failed: {worker.build_failures[0]}" if worker.build_failures else ""
-        raise Settled(
-            Status.NO_KERNEL_LAUNCHED,
-            f"it ships CUDA, but none of its own kernels ran in {self._calls()} calls{why}",
-        )
-
-    def _calls(self) -> int:
-        return self._facts.report.calls if self._facts.report else 0
-
-    def _require_strength(self, checker: check.Checker) -> None:
-        survivors = sorted(checker.report.survivors)
-        if survivors:
-            names = ", ".join(survivors)
-            raise Settled(
-                Status.WEAK_PROBLEM,
-                f"an impostor passes every check: {names}; a PASSED here would mean nothing",
-            )
 
     # --- records --------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from harness import bell
-from harness.domain import Baseline, HarnessError, Speed, SpeedOutcome, Status
-from harness.judge import clock, nvml, roofline, state
+from harness.domain import HarnessError, Speed, Status
+from harness.judge import clock, nvml, state
 from harness.judge.baton import Baton, Timed
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
@@ -22,6 +22,7 @@ from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.speed import Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
 from harness.judge.timed_outputs import OutputCheck, TimedWrongly
@@ -191,7 +192,26 @@ class Stopwatch:
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
         self._progress("bound")
-        return self._record(blocks, calls, latency)
+        medians = blocks.medians()
+        measured = Measured(
+            blocks=blocks,
+            calls=calls,
+            latency_ms=latency,
+            claimed_ms=self._claimed_ms(CANDIDATE, calls),
+            device_ms={
+                role: self._device_ms(role, calls, medians[role])
+                for role in (REFERENCE, CANDIDATE)
+                if role in medians
+            },
+            handshake_ms=self._handshake_ms[True],
+            baselines=tuple(self._others()),
+            failed=self._failed,
+            work=self._survey.work,
+            peaks=self._survey.peaks,
+            gpu=self._watch.record(),
+            notes=tuple(n for n in (self._cache_note(calls), self._watch.blind) if n),
+        )
+        return speed_of(measured, self._policy)
 
     # --- preparation ----------------------------------------------------------------------------
 
@@ -416,93 +436,19 @@ class Stopwatch:
 
     # --- the record -----------------------------------------------------------------------------
 
-    def _record(
-        self,
-        blocks: clock.Blocks,
-        calls: int,
-        latency: Mapping[str, float],
-    ) -> Speed:
-        policy = self._policy
-        medians = {role: float(np.median(times)) for role, times in blocks.ms.items() if times}
-        if CANDIDATE not in medians or len(blocks.ms[CANDIDATE]) < 2:
-            why = ", ".join(f"{n} x {r}" for r, n in blocks.discarded.items())
-            return Speed(outcome=SpeedOutcome.UNDECIDED, note=f"every block was discarded: {why}")
-        floor = clock.noise_floor(blocks, policy)
-        ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
-        shape = "throughput"
-        notes = [self._cache_note(calls)]
-        if clock.overlaps(medians, latency, policy):
-            shape = "latency"
-            factor = (latency[REFERENCE] / latency[CANDIDATE]) / ratio
-            ratio, low, high = ratio * factor, low * factor, high * factor
-            notes.append("its calls run side by side back to back: the latency counts")
-        count = len(blocks.ms[CANDIDATE])
-        dropped = sum(blocks.discarded.values())
-        throttled = dropped - blocks.discarded.get(clock.JOLTED, 0)
-        outcome = clock.outcome(low, high, floor)
-        if throttled > policy.discard_part * (throttled + count):
-            outcome = SpeedOutcome.UNDECIDED
-            notes.append("most blocks were throttled")
-        notes += [f"discarded: {n} x {why}" for why, n in sorted(blocks.discarded.items())]
-        if self._watch.blind:
-            notes.append(self._watch.blind)
-        baselines = [self._baseline(name, blocks, floor) for name in self._others()]
-        baselines += [Baseline(name=n, note=why) for n, why in self._failed.items()]
-        figures = latency if shape == "latency" else medians
-        claims = [c / calls for c in self._logs[CANDIDATE].claimed_ms if c is not None]
-        device_ms = {r: self._device_ms(r, calls, medians[r]) for r in (REFERENCE, CANDIDATE)}
-        limit = None
-        if self._survey.peaks is not None:
-            limit = roofline.bound(list(self._survey.work), self._survey.peaks, figures[CANDIDATE])
-            if limit.share > 1.0:
-                notes.append(roofline.why_below(limit))
-        return Speed(
-            outcome=outcome,
-            speedup=ratio,
-            low=low,
-            high=high,
-            reference_ms=figures[REFERENCE],
-            candidate_ms=figures[CANDIDATE],
-            claimed_ms=float(np.median(claims)) if claims and self._on_gpu else None,
-            batches=count,
-            calls_per_batch=calls,
-            note="; ".join(notes),
-            shape=shape,
-            reference_latency_ms=latency[REFERENCE],
-            candidate_latency_ms=latency[CANDIDATE],
-            reference_device_ms=device_ms[REFERENCE],
-            candidate_device_ms=device_ms[CANDIDATE],
-            noise_floor=floor,
-            late_bound=self._handshake_ms[True] / max(medians[CANDIDATE] * calls, 1e-9),
-            handshake_ms=self._handshake_ms[True],
-            discarded=dropped,
-            capped=blocks.capped,
-            baselines=tuple(baselines),
-            bound=limit,
-            gpu=self._watch.record(),
-            blocks={role: tuple(times) for role, times in blocks.ms.items()},
-        )
+    def _claimed_ms(self, role: str, calls: int) -> float | None:
+        claims = [c / calls for c in self._logs[role].claimed_ms if c is not None]
+        return float(np.median(claims)) if claims and self._on_gpu else None
 
-    def _device_ms(self, role: str, calls: int, figure_ms: float) -> float | None:
+    def _device_ms(self, role: str, calls: int, median_ms: float) -> float | None:
         if not self._on_gpu:
             return None
-        claims = [c / calls for c in self._logs[role].claimed_ms if c is not None]
-        if figure_ms >= _PROFILED_MS and claims:
-            return float(np.median(claims))
+        claimed = self._claimed_ms(role, calls)
+        if median_ms >= _PROFILED_MS and claimed is not None:
+            return claimed
         few = [i % self._stage.count for i in range(min(calls, 3))]
         self._running = role
         return self._batons[role].device_ms(self._setting.mode, few)
-
-    def _baseline(self, name: str, blocks: clock.Blocks, floor: float) -> Baseline:
-        ratio, low, high = blocks.ratio(name, CANDIDATE)
-        return Baseline(
-            name=name,
-            outcome=clock.outcome(low, high, floor),
-            speedup=ratio,
-            low=low,
-            high=high,
-            baseline_ms=float(np.median(blocks.ms[name])),
-        )
 
     def _cache_note(self, calls: int) -> str:
         text = f"{calls} distinct inputs a batch, written after the candidate was stopped"

@@ -1,0 +1,99 @@
+"""What must hold of a pair beside right answers: hardware, own kernels, a strong problem."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from harness.domain import Status
+from harness.judge import causes, own_kernels
+from harness.judge.record import Facts
+from harness.judge.remote import RemoteWorker
+
+
+class Settled(Exception):
+    """The verdict's status is known; carries status and message."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def hardware(wanted: str | None, kind: str, device: torch.device) -> None:
+    """See that the device is what a solution requires.
+
+    Args:
+        wanted: e.g. ``sm_90`` or later, ``sm_90a`` for exactly that; None for any device.
+        kind: ``cuda``, ``emulated`` or ``cpu``.
+        device: where the pair is judged.
+
+    Raises:
+        Settled: it is not (SKIPPED).
+    """
+    if not wanted:
+        return
+    if kind != "cuda":
+        raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is {kind}")
+    major, minor = torch.cuda.get_device_capability(device)
+    digits = re.sub(r"\D", "", wanted)
+    exact = wanted[-1] in "af"
+    have = major * 10 + minor
+    if have < int(digits) or (exact and have != int(digits)):
+        raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is sm_{have}")
+
+
+def launches(
+    facts: Facts, worker: RemoteWorker, loaded: Mapping[str, Any], text: str, kind: str
+) -> None:
+    """See that a solution which ships CUDA launched a kernel of its own, and note how many.
+
+    Args:
+        facts: of the checked calls; takes the count.
+        worker: the candidate's.
+        loaded: what it said of its extensions.
+        text: the solution's source.
+        kind: ``cuda``, ``emulated`` or ``cpu``.
+
+    Raises:
+        Settled: none ran (NO_KERNEL_LAUNCHED, SKIPPED where the runner cannot run it).
+    """
+    sources = own_kernels.sources_of(text, map(str, loaded.get("files", [])))
+    ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
+    if not ships or kind == "cpu":
+        return
+    if kind == "emulated":
+        facts.launches = worker.launches or 0
+    else:
+        own = own_kernels.kernel_names(sources)
+        kernels = facts.report.kernels if facts.report else {}
+        facts.launches = own_kernels.launches_of(own, kernels)
+        if not kernels and not own:
+            facts.notes.append("kernel launches could not be counted")
+            return
+    if facts.launches:
+        return
+    if worker.unsupported:
+        raise Settled(Status.SKIPPED, causes.CANNOT + worker.unsupported[0])
+    why = f"; its build failed: {worker.build_failures[0]}" if worker.build_failures else ""
+    calls = facts.report.calls if facts.report else 0
+    raise Settled(
+        Status.NO_KERNEL_LAUNCHED,
+        f"it ships CUDA, but none of its own kernels ran in {calls} calls{why}",
+    )
+
+
+def strength(survivors: Iterable[str]) -> None:
+    """See that no impostor gives answers that pass.
+
+    Raises:
+        Settled: one does (WEAK_PROBLEM).
+    """
+    names = ", ".join(sorted(survivors))
+    if names:
+        raise Settled(
+            Status.WEAK_PROBLEM,
+            f"an impostor passes every check: {names}; a PASSED here would mean nothing",
+        )

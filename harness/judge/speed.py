@@ -1,0 +1,119 @@
+"""What a pair's measured blocks say: from figures to the record, with nothing measured any more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.domain import Baseline, Speed, SpeedOutcome
+from harness.judge import clock, roofline
+from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Everything that was measured of one pair. Times are milliseconds a call, unless a batch.
+
+    Attributes:
+        blocks: batches by role.
+        calls: calls in a batch.
+        latency_ms: of calls that are waited for, by role.
+        claimed_ms: what the candidate's events say; None without a GPU.
+        device_ms: what the GPU was busy, by role; None where it is not known.
+        handshake_ms: of a batch: what was subtracted.
+        baselines: roles beside reference and candidate.
+        failed: why further baselines have no figure, by name.
+        work: passes of one call.
+        peaks: what the device can do; None where there is no GPU.
+        gpu: what was seen of it meanwhile.
+        notes: what the reader should know.
+    """
+
+    blocks: Blocks
+    calls: int
+    latency_ms: Mapping[str, float]
+    claimed_ms: float | None
+    device_ms: Mapping[str, float | None]
+    handshake_ms: float
+    baselines: Sequence[str]
+    failed: Mapping[str, str]
+    work: Sequence[roofline.Pass]
+    peaks: roofline.Peaks | None
+    gpu: Mapping[str, Any]
+    notes: Sequence[str]
+
+
+def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
+    """Return the record of a pair's speed.
+
+    Args:
+        measured: figures.
+        policy: what counts.
+    """
+    blocks, latency = measured.blocks, measured.latency_ms
+    medians = blocks.medians()
+    dropped = dict(sorted(blocks.discarded.items()))
+    count = len(blocks.ms[CANDIDATE])
+    if count < 2:
+        why = ", ".join(f"{n} x {r}" for r, n in dropped.items())
+        return Speed(outcome=SpeedOutcome.UNDECIDED, note=f"every block was discarded: {why}")
+    floor = clock.noise_floor(blocks, policy)
+    ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
+    shape, figures, notes = "throughput", medians, list(measured.notes)
+    if clock.overlaps(medians, latency, policy):
+        shape, figures = "latency", dict(latency)
+        factor = (latency[REFERENCE] / latency[CANDIDATE]) / ratio
+        ratio, low, high = ratio * factor, low * factor, high * factor
+        notes.append("its calls run side by side back to back: the latency counts")
+    outcome = clock.outcome(low, high, floor)
+    throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
+    if throttled > policy.discard_part * (throttled + count):
+        outcome = SpeedOutcome.UNDECIDED
+        notes.append("most blocks were throttled")
+    notes += [f"discarded: {n} x {reason}" for reason, n in dropped.items()]
+    limit = None
+    if measured.peaks is not None:
+        limit = roofline.bound(list(measured.work), measured.peaks, figures[CANDIDATE])
+        if limit.share > 1.0:
+            notes.append(roofline.why_below(limit))
+    baselines = [_baseline(name, blocks, floor) for name in measured.baselines]
+    baselines += [Baseline(name=name, note=why) for name, why in measured.failed.items()]
+    return Speed(
+        outcome=outcome,
+        speedup=ratio,
+        low=low,
+        high=high,
+        reference_ms=figures[REFERENCE],
+        candidate_ms=figures[CANDIDATE],
+        claimed_ms=measured.claimed_ms,
+        batches=count,
+        calls_per_batch=measured.calls,
+        note="; ".join(notes),
+        shape=shape,
+        reference_latency_ms=latency[REFERENCE],
+        candidate_latency_ms=latency[CANDIDATE],
+        reference_device_ms=measured.device_ms[REFERENCE],
+        candidate_device_ms=measured.device_ms[CANDIDATE],
+        noise_floor=floor,
+        late_bound=measured.handshake_ms / max(medians[CANDIDATE] * measured.calls, 1e-9),
+        handshake_ms=measured.handshake_ms,
+        discarded=sum(dropped.values()),
+        capped=blocks.capped,
+        baselines=tuple(baselines),
+        bound=limit,
+        gpu=measured.gpu,
+        blocks={role: tuple(times) for role, times in blocks.ms.items()},
+    )
+
+
+def _baseline(name: str, blocks: Blocks, floor: float) -> Baseline:
+    ratio, low, high = blocks.ratio(name, CANDIDATE)
+    return Baseline(
+        name=name,
+        outcome=clock.outcome(low, high, floor),
+        speedup=ratio,
+        low=low,
+        high=high,
+        baseline_ms=blocks.medians()[name],
+    )

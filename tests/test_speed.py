@@ -1,0 +1,102 @@
+"""From measured blocks to the record, with figures that the test makes up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from harness.domain import SpeedOutcome, Status
+from harness.judge import clock, requirements
+from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
+from harness.judge.roofline import Pass, Peaks
+from harness.judge.speed import Measured, speed_of
+
+STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
+MEASURED = Measured(
+    blocks=Blocks(
+        ms={
+            REFERENCE: [2 * t for t in STEADY],
+            AGAIN: [2 * t for t in reversed(STEADY)],
+            CANDIDATE: STEADY,
+            "torch.compile": [1.5 * t for t in STEADY],
+        }
+    ),
+    calls=20,
+    latency_ms={REFERENCE: 2.05, CANDIDATE: 1.05},
+    claimed_ms=0.99,
+    device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
+    handshake_ms=0.4,
+    baselines=("torch.compile",),
+    failed={"torch.compile max-autotune": "died with SIGSEGV"},
+    work=(Pass(moved_bytes=3_600_000_000, flops=0),),
+    peaks=Peaks(copy_gb_s=4000.0),
+    gpu={},
+    notes=("L2 cold",),
+)
+
+
+def changed(ms: dict[str, list[float]], **more: object) -> Measured:
+    blocks = dataclasses.replace(MEASURED.blocks, ms={**MEASURED.blocks.ms, **ms}, **more)
+    return dataclasses.replace(MEASURED, blocks=blocks)
+
+
+def test_a_steady_pair_has_its_figures_and_its_bounds() -> None:
+    speed = speed_of(MEASURED, ClockPolicy())
+    assert speed.outcome is SpeedOutcome.FASTER
+    assert speed.speedup == pytest.approx(2.0)
+    assert speed.late_bound == pytest.approx(0.4 / 20)
+    assert speed.bound is not None and speed.bound.share == pytest.approx(0.9)
+    compiled, failed = speed.baselines
+    assert compiled.speedup == pytest.approx(1.5)
+    assert failed.speedup is None and "SIGSEGV" in failed.note
+    assert speed.note == "L2 cold"
+
+
+def test_without_blocks_there_is_no_figure_and_a_reason() -> None:
+    empty = {role: [] for role in MEASURED.blocks.ms}
+    speed = speed_of(changed(empty, discarded={"hardware slowdown": 4}), ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED
+    assert speed.speedup is None
+    assert "4 x hardware slowdown" in speed.note
+
+
+def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
+    hot = speed_of(changed({}, discarded={"hardware slowdown": 6}), ClockPolicy())
+    assert hot.outcome is SpeedOutcome.UNDECIDED
+    assert "most blocks were throttled" in hot.note
+    shaken = speed_of(changed({}, discarded={clock.JOLTED: 6}), ClockPolicy())
+    assert shaken.outcome is SpeedOutcome.FASTER
+    assert shaken.discarded == 6 and f"6 x {clock.JOLTED}" in shaken.note
+
+
+def test_overlapping_calls_are_judged_by_their_latency() -> None:
+    overlapping = dataclasses.replace(MEASURED, latency_ms={REFERENCE: 2.0, CANDIDATE: 2.0})
+    speed = speed_of(overlapping, ClockPolicy())
+    assert speed.shape == "latency"
+    assert speed.speedup == pytest.approx(1.0)
+    assert speed.candidate_ms == 2.0
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "fits"),
+    [
+        (None, (7, 0), True),
+        ("sm_90", (9, 0), True),
+        ("sm_90", (10, 0), True),
+        ("sm_90", (8, 9), False),
+        ("sm_90a", (9, 0), True),
+        ("sm_90a", (10, 0), False),
+    ],
+)
+def test_required_hardware_is_that_or_later_and_a_suffix_means_exactly(
+    monkeypatch: pytest.MonkeyPatch, wanted: str | None, capability: tuple[int, int], fits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if fits:
+        requirements.hardware(wanted, "cuda", torch.device("cpu"))
+        return
+    with pytest.raises(requirements.Settled, match=f"requires {wanted}") as settled:
+        requirements.hardware(wanted, "cuda", torch.device("cpu"))
+    assert settled.value.status is Status.SKIPPED
