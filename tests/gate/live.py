@@ -1,7 +1,8 @@
 """The gate on a real GPU: N runs without a change, then a planted slowdown, then statistics.
 
     python tests/gate/live.py --out live.json           # on a machine with a GPU
-    python tests/gate/live.py --replay live.json        # anywhere: every run against every other
+    python tests/gate/live.py --stored live.json        # more runs against what that one stored
+    python tests/gate/live.py --replay live.json ...    # anywhere: every run against every other
 
 Pairs are copied to a folder of their own, stored with ``--update-baseline`` and checked N times
 with ``--check-baseline``. The planted slowdown computes a share of the rows twice: the result
@@ -58,10 +59,11 @@ def main() -> int:
     add("--budget", type=float, default=560.0, help="stop starting runs after these seconds")
     add("--args", default="--quick --size full", help="more arguments for run_eval.py")
     add("--out", type=Path, default=Path("live.json"))
-    add("--replay", type=Path, help="only the statistics, from a file that --out wrote")
+    add("--stored", type=Path, help="check against what this file of --out stored; no planted runs")
+    add("--replay", type=Path, nargs="+", help="only the statistics, from files that --out wrote")
     options = parser.parse_args()
     if options.replay:
-        return replay(json.loads(options.replay.read_text()))
+        return replay(together([json.loads(path.read_text()) for path in options.replay]))
     record = live(options)
     options.out.write_text(json.dumps(record, indent=1))
     return replay(record)
@@ -91,16 +93,26 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{kind:10} exit {code} in {seconds:5.1f} s  {said}", flush=True)
             options.out.write_text(json.dumps(record))
 
-        gate("warm-up")
-        gate("stored", "--update-baseline")
+        if options.stored:
+            record["stored"] = json.loads(options.stored.read_text())["stored"]
+            (root / "stored.json").write_text(json.dumps(record["stored"]))
+            command = [sys.executable, str(ROOT / "run_eval.py"), "--root", str(root)]
+            command += ["--report", str(root / "stored.json"), "--update-baseline"]
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            options.planted_runs = 0
+        else:
+            gate("warm-up")
+            gate("stored", "--update-baseline")
         # Planted first: they are few, and the unchanged runs use whatever time is left.
         target = root / "solutions" / slowed / "solution.py"
         original = target.read_text(encoding="utf-8")
-        target.write_text(original + PLANT.format(share=options.percent / 100), encoding="utf-8")
-        gate("warm-up")
-        for _ in range(options.planted_runs):
-            gate("planted", "--check-baseline")
-        target.write_text(original, encoding="utf-8")
+        if options.planted_runs:
+            slow = original + PLANT.format(share=options.percent / 100)
+            target.write_text(slow, encoding="utf-8")
+            gate("warm-up")
+            for _ in range(options.planted_runs):
+                gate("planted", "--check-baseline")
+            target.write_text(original, encoding="utf-8")
         for _ in range(options.runs):
             if time.monotonic() - began > options.budget:
                 print("stopped: the time is up")
@@ -133,6 +145,17 @@ def evaluate(
     if plain["error"] or not plain["verdicts"]:
         raise SystemExit(f"exit code {done.returncode}: {plain['error']}\n{done.stderr[-2000:]}")
     return plain, seconds, done.returncode
+
+
+def together(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one record with the runs of all; they were checked against the same stored one."""
+    first = records[0]
+    if any(record["stored"] != first["stored"] for record in records):
+        raise SystemExit("these files have not stored the same run. Next: replay them one by one")
+    return first | {
+        kind: [run for record in records for run in record[kind]]
+        for kind in ("unchanged", "planted")
+    }
 
 
 def replay(record: dict[str, Any]) -> int:
