@@ -14,6 +14,9 @@ from harness import nursery
 
 live: set[int] = set()
 """Process ids of workers that have not been ended: the judge's only rightful children."""
+_LISTS_CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+_STOP_ROUNDS = 100
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 births = threading.Lock()
 """Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
 
@@ -32,24 +35,89 @@ def resident_bytes(pid: int) -> int:
     return sum(int(kilobytes) for kilobytes in found) * 1024
 
 
-def family(pid: int, uid: int | None) -> dict[int, float]:
-    """Return seconds of CPU by process id for a worker and what it started.
+def family(pid: int, *, orphans: bool) -> dict[int, float]:
+    """Return seconds of CPU by process id for a worker and all that descends from it.
+
+    By descent alone: a process can leave its session, hide its owner and change its name, but not
+    its parents; who loses them is adopted by the judge, a subreaper.
 
     Args:
-        pid: the worker: its session is its own.
-        uid: its own user id, None where it shares the judge's.
+        pid: the worker.
+        orphans: whether what the judge has adopted belongs to it: it runs a solution's code.
     """
-    ticks = os.sysconf("SC_CLK_TCK")
-    found = {}
+    children = _children if _LISTS_CHILDREN else _parents().get
+    todo = [pid]
+    if orphans:
+        rightful = live | nursery.waiting_pids()
+        todo += [child for child in children(os.getpid()) or () if child not in rightful]
+    found: dict[int, float] = {}
+    while todo:
+        member = todo.pop()
+        if member in found:
+            continue
+        stat = _stat(member)
+        if stat:
+            found[member] = sum(int(ticks) for ticks in stat[11:15]) / _TICKS_PER_S
+            todo += children(member) or ()
+    return found
+
+
+def stop(pid: int, *, orphans: bool) -> None:
+    """Stop a worker and its family, and return when the worker stands still.
+
+    What is found after the others were stopped may have been started by them before: until there
+    is nothing new.
+    """
+    stopped: set[int] = set()
+    for _ in range(_STOP_ROUNDS):
+        fresh = (family(pid, orphans=True).keys() if orphans else {pid}) - stopped
+        for member in fresh:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGSTOP)
+        if not fresh:
+            break
+        stopped |= fresh
+        for _ in range(1000):
+            stat = _stat(pid)
+            if not stat or stat[0] in "TtZX":
+                break
+            time.sleep(0.0001)
+
+
+def resume(pid: int, *, orphans: bool) -> None:
+    """Let go on what stop stopped, but for the worker itself."""
+    if orphans:
+        for member in family(pid, orphans=True).keys() - {pid}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGCONT)
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process from its state on; none where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    """Return a process's children; complete where they are stopped."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def _parents() -> dict[int, list[int]]:
+    """Return all processes by their parent: where the kernel does not list children."""
+    found: dict[int, list[int]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
-            try:
-                fields = Path(f"/proc/{entry.name}/stat").read_text().rpartition(")")[2].split()
-                mine = int(fields[3]) == pid or (uid is not None and entry.stat().st_uid == uid)
-            except OSError:
-                continue
-            if mine:
-                found[int(entry.name)] = sum(int(f) for f in fields[11:15]) / ticks
+            stat = _stat(int(entry.name))
+            if stat:
+                found.setdefault(int(stat[1]), []).append(int(entry.name))
     return found
 
 

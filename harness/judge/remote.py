@@ -20,6 +20,8 @@ import torch
 import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
+from harness.judge import processes
+from harness.judge.cores import sit
 from harness.judge.drain import Drain
 from harness.judge.processes import births, family, kill_leftovers, live, resident_bytes
 
@@ -134,6 +136,7 @@ class RemoteWorker:
         self.findings_path = self.folder / "findings.jsonl"
         root = os.geteuid() == 0
         self.uid = None
+        self._untrusted = untrusted
         if untrusted:
             self.uid = fresh_uid()
             if root:
@@ -332,17 +335,7 @@ class RemoteWorker:
 
     def pause(self) -> None:
         """Stop the worker and all that it started; returns when it stands still."""
-        for pid in family(self._process.pid, self.uid if os.geteuid() == 0 else None):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGSTOP)
-        for _ in range(1000):
-            try:
-                stat = Path(f"/proc/{self._process.pid}/stat").read_text()
-            except OSError:
-                return
-            if stat.rpartition(")")[2].split()[0] in "TtZX":
-                return
-            time.sleep(0.0001)
+        processes.stop(self._process.pid, orphans=self._untrusted)
 
     def resume(self) -> None:
         """Let the worker go on."""
@@ -351,10 +344,11 @@ class RemoteWorker:
 
     def resume_family(self) -> None:
         """Let go on what the worker started outside its process group."""
-        for pid in family(self._process.pid, self.uid if os.geteuid() == 0 else None):
-            if pid != self._process.pid:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGCONT)
+        processes.resume(self._process.pid, orphans=self._untrusted)
+
+    def seat(self, core: int) -> bool:
+        """Keep the worker's main thread on a core; return whether that could be done."""
+        return sit(self._process.pid, core)
 
     def pin(self, cores: set[int]) -> None:
         """Keep every thread of the worker on some cores; threads to come inherit it."""
@@ -440,7 +434,7 @@ class RemoteWorker:
 
     def _watch_family(self, now: float) -> None:
         """Add up the memory of the worker's children, and see whether a compiler still works."""
-        found = family(self._process.pid, self.uid if os.geteuid() == 0 else None)
+        found = family(self._process.pid, orphans=self._untrusted)
         self._children_bytes = sum(resident_bytes(p) for p in found if p != self._process.pid)
         if not self._compiling:
             self._busy_at = now

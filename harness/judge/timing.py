@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import torch
 
 from harness import bell
 from harness.domain import HarnessError, Speed, Status
-from harness.judge import clock, nvml, state
+from harness.judge import clock, cores, nvml, state
 from harness.judge.baton import Baton, Timed
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
@@ -127,6 +128,7 @@ class Stopwatch:
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted = False
+        self._seats = ""
         self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
 
@@ -139,6 +141,7 @@ class Stopwatch:
             InvalidReference: the reference did.
             HarnessError: there is no memory to time even single calls.
         """
+        seat = os.sched_getaffinity(0)
         try:
             return self._measured()
         except WorkerFailed as failed:
@@ -150,6 +153,8 @@ class Stopwatch:
                     "Next: a smaller --size, or --baselines eager"
                 ) from failed
             raise InvalidReference(f"while it was timed, the reference {failed}") from failed
+        finally:
+            os.sched_setaffinity(0, seat)
 
     def _measured(self) -> Speed:
         self._progress("stage")
@@ -209,7 +214,7 @@ class Stopwatch:
             work=self._survey.work,
             peaks=self._survey.peaks,
             gpu=self._watch.record(),
-            notes=tuple(n for n in (self._cache_note(calls), self._watch.blind) if n),
+            notes=tuple(n for n in (self._cache_note(calls), self._seats, self._watch.blind) if n),
         )
         return speed_of(measured, self._policy)
 
@@ -256,6 +261,7 @@ class Stopwatch:
                 self._batons[role].keep = 1
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
+        self._take_seats()
         for role in self._batons:
             self._batch(role, 1)
         per_call_ms = max((self._batch(REFERENCE, 1) + self._batch(CANDIDATE, 1)) / 2, 1e-3)
@@ -275,6 +281,20 @@ class Stopwatch:
             log.claimed_ms.clear()
         self._jolted = False
         return calls
+
+    def _take_seats(self) -> None:
+        """Give the judge a core and all workers another; on the CPU they have theirs."""
+        if not self._on_gpu:
+            return
+        taken = cores.seats_for(self._problem.device)
+        if taken is None:
+            self._seats = "one core: judge and workers share it"
+            return
+        workers = [baton.worker for baton in self._batons.values()]
+        if cores.sit(0, taken.judge) and all(w.seat(taken.workers) for w in workers):
+            self._seats = f"judge on core {taken.judge}, workers on core {taken.workers}"
+        else:
+            self._seats = "judge and workers run where the system puts them"
 
     def _fitting(self, calls: int) -> int:
         """Stage calls and run each role once over them; fewer where memory does not suffice."""
