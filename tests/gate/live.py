@@ -199,8 +199,16 @@ def alone(run: Run) -> Run:
 def decided(stored: Run, now: Run, second: Run) -> list[tuple[str, GateClass]]:
     """Return each pair's class in one replayed gate run."""
 
+    devices = {v.pair: v.device for v in now.verdicts}
+
     def again(names: Any) -> Any:
-        return [v for v in second.verdicts if v.pair in names]
+        # Runs of machines with more or fewer GPUs meet here: what is measured again stays where
+        # the first measurement was.
+        return [
+            dataclasses.replace(v, device=devices[v.pair])
+            for v in second.verdicts
+            if v.pair in names
+        ]
 
     decision, _ = check(stored_from_run(stored), now, remeasure=again)
     return [(d.pair, d.gate_class) for d in decision.pairs]
