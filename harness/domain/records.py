@@ -152,7 +152,7 @@ class Speed:
         noise_floor: relative; the reference against itself in the same blocks.
         late_bound: relative; the most that work finished after *done* could have gained.
         handshake_ms: what a batch costs beside its calls, already subtracted.
-        discarded: blocks thrown away because the GPU was throttled.
+        discarded: blocks put aside because the GPU was throttled or the host busy; see note.
         capped: whether time ran out before the interval was narrow enough.
         baselines: other baselines.
         bound: speed of light, None where unknown.
