@@ -186,6 +186,22 @@ def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / 200 <= 1.0
 
 
+def test_middle_mean_is_deaf_to_a_third_at_each_end() -> None:
+    assert clock.middle_mean(np.array([1.0, 5.0, 900.0])) == 5.0
+    assert clock.middle_mean(np.array([2.0, 4.0])) == 3.0
+    rows = np.array([[9.0, 2.0, 3.0, 4.0, 1.0, 900.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+    assert clock.middle_mean(rows).tolist() == [3.5, 1.0]
+
+
+def test_both_batches_of_the_reference_count() -> None:
+    blocks = Blocks(ms={REFERENCE: [10.0, 10.0], AGAIN: [12.0, 12.0], CANDIDATE: [1.0, 1.0]})
+    assert blocks.figures() == {REFERENCE: 11.0, AGAIN: 12.0, CANDIDATE: 1.0}
+    assert blocks.ratio(REFERENCE, CANDIDATE) == (11.0, 11.0, 11.0)
+    assert blocks.ratio(REFERENCE, AGAIN)[0] == pytest.approx(10 / 12)
+    del blocks.ms[AGAIN]
+    assert blocks.ratio(REFERENCE, CANDIDATE)[0] == 10.0
+
+
 def test_ratio_of_too_little_is_refused() -> None:
     with pytest.raises(HarnessError, match="two block pairs"):
         clock.ratio_interval([1.0], [1.0], 0)

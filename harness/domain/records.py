@@ -92,7 +92,7 @@ class Baseline:
             the reference itself and stands in Speed.
         outcome: of the candidate against this baseline; UNTIMED where it failed.
         speedup, low, high: baseline time / candidate time with its 95 % interval.
-        baseline_ms: median time of one call, milliseconds.
+        baseline_ms: time of one call (trimmed mean), milliseconds.
         note: why it failed.
     """
 
@@ -134,10 +134,10 @@ class Speed:
 
     Attributes:
         outcome: see SpeedOutcome; against the reference in eager PyTorch.
-        speedup: reference time / candidate time, ratio of medians.
+        speedup: reference time / candidate time, ratio of trimmed means.
         low: lower end of the 95 % bootstrap interval of the ratio.
         high: upper end.
-        reference_ms: median time of one call of the reference, milliseconds.
+        reference_ms: time of one call of the reference (trimmed mean), milliseconds.
         candidate_ms: the same for the candidate.
         claimed_ms: what the candidate's own CUDA events claim; None where there is none.
         batches: how many batches of each went into the figures.

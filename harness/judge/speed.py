@@ -52,7 +52,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         policy: what counts.
     """
     blocks, latency = measured.blocks, measured.latency_ms
-    medians = blocks.medians()
+    throughput = blocks.figures()
     dropped = dict(sorted(blocks.discarded.items()))
     count = len(blocks.ms[CANDIDATE])
     if count < 2:
@@ -60,8 +60,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         return Speed(outcome=SpeedOutcome.UNDECIDED, note=f"every block was discarded: {why}")
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
-    shape, figures, notes = "throughput", medians, list(measured.notes)
-    if clock.overlaps(medians, latency, policy):
+    shape, figures, notes = "throughput", throughput, list(measured.notes)
+    if clock.overlaps(throughput, latency, policy):
         shape, figures = "latency", dict(latency)
         factor = (latency[REFERENCE] / latency[CANDIDATE]) / ratio
         ratio, low, high = ratio * factor, low * factor, high * factor
@@ -96,7 +96,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         reference_device_ms=measured.device_ms[REFERENCE],
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,
-        late_bound=measured.handshake_ms / max(medians[CANDIDATE] * measured.calls, 1e-9),
+        late_bound=measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls, 1e-9),
         handshake_ms=measured.handshake_ms,
         discarded=sum(dropped.values()),
         capped=blocks.capped,
@@ -115,5 +115,5 @@ def _baseline(name: str, blocks: Blocks, floor: float) -> Baseline:
         speedup=ratio,
         low=low,
         high=high,
-        baseline_ms=blocks.medians()[name],
+        baseline_ms=blocks.figures()[name],
     )

@@ -197,16 +197,16 @@ class Stopwatch:
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
         self._progress("bound")
-        medians = blocks.medians()
+        figures = blocks.figures()
         measured = Measured(
             blocks=blocks,
             calls=calls,
             latency_ms=latency,
             claimed_ms=self._claimed_ms(CANDIDATE, calls),
             device_ms={
-                role: self._device_ms(role, calls, medians[role])
+                role: self._device_ms(role, calls, figures[role])
                 for role in (REFERENCE, CANDIDATE)
-                if role in medians
+                if role in figures
             },
             handshake_ms=self._handshake_ms[True],
             baselines=tuple(self._others()),
@@ -460,11 +460,11 @@ class Stopwatch:
         claims = [c / calls for c in self._logs[role].claimed_ms if c is not None]
         return float(np.median(claims)) if claims and self._on_gpu else None
 
-    def _device_ms(self, role: str, calls: int, median_ms: float) -> float | None:
+    def _device_ms(self, role: str, calls: int, figure_ms: float) -> float | None:
         if not self._on_gpu:
             return None
         claimed = self._claimed_ms(role, calls)
-        if median_ms >= _PROFILED_MS and claimed is not None:
+        if figure_ms >= _PROFILED_MS and claimed is not None:
             return claimed
         few = [i % self._stage.count for i in range(min(calls, 3))]
         self._running = role
