@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 _waiting: list[Hatched] = []
+_reaping = threading.Lock()
 
 
 @dataclass(slots=True)
@@ -35,14 +37,15 @@ class Hatched:
 
     def poll(self) -> int | None:
         """Return the exit code, -N for signal N, None while it runs."""
-        if self.returncode is None:
-            try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:
-                pid, status = self.pid, 0
-            if pid:
-                self.returncode = os.waitstatus_to_exitcode(status)
-        return self.returncode
+        with _reaping:  # the second of two threads would find no child, and call that a success
+            if self.returncode is None:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:
+                    pid, status = self.pid, 0
+                if pid:
+                    self.returncode = os.waitstatus_to_exitcode(status)
+            return self.returncode
 
     def wait(self, timeout_s: float) -> int | None:
         """Wait for the end at most so long; return what poll returns."""

@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from harness.environment import find_nvcc, nvcc_version
+
 
 def toolchain(device: str) -> dict[str, str | None]:
     """Return versions and architectures that an extension is built with.
@@ -22,6 +24,7 @@ def toolchain(device: str) -> dict[str, str | None]:
         "device": device,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "nvcc": _nvcc() if device == "cuda" else "",
         "python": sys.implementation.cache_tag,
         "arch": _architectures() if device == "cuda" else "",
         "compiler": _compiler(),
@@ -34,7 +37,12 @@ def _architectures() -> str:
     if listed:
         return listed
     visible = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-    return ",".join(f"{major}.{minor}" for major, minor in sorted(visible))
+    return ",".join(f"{major}.{minor}" for major, minor in sorted(visible)) + "+PTX"
+
+
+def _nvcc() -> str | None:
+    nvcc = find_nvcc()
+    return nvcc_version(nvcc) if nvcc else None
 
 
 def _compiler() -> str:

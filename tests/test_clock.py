@@ -129,7 +129,8 @@ def test_machine_that_throttles_all_the_time_ends_at_the_cap() -> None:
 
 def test_jolted_blocks_are_put_aside_and_counted() -> None:
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
-    jolts = itertools.chain([False, True, False, False, True], itertools.repeat(False))
+    late = [[], [REFERENCE], [], [], [CANDIDATE, AGAIN]]
+    jolts = itertools.chain(late, itertools.repeat([]))
     blocks = machine.measure(jolted=lambda: next(jolts))
     assert blocks.discarded == {clock.JOLTED: 2}
     assert len(blocks.ms[CANDIDATE]) == POLICY.min_blocks
@@ -153,7 +154,7 @@ def test_one_jolt_does_not_open_the_interval(put_aside: bool) -> None:
         ROLES,
         ClockPolicy(min_blocks=5, max_blocks=5),
         random.Random(7),
-        jolted=lambda: put_aside and in_the_third(),
+        jolted=lambda: [CANDIDATE] if put_aside and in_the_third() else [],
         now=lambda: machine.now_s,
     )
     _, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
@@ -162,10 +163,28 @@ def test_one_jolt_does_not_open_the_interval(put_aside: bool) -> None:
 
 def test_a_host_that_jolts_most_blocks_is_measured_as_it_is() -> None:
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
-    blocks = machine.measure(jolted=lambda: True)
+    blocks = machine.measure(jolted=lambda: [REFERENCE])
     assert blocks.discarded == {}
     assert len(blocks.ms[CANDIDATE]) >= 2
     assert blocks.capped
+
+
+def test_a_candidate_cannot_have_its_slow_blocks_put_aside() -> None:
+    """It says of four blocks in ten that the host was late."""
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0}, noise=0.01)
+    slow = itertools.cycle([[], [CANDIDATE], [], [], [CANDIDATE]])
+    blocks = machine.measure(ClockPolicy(min_blocks=20, max_blocks=20), jolted=lambda: next(slow))
+    assert blocks.discarded == {}
+    assert len(blocks.ms[CANDIDATE]) == 20
+
+
+def test_what_a_candidate_says_does_not_keep_believed_jolts() -> None:
+    machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0}, noise=0.01)
+    late = [[CANDIDATE]] * 8 + [[REFERENCE, CANDIDATE]] * 3 + [[]] * 9
+    jolts = itertools.chain(late, itertools.repeat([]))
+    blocks = machine.measure(ClockPolicy(min_blocks=20, max_blocks=20), jolted=lambda: next(jolts))
+    assert blocks.discarded == {clock.JOLTED: 3}
+    assert len(blocks.ms[CANDIDATE]) == 17
 
 
 def test_jolt_is_what_the_clock_saw_and_the_events_did_not() -> None:
@@ -275,8 +294,11 @@ class FakeWorker:
             order = words[-bell.MAX_CALLS :][:count].tolist()
             self.act(bell.Bell(self.arenas["bell"]), self.arenas["show"], self.number, order)
 
+    def see_it_stood(self) -> None:
+        self.events.append("looked at")
+
     def resume_family(self) -> None:
-        pass
+        self.events.append("family let go")
 
     def answer(self) -> dict[str, float]:
         return {"claimed_ms": 1.0}
@@ -294,12 +316,27 @@ def test_candidate_stands_still_until_go() -> None:
     baton.arm("eval", [], each=False)
     assert worker.events == ["stopped"]
     timed = baton.run([2, 0, 1], 3, random.Random(1), 2)
-    assert worker.events == ["stopped", "let go"]
+    assert worker.events == ["stopped", "looked at", "family let go", "let go"]
     assert timed.order == (2, 0, 1)
     assert timed.picks[-1] == 2
     baton.rest()
     baton.rest()
-    assert worker.events == ["stopped", "let go", "stopped"]
+    assert worker.events[4:] == ["stopped"]
+
+
+def test_a_helper_has_no_head_start_on_the_clock() -> None:
+    """What a candidate started is let go on after the clock has been, and after the look."""
+    worker = FakeWorker(finish)
+    started_after: list[int] = []
+
+    def now() -> float:
+        started_after.append(len(worker.events))
+        return 0.0
+
+    baton = Baton(CANDIDATE, worker, torch.device("cpu"), trusted=False, timeout_s=1.0, clock=now)
+    baton.arm("eval", [], each=False)
+    baton.run([0], 1, random.Random(1), 1)
+    assert worker.events[: started_after[0]] == ["stopped", "looked at"]
 
 
 def test_order_is_written_with_go_and_not_before() -> None:

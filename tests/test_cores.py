@@ -10,33 +10,74 @@ from pathlib import Path
 import pytest
 
 from harness.judge import cores
-from harness.judge.cores import Seats, seats
+from harness.judge.cores import Seats, pairs_of_cores
 
 TWO_THREADS = {cpu: frozenset({cpu % 8, cpu % 8 + 8}) for cpu in range(16)}
 ALONE = {cpu: frozenset({cpu}) for cpu in range(16)}
 
 
 def test_judge_and_workers_have_cores_of_their_own_near_the_gpu() -> None:
-    taken = seats(0, {4, 5, 6, 7, 12, 13, 14, 15}, set(range(16)), TWO_THREADS)
-    assert taken == Seats(judge=7, workers=6)
+    near = {4, 5, 6, 7, 12, 13, 14, 15}
+    taken = pairs_of_cores(near, set(range(16)), TWO_THREADS)
+    assert taken == [Seats(judge=7, workers=6), Seats(judge=5, workers=4)]
 
 
 def test_two_threads_of_a_core_are_one_core() -> None:
-    assert seats(0, set(), {3, 11}, TWO_THREADS) is None
-    assert seats(0, set(), {3, 11, 12}, TWO_THREADS) == Seats(judge=12, workers=3)
-
-
-def test_pairs_on_several_gpus_sit_apart_while_there_are_cores() -> None:
-    taken = [seats(index, set(), set(range(8)), ALONE) for index in range(5)]
-    used = [core for t in taken[:4] if t for core in (t.judge, t.workers)]
-    assert sorted(used) == list(range(8))
-    assert taken[4] == taken[0]
+    assert pairs_of_cores(set(), {3, 11}, TWO_THREADS) == []
+    assert pairs_of_cores(set(), {3, 11, 12}, TWO_THREADS) == [Seats(judge=12, workers=3)]
 
 
 def test_what_is_near_counts_only_as_far_as_it_may_be_used() -> None:
-    assert seats(0, {20, 21}, {0, 1}, ALONE) == Seats(judge=1, workers=0)
-    assert seats(0, {1, 20}, {0, 1}, ALONE) == Seats(judge=1, workers=0)
-    assert seats(0, set(), {5}, ALONE) is None
+    assert pairs_of_cores({20, 21}, {0, 1}, ALONE) == [Seats(judge=1, workers=0)]
+    assert pairs_of_cores(set(), {5}, ALONE) == []
+
+
+TAKE = """
+import os, sys
+from pathlib import Path
+import torch
+from harness.judge import cores
+class Properties: pci_domain_id = 0; pci_bus_id = 0xfe; pci_device_id = 0x1f
+torch.cuda.get_device_properties = lambda device: Properties
+os.sched_getaffinity = lambda pid: {0, 1, 2, 3, 4}
+cores._CPUS = Path("/nowhere")
+print(cores.seats_for(torch.device("cuda", 0), Path(sys.argv[1])), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_judges_that_see_one_gpu_each_sit_apart(tmp_path: Path) -> None:
+    """Each sees its GPU as the first; cores are taken, and given back when a judge ends."""
+    said, judges = [], []
+    for turn in range(4):
+        if turn == 3:
+            judges[0].communicate()
+        judge = subprocess.Popen(
+            [sys.executable, "-c", TAKE, str(tmp_path / "locks")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert judge.stdout is not None
+        said.append(judge.stdout.readline().strip())
+        judges.append(judge)
+    for judge in judges[1:]:
+        judge.communicate()
+    first, second = "Seats(judge=4, workers=3)", "Seats(judge=2, workers=1)"
+    assert said == [first, second, "None", first]
+
+
+def test_all_sit_down_or_none() -> None:
+    everywhere = os.sched_getaffinity(0)
+    core = max(everywhere)
+    assert not cores.sit_all([os.getpid(), 2**22 + 1], core)
+    assert os.sched_getaffinity(0) == everywhere
+    try:
+        assert cores.sit_all([os.getpid()], core)
+        assert os.sched_getaffinity(0) == {core}
+    finally:
+        cores.stand_up(everywhere)
+    assert os.sched_getaffinity(0) == everywhere
 
 
 @pytest.mark.parametrize("text", ["0-2,8\n", "0,1,2,8"])
@@ -56,8 +97,6 @@ def test_only_the_main_thread_sits_down() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     everywhere = os.sched_getaffinity(process.pid)
-    if len(everywhere) < 2:
-        pytest.skip("needs two cores")
     try:
         core = max(everywhere)
         assert cores.sit(process.pid, core)

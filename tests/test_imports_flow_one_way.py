@@ -15,7 +15,7 @@ NEUTRAL |= {"wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
     "pretend_cuda": set(),
-    "toolchain": set(),
+    "toolchain": {"environment"},
     "modules": set(),
     "source": {"domain"},
     "settings": {"domain"},

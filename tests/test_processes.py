@@ -65,36 +65,122 @@ def test_hidden_process_stands_still_with_its_worker(
     monkeypatch.setattr(processes, "_LISTS_CHILDREN", listed and processes._LISTS_CHILDREN)
     worker, child = hidden
     assert {worker, child} <= processes.family(worker, orphans=True).keys()
-    processes.stop(worker, orphans=True)
-    time.sleep(0.05)
+    still = processes.stop(worker, orphans=True)
     assert state(worker) == state(child) == "T"
-    processes.resume(worker, orphans=True)
+    time.sleep(0.05)
+    assert processes.stood_still(worker, still)
+    processes.resume(still, worker)
     time.sleep(0.05)
     assert state(child) in "SR"
     assert state(worker) == "T"
+    assert not processes.stood_still(worker, still)
     os.kill(worker, signal.SIGCONT)
 
 
 def test_a_trusted_worker_is_stopped_alone(hidden: tuple[int, int]) -> None:
     worker, child = hidden
-    processes.stop(worker, orphans=False)
+    still = processes.stop(worker, orphans=False)
     assert state(worker) == "T"
     assert state(child) in "SR"
+    processes.resume(still, worker)
+    assert state(worker) == "T"
     os.kill(worker, signal.SIGCONT)
 
 
-def test_another_worker_is_not_in_the_family(hidden: tuple[int, int]) -> None:
-    worker, _ = hidden
-    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    processes.live.add(other.pid)
+def started(script: str, **how: bool) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, **how)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def test_only_orphans_are_in_the_family_of_what_the_judge_has_adopted() -> None:
+    """Another worker is not, nor what the judge or the problem's code in it has started."""
+    sleep = "import time; print(flush=True); time.sleep(60)"
+    worker, other, helper = started(sleep), started(sleep, start_new_session=True), started(sleep)
+    processes.live.update((worker.pid, other.pid))
     try:
-        assert other.pid not in processes.family(worker, orphans=True)
-        processes.live.discard(other.pid)
-        assert other.pid in processes.family(worker, orphans=True)
+        assert processes.family(worker.pid, orphans=True).keys() == {worker.pid}
+        processes.live.discard(other.pid)  # nobody's any more
+        assert other.pid in processes.family(worker.pid, orphans=True)
+        assert helper.pid not in processes.family(worker.pid, orphans=True)
     finally:
-        processes.live.discard(other.pid)
-        other.kill()
-        other.wait()
+        processes.live.difference_update((worker.pid, other.pid))
+        for process in (worker, other, helper):
+            ended(process)
+
+
+def test_busy_threads_stand_still() -> None:
+    script = """
+import threading
+def work():
+    while True: sum(range(1000))
+for _ in range(3): threading.Thread(target=work, daemon=True).start()
+print(flush=True)
+work()
+"""
+    worker = started(script)
+    try:
+        for _ in range(20):
+            still = processes.stop(worker.pid, orphans=True)
+            time.sleep(0.005)
+            assert processes.stood_still(worker.pid, still)
+            processes.resume(still, worker.pid)
+            os.kill(worker.pid, signal.SIGCONT)
+            time.sleep(0.002)
+            assert not processes.stood_still(worker.pid, still)
+    finally:
+        ended(worker)
+
+
+def test_who_wakes_itself_is_seen() -> None:
+    """A timer whose signal is SIGCONT ends a stop; what is done then shows."""
+    script = """
+import signal
+signal.signal(signal.SIGCONT, lambda *_: None)
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+import ctypes, ctypes.util
+librt = ctypes.CDLL(None)
+class Sigevent(ctypes.Structure):
+    _fields_ = [("value", ctypes.c_void_p), ("signo", ctypes.c_int), ("notify", ctypes.c_int),
+                ("pad", ctypes.c_byte * 48)]
+class Spec(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_long) for n in ("every_s", "every_ns", "first_s", "first_ns")]
+timer = ctypes.c_void_p()
+event = Sigevent(signo=signal.SIGCONT, notify=0)
+assert librt.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) == 0
+spec = Spec(0, 20_000_000, 0, 20_000_000)
+assert librt.timer_settime(timer, 0, ctypes.byref(spec), None) == 0
+print(flush=True)
+while True:
+    pass
+"""
+    worker = started(script)
+    try:
+        try:
+            still = processes.stop(worker.pid, orphans=True)
+        except processes.Restless:
+            return  # seen at once
+        time.sleep(0.1)
+        assert not processes.stood_still(worker.pid, still)
+    finally:
+        ended(worker)
+
+
+def test_who_never_stands_is_restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_STAND_S", 0.2)
+    monkeypatch.setattr(processes, "_stands", lambda process, thread: False)
+    worker = started("import time; print(flush=True); time.sleep(60)")
+    try:
+        with pytest.raises(processes.Restless):
+            processes.stop(worker.pid, orphans=True)
+    finally:
+        ended(worker)
 
 
 def test_what_is_gone_has_no_family() -> None:

@@ -22,13 +22,20 @@ ATTACKS = sorted(
     for path in FOLDER.glob("*.py")
     if path.stem != "problem" and not path.read_text().startswith("# device: cuda")
 )
-EVERY_TIME = {"look_ahead", "skips_some", "slows_the_reference", "spoils_the_inputs"}
+EVERY_TIME = {
+    "look_ahead",
+    "skips_some",
+    "slows_the_reference",
+    "spoils_the_inputs",
+    "wakes_itself",
+}
 FOUND_OUT = {
     "cached_by_pointer",
     "cached_by_shape",
     "half_the_rows",
     "lower_precision",
     "skips_some",
+    "wakes_itself",
 }
 EITHER = {"thread_fills_in"}
 """On a loaded machine its threads may be done before anyone looks: the clock has waited too."""

@@ -24,7 +24,7 @@ def test_four_gpus_of_a_kind_build_what_one_builds(monkeypatch: pytest.MonkeyPat
     _machine(monkeypatch, (9, 0), (9, 0), (9, 0), (9, 0))
     assert toolchain("cuda") == one
     assert content_key("x", {}, "cuda") == key
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")  # what torch makes of what it sees
     assert toolchain("cuda") == one
 
 
@@ -55,6 +55,9 @@ def test_what_another_tool_chain_built_does_not_count_as_there(
     assert cache.complete()
     _machine(monkeypatch, (8, 0))
     assert not cache.complete()
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
     assert cache.complete()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
+    assert not cache.complete()
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0+PTX")
     assert not ExtensionCache(tmp_path / "cache", solution, "cuda", ["sm_90"]).complete()

@@ -124,8 +124,9 @@ class Baton:
             chosen.append(secret.randrange(first, positions))
         chosen.sort()
         self._bell.write_order(order)
-        self.worker.resume_family()
+        self.worker.see_it_stood()
         began = self._clock()
+        self.worker.resume_family()  # a helper's head start is on the clock
         self._bell.go(self._number)
         self.worker.resume()
         self._resting = False
@@ -153,6 +154,7 @@ class Baton:
     def wake(self) -> None:
         """Let the worker answer requests again."""
         if self._resting:
+            self.worker.see_it_stood()
             self.worker.resume_family()
             self.worker.resume()
             self._resting = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,7 @@ class ClockPolicy:
             the reference's, means that calls overlap.
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
             than this part were jolted, the host is like that, and they count.
+        claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
         jolt_part, jolt_ms: a batch was jolted where its clock ran on by more than both (relative,
             milliseconds) beyond what its events claim, against the role's best batch: the GPU was
             done, and the host did not notice.
@@ -58,6 +59,7 @@ class ClockPolicy:
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     discard_part: float = 0.5
+    claimed_part: float = 0.1
     jolt_part: float = 0.01
     jolt_ms: float = 0.5
 
@@ -69,13 +71,14 @@ class Blocks:
     Attributes:
         ms: milliseconds per call by role, one entry per kept block.
         discarded: blocks thrown away, by reason.
-        jolted: blocks put aside, by role; empty when measuring has ended.
+        jolted: blocks put aside, and whether a role that can be believed said so; empty when
+            measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
     discarded: dict[str, int] = field(default_factory=dict)
-    jolted: list[Mapping[str, float]] = field(default_factory=list)
+    jolted: list[tuple[Mapping[str, float], bool]] = field(default_factory=list)
     capped: bool = False
 
     def keep(self, block: Mapping[str, float]) -> None:
@@ -113,7 +116,7 @@ def measure(
     *,
     prepare: Callable[[], None] = lambda: None,
     condition: Callable[[], str] = lambda: "",
-    jolted: Callable[[], bool] = lambda: False,
+    jolted: Callable[[], Collection[str]] = tuple,
     now: Callable[[], float] = time.monotonic,
 ) -> Blocks:
     """Run blocks until the candidate's ratio is narrow enough or the time is up.
@@ -125,8 +128,10 @@ def measure(
         order: decides who runs when within a block.
         prepare: called before each block.
         condition: called after each block; a reason to discard it, or nothing.
-        jolted: called after each block: whether the host got in its way. Such blocks are put
-            aside, unless most are: then they are what this machine is like, and count.
+        jolted: called after each block: in whose batches the host was late. Such blocks are put
+            aside, unless most are: then they are what this machine is like, and count. Those of
+            which the candidate alone says so are put aside as long as they are few: it could
+            choose its slow ones.
         now: seconds.
     """
     blocks = Blocks(ms={role: [] for role in roles})
@@ -136,12 +141,12 @@ def measure(
         sequence = list(roles)
         order.shuffle(sequence)
         block = {role: run(role) for role in sequence}
-        reason, shaken = condition(), jolted()
+        reason, shaken = condition(), set(jolted())
         late = now() - began > policy.cap_s
         if reason:
             blocks.discarded[reason] = blocks.discarded.get(reason, 0) + 1
         elif shaken:
-            blocks.jolted.append(block)
+            blocks.jolted.append((block, shaken != {CANDIDATE}))
         else:
             blocks.keep(block)
         kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.jolted)
@@ -156,9 +161,14 @@ def measure(
 
 def _decide_jolted(blocks: Blocks, policy: ClockPolicy) -> None:
     aside, blocks.jolted = blocks.jolted, []
-    kept = len(blocks.ms[CANDIDATE])
-    if kept < 2 or len(aside) > policy.discard_part * (kept + len(aside)):
-        for block in aside:
+    count = len(blocks.ms[CANDIDATE]) + len(aside)
+    claimed = [block for block, believed in aside if not believed]
+    if len(claimed) > max(1, policy.claimed_part * count):
+        aside = [(block, believed) for block, believed in aside if believed]
+        for block in claimed:
+            blocks.keep(block)
+    if count - len(aside) < 2 or len(aside) > policy.discard_part * count:
+        for block, _ in aside:
             blocks.keep(block)
     elif aside:
         blocks.discarded[JOLTED] = len(aside)
@@ -259,9 +269,6 @@ def lying(
 
 def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy) -> bool:
     """Return whether the host came late to a batch that the GPU had done.
-
-    A candidate's events are claims, but what it could gain is little: at most half the blocks go,
-    and the figure is a trimmed mean.
 
     Args:
         clocked_ms: the batch by the judge's clock.

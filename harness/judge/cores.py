@@ -10,8 +10,11 @@ share one core, one at a time, and the judge has another, both near the GPU.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ import torch
 
 _CPUS = Path("/sys/devices/system/cpu")
 _PCI = Path("/sys/bus/pci/devices")
+_locks: list[int] = []
+"""Descriptors of the locks that this process holds on cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,30 +35,31 @@ class Seats:
     workers: int
 
 
-def seats(
-    index: int, near: set[int], allowed: set[int], siblings: dict[int, frozenset[int]]
-) -> Seats | None:
-    """Return two cores for the pair on one GPU; None where there are not two.
+def pairs_of_cores(
+    near: set[int], allowed: set[int], siblings: Mapping[int, frozenset[int]]
+) -> list[Seats]:
+    """Return the seats there are, the best first.
 
     Args:
-        index: of the GPU: pairs on several GPUs get cores of their own while there are any.
         near: CPUs at the GPU's side of the machine; empty where that is not known.
         allowed: CPUs that this process may use.
         siblings: the CPUs that are threads of the same core, by CPU.
     """
     usable = (near & allowed) or allowed
-    if len({siblings.get(cpu, frozenset({cpu})) for cpu in usable}) < 2:
-        usable = allowed
     # One thread of each core. The last ones first: interrupts and other programs like the first.
-    cores = sorted({min(siblings.get(cpu, frozenset({cpu})) & usable) for cpu in usable})[::-1]
-    if len(cores) < 2:
-        return None
-    at = 2 * index % (len(cores) - len(cores) % 2)
-    return Seats(judge=cores[at], workers=cores[at + 1])
+    one = sorted({min(siblings.get(cpu, frozenset({cpu})) & usable) for cpu in usable})[::-1]
+    return [Seats(judge=j, workers=w) for j, w in zip(one[::2], one[1::2], strict=False)]
 
 
-def seats_for(device: torch.device) -> Seats | None:
-    """Return the cores for a pair on a CUDA device, by what the system says of it."""
+def seats_for(device: torch.device, folder: Path | None = None) -> Seats | None:
+    """Return two cores for a pair on a CUDA device that no other judge of this user has.
+
+    They are this process's until it ends: judges that see one GPU each would all choose the same.
+
+    Args:
+        device: decides which cores are near.
+        folder: where the lock of each core stands; None is the user's own.
+    """
     allowed = os.sched_getaffinity(0)
     siblings = {
         cpu: frozenset(_numbers(_CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") | {cpu})
@@ -63,19 +69,62 @@ def seats_for(device: torch.device) -> Seats | None:
     names = ("pci_domain_id", "pci_bus_id", "pci_device_id")
     domain, bus, slot = (getattr(properties, name, 0) for name in names)
     near = _numbers(_PCI / f"{domain:04x}:{bus:02x}:{slot:02x}.0" / "local_cpulist")
-    return seats(device.index or 0, near, allowed, siblings)
+    folder = folder or Path(tempfile.gettempdir()) / f"kernel-eval-{os.getuid()}"
+    best = pairs_of_cores(near, allowed, siblings)
+    further = [s for s in pairs_of_cores(set(), allowed, siblings) if s not in best]
+    return next((s for s in [*best, *further] if _claimed(s, folder)), None)
+
+
+def _claimed(wanted: Seats, folder: Path) -> bool:
+    """Return whether both cores are ours now."""
+    held: list[int] = []
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for core in (wanted.judge, wanted.workers):
+            held.append(
+                os.open(folder / f"core-{core}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            )
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        for descriptor in held:
+            os.close(descriptor)
+        return False
+    _locks.extend(held)
+    return True
 
 
 def sit(pid: int, core: int) -> bool:
     """Keep a process's main thread on a core; return whether that could be done.
 
-    Its other threads stay free: what was started before, a pool of the solution's or autograd's,
-    keeps its own.
+    Its other threads stay free. One that it starts later sits with it.
     """
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, {core})
         return True
     return False
+
+
+def sit_all(pids: Iterable[int], core: int) -> bool:
+    """Have all sit down or none: half of them pinned would be worse than neither."""
+    before: dict[int, set[int]] = {}
+    try:
+        for pid in pids:
+            before[pid] = os.sched_getaffinity(pid)
+            os.sched_setaffinity(pid, {core})
+    except OSError:
+        for pid, cores in before.items():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(pid, cores)
+        return False
+    return True
+
+
+def stand_up(before: set[int]) -> None:
+    """Let all threads of this process run where it could before it sat down."""
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            if len(os.sched_getaffinity(int(task.name))) == 1:
+                os.sched_setaffinity(int(task.name), before)
 
 
 def _numbers(path: Path) -> set[int]:

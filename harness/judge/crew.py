@@ -17,6 +17,8 @@ from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
 
+_FIRST_TIME_S = 300.0
+"""For what an import or a driver takes the first time: our work, not the user's limit."""
 _DISMISS_S = 5.0
 """For a request to a worker that was just ended to notice it."""
 
@@ -239,7 +241,9 @@ class Crew:
                 )
             except (CannotLoad, WorkerFailed) as error:
                 return str(error)
-            return _said(worker, "start_profiler") if profiled else ""
+            if profiled and (why := _said(worker, "start_profiler")):
+                self._notes.append(f"{role}: its profiler did not start: {why}")
+            return ""
 
         pool = concurrent.futures.ThreadPoolExecutor(len(modes))
         started = {
@@ -297,7 +301,7 @@ class Crew:
 def _said(worker: RemoteWorker, do: str) -> str:
     """Ask a worker for something that has no answer; return why it failed, or an empty string."""
     try:
-        worker.ask(do)
+        worker.ask(do, timeout_s=_FIRST_TIME_S)
     except WorkerFailed as failed:
         return str(failed)
     return ""

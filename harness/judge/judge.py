@@ -51,8 +51,9 @@ from harness.settings import Settings
 Emit = Callable[..., None]
 
 _PLENTY_BYTES = 20 << 30
-"""With this much free on the GPU the baselines' workers come beside the checked calls: each takes
-about 1 GiB for its context, and its model."""
+"""With this much free, and as much beside it, the baselines' workers come before the first call:
+each takes about 1 GiB for its context, and its model. Else they come when the candidate has shown
+what it leaves."""
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
 
 
@@ -206,7 +207,8 @@ class Judge:
         self._enter("load")
         if self._kind == "cuda":
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
-            if timed and self._free_bytes() > _PLENTY_BYTES:
+            free, total = torch.cuda.mem_get_info(self._device)
+            if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
                 self._crew.summon(problem, profiled=profiled)
         problem.move(self._device)
         worker = self._crew.start("candidate")
@@ -235,8 +237,10 @@ class Judge:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
             # After the first call what is free is what the candidate will leave.
             second = timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]
-            if second and self._free_bytes() > _PLENTY_BYTES:
-                self._crew.summon(problem, profiled=profiled)
+            if second:
+                free, total = torch.cuda.mem_get_info(self._device)
+                if free > total // 4:
+                    self._crew.summon(problem, profiled=profiled)
 
         self._emit("problem_code")
         checker.run(plan, progress)
@@ -245,9 +249,6 @@ class Judge:
         if timed:
             self._time(problem, checker, worker, match, profiled)
         self._emit("harness_code")
-
-    def _free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self._device)[0]
 
     def _overrides(self) -> dict[str, Any]:
         size = self._options.size

@@ -8,6 +8,8 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness import nursery
@@ -15,7 +17,8 @@ from harness import nursery
 live: set[int] = set()
 """Process ids of workers that have not been ended: the judge's only rightful children."""
 _LISTS_CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
-_STOP_ROUNDS = 100
+_STAND_S = 2.0
+"""For a thread that is in the driver's hands to come to its stop."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 births = threading.Lock()
 """Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
@@ -48,8 +51,15 @@ def family(pid: int, *, orphans: bool) -> dict[int, float]:
     children = _children if _LISTS_CHILDREN else _parents().get
     todo = [pid]
     if orphans:
+        # A worker's session is its own, and nobody can join another: what shares the judge's was
+        # started by the judge, or by the problem's code in it.
         rightful = live | nursery.waiting_pids()
-        todo += [child for child in children(os.getpid()) or () if child not in rightful]
+        ours = str(os.getsid(0))
+        todo += [
+            child
+            for child in children(os.getpid()) or ()
+            if child not in rightful and (_stat(child) or ["", "", "", ours])[3] != ours
+        ]
     found: dict[int, float] = {}
     while todo:
         member = todo.pop()
@@ -62,34 +72,106 @@ def family(pid: int, *, orphans: bool) -> dict[int, float]:
     return found
 
 
-def stop(pid: int, *, orphans: bool) -> None:
-    """Stop a worker and its family, and return when the worker stands still.
+class Restless(Exception):
+    """A family that does not stand still although it is told to."""
 
-    What is found after the others were stopped may have been started by them before: until there
-    is nothing new.
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """A worker and its family, stopped.
+
+    Attributes:
+        members: process ids.
+        spent: what the scheduler has given each thread, by process and thread id.
     """
-    stopped: set[int] = set()
-    for _ in range(_STOP_ROUNDS):
-        fresh = (family(pid, orphans=True).keys() if orphans else {pid}) - stopped
-        for member in fresh:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(member, signal.SIGSTOP)
-        if not fresh:
-            break
-        stopped |= fresh
-        for _ in range(1000):
-            stat = _stat(pid)
-            if not stat or stat[0] in "TtZX":
-                break
+
+    members: frozenset[int]
+    spent: Mapping[tuple[int, int], str]
+
+
+def stop(pid: int, *, orphans: bool) -> Standstill:
+    """Stop a worker and its family, and return when they stand still.
+
+    Args:
+        pid: the worker.
+        orphans: it runs a solution's code: all that descends from it is stopped, each thread. A
+            trusted worker is stopped alone.
+
+    Raises:
+        Restless: they do not, or there is always one more.
+    """
+    stopped: frozenset[int] = frozenset()
+    until = time.monotonic() + _STAND_S
+    quiet = 0
+    while quiet < 2:
+        if time.monotonic() > until:
+            raise Restless
+        members = frozenset(family(pid, orphans=True)) if orphans else frozenset({pid})
+        threads = _threads(members) if orphans else [(pid, pid)]
+        stand = all(_stands(process, thread) for process, thread in threads)
+        quiet = quiet + 1 if stand and members <= stopped else 0
+        if not quiet:
+            # What was started just before its parent stopped is found in the next round.
+            for member in members:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(member, signal.SIGSTOP)
+            stopped |= members
             time.sleep(0.0001)
+        elif not orphans:
+            break
+    return Standstill(stopped, _spent(stopped) if orphans else {})
 
 
-def resume(pid: int, *, orphans: bool) -> None:
+def stood_still(pid: int, since: Standstill) -> bool:
+    """Return whether nobody of a worker's family has run since it was stopped.
+
+    A process can wake itself: a timer whose signal is SIGCONT ends a stop. Time spent shows it.
+    """
+    members = frozenset(m for m in family(pid, orphans=True) if (_stat(m) or "X")[0] not in "ZX")
+    if not members <= since.members:
+        return False
+    before = {thread: spent for thread, spent in since.spent.items() if thread[0] in members}
+    return _spent(members) == before
+
+
+def resume(since: Standstill, pid: int) -> None:
     """Let go on what stop stopped, but for the worker itself."""
-    if orphans:
-        for member in family(pid, orphans=True).keys() - {pid}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(member, signal.SIGCONT)
+    for member in since.members - {pid}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGCONT)
+
+
+def _threads(members: Iterable[int]) -> list[tuple[int, int]]:
+    found = []
+    for member in members:
+        with contextlib.suppress(OSError):
+            found += [(member, int(task.name)) for task in Path(f"/proc/{member}/task").iterdir()]
+    return found
+
+
+def _stands(process: int, thread: int) -> bool:
+    try:
+        text = Path(f"/proc/{process}/task/{thread}/stat").read_text()
+    except OSError:
+        return True  # it is gone
+    return text.rpartition(")")[2].split()[0] in "TtZX"
+
+
+def _spent(members: Iterable[int]) -> dict[tuple[int, int], str]:
+    """Return time and turns on a core by thread, of threads that are not gone."""
+    found = {}
+    for process, thread in _threads(members):
+        folder = Path(f"/proc/{process}/task/{thread}")
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[0] in "ZX":
+                continue
+            turns = " ".join(fields[11:13])
+            with contextlib.suppress(OSError):  # a kernel without scheduler statistics
+                run_ns, _, slices = (folder / "schedstat").read_text().split()
+                turns = f"{run_ns} {slices}"
+            found[process, thread] = turns
+    return found
 
 
 def _stat(pid: int) -> list[str]:

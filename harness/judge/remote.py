@@ -21,7 +21,6 @@ import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.judge import processes
-from harness.judge.cores import sit
 from harness.judge.drain import Drain
 from harness.judge.processes import births, family, kill_leftovers, live, resident_bytes
 
@@ -137,6 +136,7 @@ class RemoteWorker:
         root = os.geteuid() == 0
         self.uid = None
         self._untrusted = untrusted
+        self._still = processes.Standstill(frozenset(), {})
         if untrusted:
             self.uid = fresh_uid()
             if root:
@@ -334,8 +334,24 @@ class RemoteWorker:
             self._watch()
 
     def pause(self) -> None:
-        """Stop the worker and all that it started; returns when it stands still."""
-        processes.stop(self._process.pid, orphans=self._untrusted)
+        """Stop the worker, a candidate with all that it started, until they stand still.
+
+        Raises:
+            WorkerFailed: they do not (TAMPERED).
+        """
+        try:
+            self._still = processes.stop(self._process.pid, orphans=self._untrusted)
+        except processes.Restless:
+            raise self._tampered("it does not stand still when it is stopped") from None
+
+    def see_it_stood(self) -> None:
+        """See that nothing of a candidate's has run since it was stopped.
+
+        Raises:
+            WorkerFailed: something has (TAMPERED).
+        """
+        if self._untrusted and not processes.stood_still(self._process.pid, self._still):
+            raise self._tampered("it ran while it was stopped")
 
     def resume(self) -> None:
         """Let the worker go on."""
@@ -343,12 +359,13 @@ class RemoteWorker:
             os.kill(self._process.pid, signal.SIGCONT)
 
     def resume_family(self) -> None:
-        """Let go on what the worker started outside its process group."""
-        processes.resume(self._process.pid, orphans=self._untrusted)
+        """Let go on what the worker started and what was stopped with it."""
+        processes.resume(self._still, self._process.pid)
 
-    def seat(self, core: int) -> bool:
-        """Keep the worker's main thread on a core; return whether that could be done."""
-        return sit(self._process.pid, core)
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     def pin(self, cores: set[int]) -> None:
         """Keep every thread of the worker on some cores; threads to come inherit it."""

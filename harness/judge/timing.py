@@ -127,7 +127,7 @@ class Stopwatch:
         self._handshake_ms = {False: 0.0, True: 0.0}
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
-        self._jolted = False
+        self._jolted: set[str] = set()
         self._seats = ""
         self._watch = nvml.GpuWatch(problem.device)
         self._touched = False
@@ -154,7 +154,7 @@ class Stopwatch:
                 ) from failed
             raise InvalidReference(f"while it was timed, the reference {failed}") from failed
         finally:
-            os.sched_setaffinity(0, seat)
+            cores.stand_up(seat)
 
     def _measured(self) -> Speed:
         self._progress("stage")
@@ -185,11 +185,12 @@ class Stopwatch:
                     self._policy,
                     order,
                     condition=self._watch.condition,
-                    jolted=self._was_jolted,
+                    jolted=self._whose_jolts,
                 )
                 break
             except _BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
+                self._jolted.clear()
         self._progress("latency")
         latency = {role: self._latency_ms(role, calls) for role in (REFERENCE, CANDIDATE)}
         log = self._logs[CANDIDATE]
@@ -279,7 +280,7 @@ class Stopwatch:
         for log in self._logs.values():
             log.clocked_ms.clear()
             log.claimed_ms.clear()
-        self._jolted = False
+        self._jolted.clear()
         return calls
 
     def _take_seats(self) -> None:
@@ -288,13 +289,13 @@ class Stopwatch:
             return
         taken = cores.seats_for(self._problem.device)
         if taken is None:
-            self._seats = "one core: judge and workers share it"
+            self._seats = "judge and workers run where the system puts them: no two cores are free"
             return
         workers = [baton.worker for baton in self._batons.values()]
-        if cores.sit(0, taken.judge) and all(w.seat(taken.workers) for w in workers):
+        if cores.sit_all([w.pid for w in workers], taken.workers) and cores.sit(0, taken.judge):
             self._seats = f"judge on core {taken.judge}, workers on core {taken.workers}"
         else:
-            self._seats = "judge and workers run where the system puts them"
+            self._seats = "judge and workers run where the system puts them: cannot pin them"
 
     def _fitting(self, calls: int) -> int:
         """Stage calls and run each role once over them; fewer where memory does not suffice."""
@@ -434,16 +435,16 @@ class Stopwatch:
         return clocked
 
     def _look_for_jolt(self, role: str, timed: Timed) -> None:
-        if timed.claimed_ms is None:
-            return
+        if timed.claimed_ms is None or (role == CANDIDATE and not self._on_gpu):
+            return  # off the GPU nothing holds a candidate to what it claims
         beyond = timed.total_ms - timed.claimed_ms
         best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))
         if clock.is_jolted(timed.total_ms, beyond, best, self._policy):
-            self._jolted = True
+            self._jolted.add(role)
 
-    def _was_jolted(self) -> bool:
-        """Return whether a batch was jolted since this was asked last."""
-        jolted, self._jolted = self._jolted, False
+    def _whose_jolts(self) -> set[str]:
+        """Return whose batches were jolted since this was asked last."""
+        jolted, self._jolted = self._jolted, set()
         return jolted
 
     def _warm_slots(self) -> int:
