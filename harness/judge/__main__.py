@@ -17,8 +17,8 @@ from harness.judge.judge import Judge
 from harness.settings import Settings
 
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
-"""A pair needs one to build, one to be checked, one to be timed against and one for torch.compile. On
-a small machine memory counts more than the seconds that the later ones take to start."""
+"""A pair needs one to build, one to be checked, one to be timed against and one for torch.compile.
+On a small machine memory counts more than the seconds that the later ones take to start."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
