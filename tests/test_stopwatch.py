@@ -1,0 +1,96 @@
+"""What the stopwatch does around its batches: seats, and whose word moves a block."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.judge import cores
+from harness.judge.baton import Timed
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.cores import Seats
+from harness.judge.remote import WorkerFailed
+from harness.judge.timing import Stopwatch
+
+
+@pytest.fixture
+def watch() -> Stopwatch:
+    watch = object.__new__(Stopwatch)
+    watch._on_gpu = True
+    watch._problem = SimpleNamespace(device=torch.device("cpu"))
+    watch._policy = ClockPolicy()
+    watch._best_beyond_ms = {}
+    watch._jolted = set()
+    watch._seats = ""
+    watch._running = CANDIDATE
+    worker = SimpleNamespace(pid=os.getpid())
+    watch._batons = {REFERENCE: SimpleNamespace(worker=worker)}
+    return watch
+
+
+def timed(total_ms: float, claimed_ms: float) -> Timed:
+    return Timed(
+        total_ms=total_ms,
+        done_ms=total_ms,
+        claimed_ms=claimed_ms,
+        order=(),
+        picks=(),
+        elements=None,
+    )
+
+
+def test_a_batch_that_ran_on_beyond_its_events_is_a_jolt(watch: Stopwatch) -> None:
+    for total in (28.4, 28.5, 45.0, 28.4):
+        watch._look_for_jolt(REFERENCE, timed(total, 28.0))
+    assert watch._whose_jolts() == {REFERENCE}
+    assert watch._whose_jolts() == set()
+    watch._look_for_jolt(CANDIDATE, timed(45.0, 28.0))  # its own best, so far
+    watch._look_for_jolt(CANDIDATE, timed(62.0, 28.0))
+    assert watch._whose_jolts() == {CANDIDATE}
+
+
+def test_off_the_gpu_a_candidate_is_not_asked(watch: Stopwatch) -> None:
+    watch._on_gpu = False
+    for total in (28.4, 45.0):
+        watch._look_for_jolt(CANDIDATE, timed(total, 28.0))
+        watch._look_for_jolt(REFERENCE, timed(total, 28.0))
+    assert watch._whose_jolts() == {REFERENCE}
+
+
+def test_judge_sits_only_where_all_workers_do(
+    watch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container without CAP_SYS_NICE a worker of another user cannot be pinned."""
+    sat: list[Any] = []
+    monkeypatch.setattr(cores, "seats_for", lambda device: Seats(judge=1, workers=0))
+    monkeypatch.setattr(cores, "sit", lambda pid, core: not sat.append((pid, core)))
+    monkeypatch.setattr(cores, "sit_all", lambda pids, core: False)
+    watch._take_seats()
+    assert sat == []
+    assert "cannot pin" in watch._seats
+    monkeypatch.setattr(cores, "sit_all", lambda pids, core: core == 0)
+    watch._take_seats()
+    assert sat == [(0, 1)]
+    assert watch._seats == "judge on core 1, workers on core 0"
+    monkeypatch.setattr(cores, "seats_for", lambda device: None)
+    watch._take_seats()
+    assert "no two cores are free" in watch._seats
+
+
+def test_judge_stands_up_however_timing_ends(
+    watch: Stopwatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everywhere = os.sched_getaffinity(0)
+
+    def measured() -> None:
+        os.sched_setaffinity(0, {max(everywhere)})
+        raise WorkerFailed(None, "it died")
+
+    monkeypatch.setattr(watch, "_measured", measured, raising=False)
+    with pytest.raises(WorkerFailed):
+        watch.run()
+    assert os.sched_getaffinity(0) == everywhere
