@@ -57,6 +57,7 @@ def test_attack_gains_nothing(name: str) -> None:
     told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
     if name in FOUND_OUT or (name in EITHER and verdict.status is not Status.PASSED):
         assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
+        assert (verdict.status is Status.TAMPERED) == (name == "wakes_itself"), told
         assert verdict.speed.speedup is None
     else:
         assert verdict.status is Status.PASSED, told
