@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from harness.domain import Status
 from harness.judge import cores
 from harness.judge.baton import Timed
 from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
@@ -88,9 +90,23 @@ def test_judge_stands_up_however_timing_ends(
 
     def measured() -> None:
         os.sched_setaffinity(0, {max(everywhere)})
-        raise WorkerFailed(None, "it died")
+        raise WorkerFailed(Status.CRASHED, "it died")
 
     monkeypatch.setattr(watch, "_measured", measured, raising=False)
     with pytest.raises(WorkerFailed):
         watch.run()
     assert os.sched_getaffinity(0) == everywhere
+
+
+def test_who_does_not_stand_still_is_to_blame_and_not_who_is_next(watch: Stopwatch) -> None:
+    def rest() -> None:
+        raise WorkerFailed(Status.TAMPERED, "it does not stand still")
+
+    watch._batons[CANDIDATE] = SimpleNamespace(rest=rest)
+    watch._touched = False
+    watch._stage = SimpleNamespace(count=1)
+    watch._setting = SimpleNamespace(warm_l2=False)
+    watch._secret = random.Random(1)
+    with pytest.raises(WorkerFailed):
+        watch._batch(REFERENCE, 1)
+    assert watch._running == CANDIDATE

@@ -412,7 +412,9 @@ class Stopwatch:
         order = [slots[i % len(slots)] for i in range(calls)]
         self._secret.shuffle(order)
         if role != CANDIDATE:
+            self._running = CANDIDATE  # who does not stand still is to blame, not who is next
             self._batons[CANDIDATE].rest()
+            self._running = role
         baton.arm(self._setting.mode, list(self._survey.poison) * min(calls, baton.keep), each=each)
         if role == CANDIDATE:
             # It stands still only now: what it could have read until here is not what it gets.
