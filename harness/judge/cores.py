@@ -1,10 +1,10 @@
 """Which cores judge and workers run on while a GPU pair is timed.
 
-A call of a launch-bound pair is all host time. On one host the same call took 13.5 us in one process
-and 20.5 us in another, each for seconds (four H200, 64 cores, 2026-11-21): as it would be for
-processes far from their GPU, or on the other thread of the core on which the judge spins. Reference
-and candidate are two processes. So the main threads of all workers share one core, one at a time,
-and the judge has another, both near the GPU.
+A call of a launch-bound pair is all host time. On one host the same call took 13.5 us in one
+process and 20.5 us in another, each for seconds (four H200, 64 cores, 2026-11-21): as it would be
+for processes far from their GPU, or on the other thread of the core on which the judge spins.
+Reference and candidate are two processes. So the main threads of all workers share one core, one
+at a time, and the judge has another, both near the GPU.
 """
 
 from __future__ import annotations
