@@ -76,7 +76,7 @@ def test_nothing_is_left_of_workers_that_nobody_asked_for(crew: Crew) -> None:
 
 
 def test_counting_flops_does_not_import_the_compiler() -> None:
-    """It took three seconds of every evaluation."""
+    """It took seconds of every evaluation."""
     script = (
         "import sys, torch\n"
         f"from {roofline.__name__} import _Flops\n"

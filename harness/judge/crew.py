@@ -212,7 +212,7 @@ class Crew:
     def summon(self, problem: Problem, *, profiled: bool) -> None:
         """Start the workers that hold the reference, unless they are, and have them load it.
 
-        In the background: a CUDA context takes a second and the profiler three, which the checked
+        In the background: a CUDA context and the profiler's start take seconds, which the checked
         calls hide.
 
         Args:

@@ -22,7 +22,6 @@ from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.judge import processes
 from harness.judge.drain import Drain
-from harness.judge.processes import births, family, kill_leftovers, live, resident_bytes
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
@@ -142,9 +141,9 @@ class RemoteWorker:
             if root:
                 os.chown(self.folder, self.uid, self.uid)
         environment = environment_in(self.folder, compiled)
-        with births:
+        with processes.births:
             self._process = nursery.take(environment, PACKAGE_ROOT)
-            live.add(self._process.pid)
+            processes.live.add(self._process.pid)
         self._channel = wire.Channel(self._process.sock)
         self._drain = Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
@@ -435,7 +434,7 @@ class RemoteWorker:
                     self.findings.append(finding)
 
     def _watch(self) -> None:
-        used = resident_bytes(self._process.pid) - sum(self._host_arenas.values())
+        used = processes.resident_bytes(self._process.pid) - sum(self._host_arenas.values())
         now = time.monotonic()
         if now - self._family_at > 0.5:
             self._family_at = now
@@ -451,8 +450,10 @@ class RemoteWorker:
 
     def _watch_family(self, now: float) -> None:
         """Add up the memory of the worker's children, and see whether a compiler still works."""
-        found = family(self._process.pid, orphans=self._untrusted)
-        self._children_bytes = sum(resident_bytes(p) for p in found if p != self._process.pid)
+        found = processes.family(self._process.pid, orphans=self._untrusted)
+        self._children_bytes = sum(
+            processes.resident_bytes(p) for p in found if p != self._process.pid
+        )
         if not self._compiling:
             self._busy_at = now
             return
@@ -471,13 +472,13 @@ class RemoteWorker:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        live.discard(self._process.pid)
-        kill_leftovers(self.uid if os.geteuid() == 0 else None)
+        processes.live.discard(self._process.pid)
+        processes.kill_leftovers(self.uid if os.geteuid() == 0 else None)
 
     def close(self) -> None:
         """End the worker and free all that belongs to it."""
         with contextlib.suppress(OSError):
-            self.peak_bytes = max(self.peak_bytes, resident_bytes(self._process.pid))
+            self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
         self.kill()
         self._channel.close()
         self._drain.join(2)

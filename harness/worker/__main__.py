@@ -282,7 +282,7 @@ class Worker:
         self._batch.clear()
         self._previous_output = self._last = None
         self._inputs = calls.Inputs(self._device)
-        # What there is now stays: collecting it anew before each batch took a tenth of a second.
+        # What there is now stays: a collection before each batch would look through all of it.
         gc.collect()
         gc.freeze()
         decoder = wire.Placed(self._shared["stage"], request["table"])
