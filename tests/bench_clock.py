@@ -5,6 +5,7 @@
                                                processes, beside the usual protocol
     python tests/bench_clock.py --attacks      tests/fixtures/timing against their honest twin
     python tests/bench_clock.py --cap 3        seconds of blocks per evaluation
+    python tests/bench_clock.py --size NAME    another size for --aa: example is launch-bound
     python tests/bench_clock.py --only NAMES   pairs of --aa (elementwise_add) and --repeat
                                                (elementwise_add:full), or attacks, by comma
     python tests/bench_clock.py --json FILE    every record, blocks included
@@ -99,7 +100,7 @@ def against_itself(arguments: argparse.Namespace) -> None:
                 copy.write_text(reference.read_text() + "\n\nModelNew = Model\n")
                 pairs.append(Pair(name=problem.name, problem=reference, solution=copy))
         Path(folder).chmod(0o755)
-        verdicts = evaluated(pairs, arguments, "full")
+        verdicts = evaluated(pairs, arguments, arguments.size)
     print_table(verdicts)
 
 
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("--attacks", action="store_true")
     parser.add_argument("--only", default="", help="pairs or attacks by name, with commas")
     parser.add_argument("--cap", type=float, default=3.0)
+    parser.add_argument("--size", default="full", help="of the pairs of --aa")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.records = []

@@ -205,6 +205,42 @@ def test_interval_covers_the_true_ratio_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / 200 <= 1.0
 
 
+def test_a_machine_that_changes_its_pace_does_not_move_the_ratio() -> None:
+    """On a shared host a call took 13 us for some blocks and 20 us for others (H200, 2026-11-28).
+
+    Ratios of what roles took over all blocks wandered by 30 % between evaluations.
+    """
+    wandered = []
+    for seed in range(20):
+        machine = Machine({REFERENCE: 13.0, CANDIDATE: 12.5}, noise=0.005, seed=seed)
+        host = random.Random(seed)
+        slow = 1.0
+
+        def run(role: str, machine: Machine = machine, host: random.Random = host) -> float:
+            nonlocal slow
+            if host.random() < 0.1:  # it may change within a block, too
+                slow = host.choice([1.0, 1.5])
+            return machine.run(role) * slow
+
+        blocks = clock.measure(
+            run,
+            ROLES,
+            ClockPolicy(min_blocks=20, max_blocks=20),
+            random.Random(seed),
+            now=lambda machine=machine: machine.now_s,
+        )
+        wandered.append(blocks.ratio(REFERENCE, CANDIDATE)[0])
+    assert max(abs(ratio / 1.04 - 1) for ratio in wandered) < 0.015
+
+
+def test_what_is_no_part_of_a_call_is_taken_from_every_batch() -> None:
+    blocks = Blocks(ms={REFERENCE: [10.0, 12.0], AGAIN: [11.0, 11.0], CANDIDATE: [5.0, 5.5]})
+    blocks.less(1.0)
+    assert blocks.ms == {REFERENCE: [9.0, 11.0], AGAIN: [10.0, 10.0], CANDIDATE: [4.0, 4.5]}
+    blocks.less(100.0)
+    assert all(ms > 0 for times in blocks.ms.values() for ms in times)
+
+
 def test_middle_mean_is_deaf_to_a_third_at_each_end() -> None:
     assert clock.middle_mean(np.array([1.0, 5.0, 900.0])) == 5.0
     assert clock.middle_mean(np.array([2.0, 4.0])) == 3.0
@@ -215,10 +251,10 @@ def test_middle_mean_is_deaf_to_a_third_at_each_end() -> None:
 def test_both_batches_of_the_reference_count() -> None:
     blocks = Blocks(ms={REFERENCE: [10.0, 10.0], AGAIN: [12.0, 12.0], CANDIDATE: [1.0, 1.0]})
     assert blocks.figures() == {REFERENCE: 11.0, AGAIN: 12.0, CANDIDATE: 1.0}
-    assert blocks.ratio(REFERENCE, CANDIDATE) == (11.0, 11.0, 11.0)
+    assert blocks.ratio(REFERENCE, CANDIDATE) == pytest.approx((11.0, 11.0, 11.0))
     assert blocks.ratio(REFERENCE, AGAIN)[0] == pytest.approx(10 / 12)
     del blocks.ms[AGAIN]
-    assert blocks.ratio(REFERENCE, CANDIDATE)[0] == 10.0
+    assert blocks.ratio(REFERENCE, CANDIDATE)[0] == pytest.approx(10.0)
 
 
 def test_ratio_of_too_little_is_refused() -> None:

@@ -68,20 +68,25 @@ def test_hidden_process_stands_still_with_its_worker(
     still = processes.stop(worker, orphans=True)
     assert state(worker) == state(child) == "T"
     time.sleep(0.05)
-    assert processes.stood_still(worker, still)
+    assert processes.stood_still(worker, still, orphans=True)
     processes.resume(still, worker)
     time.sleep(0.05)
     assert state(child) in "SR"
     assert state(worker) == "T"
-    assert not processes.stood_still(worker, still)
+    assert not processes.stood_still(worker, still, orphans=True)
     os.kill(worker, signal.SIGCONT)
 
 
-def test_a_trusted_worker_is_stopped_alone(hidden: tuple[int, int]) -> None:
+def test_a_trusted_worker_is_stopped_without_what_the_judge_has_adopted(
+    hidden: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
     worker, child = hidden
     still = processes.stop(worker, orphans=False)
+    adopted = "orphan" in request.node.callspec.id
     assert state(worker) == "T"
-    assert state(child) in "SR"
+    assert (state(child) in "SR") is adopted
+    time.sleep(0.05)
+    assert processes.stood_still(worker, still, orphans=False)
     processes.resume(still, worker)
     assert state(worker) == "T"
     os.kill(worker, signal.SIGCONT)
@@ -129,11 +134,11 @@ work()
         for _ in range(20):
             still = processes.stop(worker.pid, orphans=True)
             time.sleep(0.005)
-            assert processes.stood_still(worker.pid, still)
+            assert processes.stood_still(worker.pid, still, orphans=True)
             processes.resume(still, worker.pid)
             os.kill(worker.pid, signal.SIGCONT)
             time.sleep(0.002)
-            assert not processes.stood_still(worker.pid, still)
+            assert not processes.stood_still(worker.pid, still, orphans=True)
     finally:
         ended(worker)
 
@@ -167,7 +172,7 @@ while True:
         except processes.Restless:
             return  # seen at once
         time.sleep(0.1)
-        assert not processes.stood_still(worker.pid, still)
+        assert not processes.stood_still(worker.pid, still, orphans=True)
     finally:
         ended(worker)
 

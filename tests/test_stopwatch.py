@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from harness.domain import Status
-from harness.judge import cores
+from harness.judge import cores, timing
 from harness.judge.baton import Timed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.cores import Seats
 from harness.judge.remote import WorkerFailed
 from harness.judge.timing import Stopwatch
@@ -103,10 +103,54 @@ def test_who_does_not_stand_still_is_to_blame_and_not_who_is_next(watch: Stopwat
         raise WorkerFailed(Status.TAMPERED, "it does not stand still")
 
     watch._batons[CANDIDATE] = SimpleNamespace(rest=rest)
-    watch._touched = False
     watch._stage = SimpleNamespace(count=1)
     watch._setting = SimpleNamespace(warm_l2=False)
     watch._secret = random.Random(1)
     with pytest.raises(WorkerFailed):
         watch._batch(REFERENCE, 1)
     assert watch._running == CANDIDATE
+
+
+def test_everybody_waits_for_inputs_alike(watch: Stopwatch) -> None:
+    """A worker that stood still for longer wakes up slower: that must cancel."""
+    events: list[str] = []
+
+    def baton(role: str) -> SimpleNamespace:
+        def run(*args: Any) -> Timed:
+            events.append("run")
+            return timed(10.0, 9.0)
+
+        return SimpleNamespace(
+            role=role,
+            keep=1,
+            rest=lambda: None,
+            arm=lambda *args, **named: events.append("stopped"),
+            run=run,
+        )
+
+    watch._batons = {role: baton(role) for role in (REFERENCE, CANDIDATE)}
+    watch._stage = SimpleNamespace(
+        count=1,
+        renew=lambda: events.append("drawn"),
+        write=lambda: events.append("written"),
+    )
+    watch._setting = SimpleNamespace(warm_l2=False, mode="eval")
+    watch._survey = SimpleNamespace(poison=())
+    watch._secret = random.Random(1)
+    watch._checks = SimpleNamespace(most=1, check=lambda baton, timed: None)
+    watch._logs = {role: timing._Log() for role in (REFERENCE, AGAIN, CANDIDATE)}
+    watch._cool = lambda: events.append("cool")  # type: ignore[method-assign]
+    for role in (CANDIDATE, REFERENCE, AGAIN):
+        assert watch._batch(role, 1) == 10.0
+    assert events == ["drawn", *["stopped", "written", "cool", "run"] * 3]
+
+
+def test_handshake_is_what_the_clock_saw_beyond_the_events_of_the_reference(
+    watch: Stopwatch,
+) -> None:
+    watch._logs = {
+        REFERENCE: timing._Log([10.4, 10.5], [10.0, 10.0]),
+        AGAIN: timing._Log([10.45, 17.0], [10.0, 10.0]),
+        CANDIDATE: timing._Log([99.0], [1.0]),
+    }
+    assert watch._handshake_ms() == pytest.approx(0.475)

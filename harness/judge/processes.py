@@ -90,12 +90,11 @@ class Standstill:
 
 
 def stop(pid: int, *, orphans: bool) -> Standstill:
-    """Stop a worker and its family, and return when they stand still.
+    """Stop a worker and its family, each thread, and return when they stand still.
 
     Args:
         pid: the worker.
-        orphans: it runs a solution's code: all that descends from it is stopped, each thread. A
-            trusted worker is stopped alone.
+        orphans: it runs a solution's code: what the judge has adopted is its family, too.
 
     Raises:
         Restless: they do not, or there is always one more.
@@ -106,9 +105,8 @@ def stop(pid: int, *, orphans: bool) -> Standstill:
     while quiet < 2:
         if time.monotonic() > until:
             raise Restless
-        members = frozenset(family(pid, orphans=True)) if orphans else frozenset({pid})
-        threads = _threads(members) if orphans else [(pid, pid)]
-        stand = all(_stands(process, thread) for process, thread in threads)
+        members = frozenset(family(pid, orphans=orphans))
+        stand = all(_stands(process, thread) for process, thread in _threads(members))
         quiet = quiet + 1 if stand and members <= stopped else 0
         if not quiet:
             # What was started just before its parent stopped is found in the next round.
@@ -117,17 +115,16 @@ def stop(pid: int, *, orphans: bool) -> Standstill:
                     os.kill(member, signal.SIGSTOP)
             stopped |= members
             time.sleep(0.0001)
-        elif not orphans:
-            break
-    return Standstill(stopped, _spent(stopped) if orphans else {})
+    return Standstill(stopped, _spent(stopped))
 
 
-def stood_still(pid: int, since: Standstill) -> bool:
+def stood_still(pid: int, since: Standstill, *, orphans: bool) -> bool:
     """Return whether nobody of a worker's family has run since it was stopped.
 
     A process can wake itself: a timer whose signal is SIGCONT ends a stop. Time spent shows it.
     """
-    members = frozenset(m for m in family(pid, orphans=True) if (_stat(m) or "X")[0] not in "ZX")
+    found = family(pid, orphans=orphans)
+    members = frozenset(m for m in found if (_stat(m) or "X")[0] not in "ZX")
     if not members <= since.members:
         return False
     before = {thread: spent for thread, spent in since.spent.items() if thread[0] in members}

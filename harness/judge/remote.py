@@ -333,7 +333,9 @@ class RemoteWorker:
             self._watch()
 
     def pause(self) -> None:
-        """Stop the worker, a candidate with all that it started, until they stand still.
+        """Stop the worker with all that it started, until they stand still.
+
+        The trusted one too, and in the same way: who stands for longer wakes up slower.
 
         Raises:
             WorkerFailed: they do not (TAMPERED).
@@ -344,12 +346,13 @@ class RemoteWorker:
             raise self._tampered("it does not stand still when it is stopped") from None
 
     def see_it_stood(self) -> None:
-        """See that nothing of a candidate's has run since it was stopped.
+        """See that nothing of the worker's has run since it was stopped.
 
         Raises:
             WorkerFailed: something has (TAMPERED).
         """
-        if self._untrusted and not processes.stood_still(self._process.pid, self._still):
+        stood = processes.stood_still(self._process.pid, self._still, orphans=self._untrusted)
+        if not stood:
             raise self._tampered("it ran while it was stopped")
 
     def resume(self) -> None:

@@ -24,6 +24,10 @@ _DRAW_S = 0.06
 _FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
+_MIX_S = 0.004
+"""Time for fresh draws of inputs that can be mixed."""
+_MIXED_LEAST = 32
+"""Elements of a tensor that can be mixed: fewer do not give distinct ones for thousands of calls."""
 
 
 class Stage:
@@ -52,15 +56,19 @@ class Stage:
         self._wait()
         self._draw_s = max(time.perf_counter() - began, 1e-5)
         self._bases = 1
+        self._mixable = small and all(_is_mixable(t) for t in self._template_tensors())
         self._arena: Any = None
         self._places: list[list[torch.Tensor]] = []
+        self._kept: _Kept | None = None
         self.count = 0
 
     @property
     def slot_bytes(self) -> int:
         """Return the bytes of one slot."""
-        tensors = tensors_of(self._template) + tensors_of(self._template_grads)
-        return sum(wire.aligned(t.numel() * t.element_size()) for t in tensors)
+        return sum(wire.aligned(t.numel() * t.element_size()) for t in self._template_tensors())
+
+    def _template_tensors(self) -> list[torch.Tensor]:
+        return tensors_of(self._template) + tensors_of(self._template_grads)
 
     def place(self, count: int, batons: list[Baton]) -> None:
         """Allocate count slots and let every worker map them."""
@@ -80,6 +88,9 @@ class Stage:
             self._places.append(placer.places[before:])
         self._arena = arena
         self.count = count
+        dense = all(0 not in t.stride() for t in self._template_tensors())
+        if dense and placer.table and measured.needed_bytes <= _KEEP_BYTES:
+            self._kept = _Kept(placer.table, count, measured.needed_bytes, self._problem.device)
         for baton in batons:
             baton.stage(arena, placer.table, args, described)
 
@@ -99,37 +110,72 @@ class Stage:
             baton.wake()
             baton.worker.ask("clear")
         self._places = []
+        self._kept = None
         self._arena.close()
         self._arena = None
 
-    def refresh(self, *, redraw: bool = True) -> None:
-        """Write new values into every place; without redraw the last ones, against tampering."""
-        if redraw:
-            self._epoch += 1
+    def renew(self) -> None:
+        """Draw new values for every place, as far as there is memory of the judge's own for them.
+
+        Called before a worker is stopped: what it takes must not make the worker wait.
+        """
+        self._epoch += 1
+        if self._kept is not None:
+            self._fill(self._kept)
+            self._wait()
+
+    def write(self) -> None:
+        """Write the values of the present epoch into every place: new ones, or against tampering.
+
+        For values that are kept that is one copy; others are drawn for it, again if need be.
+        """
+        if self._kept is None:
+            self._write(self._places)
+        else:
+            if not self._kept.filled:
+                self._fill(self._kept)
+            self._kept.copy_to(self._arena.flat())
+        self._wait()
+
+    def _fill(self, kept: _Kept) -> None:
+        draws = max(8, int(_MIX_S / self._draw_s))
+        if self._mixable and self.count > draws:
+            kept.mix(
+                [_flat(*self._base(which)) for which in range(draws)],
+                trials.derived(self._seed, "mixed", self._epoch),
+            )
+        else:
+            self._write(kept.places)
+        kept.filled = True
+
+    def _write(self, targets: list[list[torch.Tensor]]) -> None:
         bases = max(1, min(self.count, int(_DRAW_S / self._draw_s)))
         if self._draw_s < _FAST_DRAW_S and self.slot_bytes > _KEEP_BYTES:
             bases = self.count  # rolling and scaling gigabytes costs as much as drawing them
         drawn: dict[int, tuple[list[Any], list[torch.Tensor | None]]] = {}
         keep = bases * self.slot_bytes < _KEEP_BYTES
         with torch.no_grad():
-            for slot, places in enumerate(self._places):
+            for slot, places in enumerate(targets):
                 which = slot % bases
                 if which not in drawn:
                     if not keep:
                         drawn.clear()
                     drawn[which] = self._base(which)
-                inputs, grads = self._made(drawn[which], slot, bases)
-                tensors = tensors_of(inputs) + [g for g in grads if g is not None]
+                tensors = _flat(*self._made(drawn[which], slot, bases))
                 for place, tensor in zip(places, tensors, strict=True):
                     _write(place, tensor)
-                del inputs, grads, tensors
+                del tensors
         self._bases = bases
-        self._wait()
 
     def values(self, slot: int) -> tuple[list[Any], list[torch.Tensor | None] | None]:
         """Return the inputs and output gradients of a slot once more, as private tensors."""
-        base = self._base(slot % self._bases)
-        inputs, grads = self._made(base, slot, self._bases)
+        if self._kept is not None:
+            found = iter([place.clone() for place in self._kept.places[slot]])
+            inputs = [mapped(v, lambda t: next(found)) for v in self._template]
+            grads = [g if g is None else next(found) for g in self._template_grads or []]
+        else:
+            base = self._base(slot % self._bases)
+            inputs, grads = self._made(base, slot, self._bases)
         return inputs, grads if self._draw_grads else None
 
     def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
@@ -168,6 +214,86 @@ class Stage:
     def _wait(self) -> None:
         if self._problem.device.type == "cuda":
             torch.cuda.synchronize(self._problem.device)
+
+
+class _Kept:
+    """All values of a stage in memory of the judge's own, laid out as in the arena.
+
+    Args:
+        table: places by the arena's description, slot by slot, every slot alike.
+        count: slots.
+        nbytes: of all of them.
+        device: where.
+
+    Attributes:
+        places: one tensor per tensor of a slot, by slot.
+        filled: whether there are values.
+    """
+
+    def __init__(
+        self, table: list[dict[str, Any]], count: int, nbytes: int, device: torch.device
+    ) -> None:
+        self._flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        each = len(table) // count
+        self._columns = []
+        for i, entry in enumerate(table[:each]):
+            dtype = wire.DTYPES[entry["dtype"]]
+            step = table[each + i]["offset"] - entry["offset"] if count > 1 else 0
+            self._columns.append(
+                self._flat.view(dtype).as_strided(
+                    (count, *entry["shape"]),
+                    (step // dtype.itemsize, *entry["strides"]),
+                    entry["offset"] // dtype.itemsize,
+                )
+            )
+        self.places = [[column[slot] for column in self._columns] for slot in range(count)]
+        self.filled = False
+
+    def copy_to(self, arena: torch.Tensor) -> None:
+        """Copy all values to where the workers read them."""
+        arena[: len(self._flat)].copy_(self._flat)
+
+    def mix(self, draws: list[list[torch.Tensor]], seed: int) -> None:
+        """Give every slot elements of two draws, each element from either of them.
+
+        An element is then drawn as it would be on its own, and no two slots are alike. Unlike
+        multiples or shifts of one draw, mixtures say nothing about each other's outputs.
+
+        Args:
+            draws: tensors of a slot, several times.
+            seed: which two, and which element from which.
+        """
+        device = self._flat.device
+        generator = torch.Generator(device=device).manual_seed(seed)
+
+        def chosen(size: tuple[int, ...], below: int) -> torch.Tensor:
+            return torch.randint(below, size, generator=generator, device=device)
+
+        count = len(self.places)
+        one = chosen((count,), len(draws))
+        other = (one + 1 + chosen((count,), len(draws) - 1)) % len(draws)
+        for i, column in enumerate(self._columns):
+            drawn = torch.stack([tensors[i] for tensors in draws])
+            coin = chosen(tuple(column.shape), 2).bool()
+            column.copy_(torch.where(coin, drawn[one], drawn[other]))
+
+
+def _flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    return tensors_of(inputs) + [g for g in grads if g is not None]
+
+
+def _is_mixable(t: torch.Tensor) -> bool:
+    """Return whether elements of two draws make a draw: none depends on another."""
+    if t.is_meta:  # output gradients, which are normal
+        return t.is_floating_point() and t.numel() >= _MIXED_LEAST
+    return (
+        t.is_floating_point()
+        and t.numel() >= _MIXED_LEAST
+        and bool(torch.isfinite(t).all())
+        and bool((t != 0).all())  # zeros may be a pattern
+        and not trials.is_binary(t)
+        and not trials.is_structured(t)
+    )
 
 
 def _form(t: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,6 @@ _FLUSH_TIMES = 4
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
 _BUSY_S = 3.0
-_CALIBRATE_S = 1.0
 _PROFILED_MS = 1.0
 """Below this a call's host time may hide its kernels' time: the profiler separates them."""
 _COMPILE_S = 300.0
@@ -70,9 +69,9 @@ class Setting:
 
 @dataclass(slots=True)
 class _Log:
-    """Batches of one role."""
+    """Batches of one role, hand-shake included."""
 
-    clocked_ms: list[float] = field(default_factory=list)
+    total_ms: list[float] = field(default_factory=list)
     claimed_ms: list[float | None] = field(default_factory=list)
 
 
@@ -124,13 +123,11 @@ class Stopwatch:
         self._failed = dict(failed)
         self._running = CANDIDATE
         self._logs = {role: _Log() for role in (*workers, AGAIN)}
-        self._handshake_ms = {False: 0.0, True: 0.0}
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted: set[str] = set()
         self._seats = ""
         self._watch = nvml.GpuWatch(problem.device)
-        self._touched = False
 
     def run(self) -> Speed:
         """Measure, and return the record.
@@ -191,10 +188,15 @@ class Stopwatch:
             except _BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
                 self._jolted.clear()
+        handshake_ms = self._handshake_ms()
+        blocks.less(handshake_ms / calls)
         self._progress("latency")
-        latency = {role: self._latency_ms(role, calls) for role in (REFERENCE, CANDIDATE)}
+        latency = {
+            role: self._latency_ms(role, calls, handshake_ms) for role in (REFERENCE, CANDIDATE)
+        }
         log = self._logs[CANDIDATE]
-        lie = clock.lying(log.clocked_ms, log.claimed_ms, self._policy) if self._on_gpu else ""
+        clocked = [total - handshake_ms for total in log.total_ms]
+        lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
         self._progress("bound")
@@ -209,7 +211,7 @@ class Stopwatch:
                 for role in (REFERENCE, CANDIDATE)
                 if role in figures
             },
-            handshake_ms=self._handshake_ms[True],
+            handshake_ms=handshake_ms,
             baselines=tuple(self._others()),
             failed=self._failed,
             work=self._survey.work,
@@ -255,7 +257,6 @@ class Stopwatch:
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._problem.device)
         self._stage.place(1, list(self._batons.values()))
-        self._stage.refresh()
         if self._survey.large:
             # What the reference wrote is not looked at: that memory serves longer batches.
             for role in (REFERENCE, *self._others()):
@@ -276,9 +277,8 @@ class Stopwatch:
             if better > 1.5 * calls:
                 calls = self._fitting(better)
         settle(self._problem.device)
-        self._calibrate(calls)
         for log in self._logs.values():
-            log.clocked_ms.clear()
+            log.total_ms.clear()
             log.claimed_ms.clear()
         self._jolted.clear()
         return calls
@@ -304,7 +304,6 @@ class Stopwatch:
             self._best_beyond_ms.clear()
             try:
                 self._stage.place(calls, list(self._batons.values()))
-                self._stage.refresh()
                 for role in list(self._batons):
                     self._guarded(role, partial(self._batch, role, calls))
             except (WorkerFailed, HarnessError, torch.OutOfMemoryError) as error:
@@ -338,31 +337,26 @@ class Stopwatch:
         spare = _SPARE_BYTES + 3 * self._stage.slot_bytes + 2 * sum(self._survey.poison)
         return 1 + max(0, free - spare) // max(each, 1)
 
-    def _calibrate(self, calls: int) -> None:
-        """Measure what a batch costs beside its calls: letting go, waking up, showing.
+    def _handshake_ms(self) -> float:
+        """Return what a batch costs beside its calls: letting go, waking up, showing.
 
-        The reference runs no code of the candidate's, so its own clock says what its calls took;
-        what the judge's clock says more is the hand-shake. An empty batch is not the same: after
-        real work the device, the driver and the caches are in another state, up to 0.3 ms. So are
-        they where the judge has just written the inputs: that is measured apart.
+        The reference runs no code of the candidate's, so its own events can be believed: they say
+        what its calls took, and what the judge's clock says more is the hand-shake. All of its
+        batches in the blocks count: what else the machine does then is in them as it is in the
+        candidate's.
         """
-        log = self._logs[REFERENCE]
-        if self._touched:
-            self._stage.refresh(redraw=False)
-        for written in (False, True):
-            self._handshake_ms[written] = 0.0
-            log.clocked_ms.clear()
-            log.claimed_ms.clear()
-            until = time.monotonic() + _CALIBRATE_S
-            while len(log.clocked_ms) < 2 or (
-                len(log.clocked_ms) < 15 and time.monotonic() < until
-            ):
-                self._touched = written
-                self._batch(REFERENCE, calls)
-            pairs = zip(log.clocked_ms, log.claimed_ms, strict=True)
-            self._handshake_ms[written] = float(
-                np.median([t - c for t, c in pairs if c is not None])
+        return float(
+            np.median(
+                [
+                    total - claimed
+                    for role in (REFERENCE, AGAIN)
+                    for total, claimed in zip(
+                        self._logs[role].total_ms, self._logs[role].claimed_ms, strict=True
+                    )
+                    if claimed is not None
+                ]
             )
+        )
 
     # --- batches --------------------------------------------------------------------------------
 
@@ -398,28 +392,25 @@ class Stopwatch:
             )
 
     def _batch(self, role: str, calls: int, *, each: bool = False) -> float:
-        """Run one batch; returns its milliseconds without the hand-shake."""
+        """Run one batch; returns its milliseconds, the hand-shake included."""
         self._running = role
         baton = self._batons[REFERENCE if role == AGAIN else role]
-        written = self._touched or role == CANDIDATE
-        if self._touched and role != CANDIDATE:
-            # The candidate may have left numbers in the inputs that others are slow on.
-            self._stage.refresh(redraw=False)
-            self._touched = False
         slots = list(range(min(calls, self._stage.count)))
         if self._setting.warm_l2:
             slots = slots[: max(1, self._warm_slots())]
         order = [slots[i % len(slots)] for i in range(calls)]
         self._secret.shuffle(order)
-        if role != CANDIDATE:
+        if role == CANDIDATE:
+            self._stage.renew()
+        else:
             self._running = CANDIDATE  # who does not stand still is to blame, not who is next
             self._batons[CANDIDATE].rest()
             self._running = role
         baton.arm(self._setting.mode, list(self._survey.poison) * min(calls, baton.keep), each=each)
-        if role == CANDIDATE:
-            # It stands still only now: what it could have read until here is not what it gets.
-            self._stage.refresh()
-            self._touched = True
+        # A candidate stands still only now: what it could have read until here is not what it
+        # gets. For the others they are written again: the candidate may have left numbers there
+        # that they are slow on. And all must stand for as long: caches grow cold meanwhile.
+        self._stage.write()
         self._cool()
         try:
             timed = baton.run(order, calls, self._secret, self._checks.most)
@@ -427,14 +418,13 @@ class Stopwatch:
             if role in (REFERENCE, AGAIN, CANDIDATE):
                 raise
             raise _BaselineFailed(role, failed) from failed
-        clocked = max(timed.total_ms - self._handshake_ms[written], 1e-6)
         if role == CANDIDATE:
             self._checks.check(baton, timed)
         if not each:
-            self._logs[role].clocked_ms.append(clocked)
+            self._logs[role].total_ms.append(timed.total_ms)
             self._logs[role].claimed_ms.append(timed.claimed_ms)
             self._look_for_jolt(baton.role, timed)
-        return clocked
+        return timed.total_ms
 
     def _look_for_jolt(self, role: str, timed: Timed) -> None:
         if timed.claimed_ms is None or (role == CANDIDATE and not self._on_gpu):
@@ -453,9 +443,9 @@ class Stopwatch:
         properties = torch.cuda.get_device_properties(self._problem.device)
         return int(properties.L2_cache_size // 2 // max(self._stage.slot_bytes, 1))
 
-    def _latency_ms(self, role: str, calls: int) -> float:
+    def _latency_ms(self, role: str, calls: int, handshake_ms: float) -> float:
         times = [self._batch(role, calls, each=True) for _ in range(self._policy.latency_blocks)]
-        return float(np.median(times)) / calls
+        return max(float(np.median(times)) - handshake_ms, 1e-6) / calls
 
     # --- the record -----------------------------------------------------------------------------
 

@@ -206,6 +206,9 @@ class Worker:
         self._module = module
         self._inputs = calls.Inputs(self._device)
         self._batch = calls.Batch(self._device)
+        # What there is now stays: later collections need not look through all that was imported.
+        gc.collect()
+        gc.freeze()
         return {
             "state": modules.describe_state(module),
             "built": self._builder.keys,
@@ -282,7 +285,6 @@ class Worker:
         self._batch.clear()
         self._previous_output = self._last = None
         self._inputs = calls.Inputs(self._device)
-        # What there is now stays: a collection before each batch would look through all of it.
         gc.collect()
         gc.freeze()
         decoder = wire.Placed(self._shared["stage"], request["table"])

@@ -216,7 +216,7 @@ class Batch:
                 if length not in chosen:
                     chosen[length] = raw % length
                 cell = (row * bell.MAX_TENSORS + column) * bell.CELL_BYTES
-                taken = torch.take(tensor.detach(), chosen[length])
-                nbytes = taken.numel() * taken.element_size()
-                arena.flat()[cell : cell + nbytes].view(taken.dtype).copy_(taken)
+                nbytes = bell.ELEMENTS * tensor.element_size()
+                target = arena.flat()[cell : cell + nbytes].view(tensor.dtype)
+                torch.take(tensor.detach(), chosen[length], out=target)
         synchronize(self._device)

@@ -1,0 +1,171 @@
+"""Inputs of timed batches: new for every batch, the same for everyone, quickly written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.judge import staging
+from harness.judge.staging import Stage
+from harness.modules import tensors_of
+
+COUNT = 100
+
+
+class Problem:
+    """Draws inputs as a problem does, and counts how often it is asked to."""
+
+    path = "reference.py"
+    device = torch.device("cpu")
+
+    def __init__(self, draw: Callable[[], list[Any]]) -> None:
+        self.draw = draw
+        self.draws = 0
+
+    def inputs(self, seed: int) -> list[Any]:
+        self.draws += 1
+        torch.manual_seed(seed)
+        return self.draw()
+
+
+class Baton:
+    """A worker that maps the places and never looks at them."""
+
+    worker = SimpleNamespace(ask=lambda *words, **named: None)
+
+    def stage(self, *described: Any) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+
+def normal() -> list[Any]:
+    return [torch.randn(4, 16), {"w": torch.randn(64) + 100}, 3]
+
+
+def in_order() -> list[Any]:
+    return [torch.randn(64).sort().values, torch.randn(64)]
+
+
+def staged(draw: Callable[[], list[Any]], *, grads: bool = False) -> tuple[Stage, Problem]:
+    def gradients(seed: int) -> list[torch.Tensor | None]:
+        return [torch.randn(40, generator=torch.Generator().manual_seed(seed)), None]
+
+    problem = Problem(draw)
+    stage = Stage(problem, gradients if grads else None, seed=7)
+    stage._draw_s = 1e-4
+    stage.place(COUNT, [Baton()])
+    return stage, problem
+
+
+def written(stage: Stage) -> list[list[torch.Tensor]]:
+    return [[place.clone() for place in places] for places in stage._places]
+
+
+@pytest.mark.parametrize("draw", [normal, in_order])
+@pytest.mark.parametrize("grads", [False, True])
+@pytest.mark.parametrize("kept_bytes", [1 << 28, 0])
+def test_what_is_checked_is_what_was_written(
+    monkeypatch: pytest.MonkeyPatch, draw: Callable[[], list[Any]], grads: bool, kept_bytes: int
+) -> None:
+    monkeypatch.setattr(staging, "_KEEP_BYTES", kept_bytes)
+    stage, _ = staged(draw, grads=grads)
+    for redraw in (True, True, False):
+        if redraw:
+            stage.renew()
+        stage.write()
+        for slot, places in enumerate(written(stage)):
+            inputs, output_grads = stage.values(slot)
+            values = tensors_of(inputs) + [g for g in output_grads or [] if g is not None]
+            assert len(values) == len(places)
+            assert all(torch.equal(a, b) for a, b in zip(values, places, strict=True))
+            assert (output_grads is not None) is grads
+
+
+def test_no_value_is_ever_there_again() -> None:
+    stage, _ = staged(normal)
+    seen: set[tuple[float, ...]] = set()
+    for _ in range(5):
+        stage.renew()
+        stage.write()
+        for places in stage._places:
+            seen.update(tuple(place.flatten().tolist()) for place in places)
+    assert len(seen) == 5 * COUNT * 2
+
+
+def test_new_values_are_not_where_a_worker_could_read_them_before_they_are_written() -> None:
+    """It still runs while they are drawn."""
+    stage, _ = staged(normal)
+    stage.write()
+    before = written(stage)
+    stage.renew()
+    for old, now in zip(before, written(stage), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, now, strict=True))
+    stage.write()
+    assert not torch.equal(before[0][0], stage._places[0][0])
+
+
+def test_what_was_spoilt_is_written_as_it_was() -> None:
+    stage, problem = staged(normal)
+    stage.renew()
+    stage.write()
+    before = written(stage)
+    for places in stage._places:
+        for place in places:
+            place.fill_(float("nan"))
+    draws = problem.draws
+    stage.write()
+    assert problem.draws == draws  # a copy, and so quick that nobody's caches grow cold
+    for old, new in zip(before, written(stage), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+
+
+def test_small_inputs_are_mixed_of_few_draws_and_each_element_is_a_draw() -> None:
+    least = (1 + torch.arange(100.0) * 37 % 100).view(2, 50)
+
+    def by_position() -> list[Any]:
+        return [least + 0.5 * torch.rand(2, 50)]
+
+    stage, problem = staged(by_position)
+    before = problem.draws
+    stage.renew()
+    stage.write()
+    assert problem.draws - before == int(staging._MIX_S / stage._draw_s) < COUNT
+    values = torch.stack([places[0] for places in stage._places])
+    assert torch.equal(values.floor(), least.expand(COUNT, 2, 50))
+    # Two slots share some elements, as two mixtures of the same draws do, and never most.
+    alike = (values[:, None] == values[None]).flatten(2).double().mean(-1)
+    assert float((alike - torch.eye(COUNT)).max()) < 0.9
+
+
+def test_inputs_with_a_structure_keep_it() -> None:
+    stage, problem = staged(in_order)
+    before = problem.draws
+    stage.renew()
+    stage.write()
+    assert problem.draws - before == COUNT
+    for first, _ in stage._places:
+        assert torch.equal(first, first.sort().values)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(64, dtype=torch.int64),
+        torch.randn(8),
+        torch.randn(64).relu(),
+        torch.randn(64).sort().values,
+        torch.randint(0, 2, (64,)).float(),
+        torch.full((64,), float("inf")),
+        torch.randn(8, 8).softmax(-1),
+    ],
+    ids=["integers", "few", "zeros", "sorted", "binary", "infinite", "rows of sum 1"],
+)
+def test_what_would_lose_its_structure_is_not_mixed(tensor: torch.Tensor) -> None:
+    assert staging._is_mixable(torch.randn(4, 8))
+    assert not staging._is_mixable(tensor)
