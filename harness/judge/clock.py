@@ -48,7 +48,7 @@ class ClockPolicy:
     """
 
     cap_s: float = 8.0
-    min_blocks: int = 8
+    min_blocks: int = 12
     max_blocks: int = 100
     target_half_width: float = 0.005
     least_floor: float = 0.005

@@ -27,7 +27,7 @@ _KEEP_BYTES = 1 << 28
 _MIX_S = 0.004
 """Time for fresh draws of inputs that can be mixed."""
 _MIXED_LEAST = 32
-"""Elements of a tensor that can be mixed: fewer do not give distinct ones for thousands of calls."""
+"""Elements of a tensor that can be mixed: fewer do not give distinct ones for many calls."""
 
 
 class Stage:

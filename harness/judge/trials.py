@@ -282,6 +282,7 @@ def _sample(x: torch.Tensor) -> torch.Tensor:
 
 
 def is_binary(x: torch.Tensor) -> bool:
+    """Return whether all elements are 0 or 1, as in masks and one-hot rows."""
     part = _sample(x)
     return bool(((part == 0) | (part == 1)).all())
 
