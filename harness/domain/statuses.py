@@ -9,7 +9,7 @@ SCHEMA_VERSION = 2
 """Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
 
 
-MEASUREMENT_VERSION = 2
+MEASUREMENT_VERSION = 3
 """Version of the clock's protocol: times under different ones are not compared.
 
 History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the

@@ -17,6 +17,7 @@ from harness.modules import require_grad
 
 _POISON_BYTE = 0xFF
 """All bits set is a NaN in float16, bfloat16, float32 and float64, and -1 in integers."""
+_SMALL_BYTES = 1 << 20
 
 
 def oddities(value: Any, path: str = "output", *, parameters: bool) -> list[str]:
@@ -121,14 +122,30 @@ def poison(sizes_bytes: Sequence[int], device: torch.device) -> None:
     On a GPU, blocks of the given sizes are taken, filled and given back to the caching allocator.
     On the CPU the allocator itself poisons (see cuda_on_cpu), and this does nothing.
     """
-    if device.type != "cuda":
-        return
-    held = []
+    if device.type == "cuda":
+        held = poisoned_blocks(sizes_bytes, device)
+        synchronize(device)
+        del held
+
+
+def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[torch.Tensor]:
+    """Return blocks of memory filled with NaN patterns.
+
+    Small ones are filled many at a time: a thousand launches take as long as a timed batch.
+    """
+    held: list[torch.Tensor] = []
+    small: dict[int, list[torch.Tensor]] = {}
     for size in sizes_bytes:
         if size:
-            block = torch.empty(size, dtype=torch.uint8, device=device)
-            held.append(block.fill_(_POISON_BYTE))
-    synchronize(device)
+            held.append(torch.empty(size, dtype=torch.uint8, device=device))
+            alike = small.setdefault(size, []) if size <= _SMALL_BYTES else []
+            alike.append(held[-1])
+            if len(alike) == 1:
+                held[-1].fill_(_POISON_BYTE)
+    for first, *others in small.values():
+        if others:
+            torch._foreach_copy_(others, [first] * len(others))
+    return held
 
 
 class Batch:

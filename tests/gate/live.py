@@ -7,7 +7,8 @@
 Pairs are copied to a folder of their own, stored with ``--update-baseline`` and checked N times
 with ``--check-baseline``. The planted slowdown computes a share of the rows twice: the result
 stays right, the kernel does that much more work. Each gate run is a process of its own, as in CI;
-the first run of each variant builds, and is not counted.
+the first run of each variant builds, and is not counted. ``--batch-part 4`` takes a fourth of each
+problem's batch: checks take less of a run then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -55,6 +57,7 @@ def main() -> int:
     add("--percent", type=float, default=3.0, help="share of the rows computed twice")
     add("--plant-in", default="", help="the pair that is slowed; default: the first")
     add("--cap", type=float, default=4.0, help="seconds for the timed blocks of one pair")
+    add("--batch-part", type=int, default=1, help="divide each problem's batch_size by this")
     add("--device", default="cuda:0")
     add("--budget", type=float, default=560.0, help="stop starting runs after these seconds")
     add("--args", default="--quick --size full", help="more arguments for run_eval.py")
@@ -80,7 +83,8 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
         root = Path(folder)
         root.chmod(0o755)  # a candidate reads its file under another user id
         for name in names:
-            copy(f"problems/{name}/reference.py", root)
+            problem = copy(f"problems/{name}/reference.py", root)
+            problem.write_text(smaller(problem.read_text(), options.batch_part))
             copy(f"solutions/{name}/solution.py", root)
 
         def gate(kind: str, *argv: str) -> None:
@@ -121,10 +125,24 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def copy(name: str, root: Path) -> None:
+def copy(name: str, root: Path) -> Path:
     target = root / name
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    return target
+
+
+def smaller(problem: str, part: int) -> str:
+    """Return a problem's source with its batch divided by part."""
+    changed, count = re.subn(
+        r"^batch_size = (\d+)",
+        lambda found: f"batch_size = {int(found[1]) // part}",
+        problem,
+        flags=re.MULTILINE,
+    )
+    if not count:
+        raise SystemExit("--batch-part: the problem has no line 'batch_size = N'")
+    return changed
 
 
 def evaluate(

@@ -62,3 +62,12 @@ def test_planted_slowdown_does_the_same_work_twice() -> None:
     exec(live.PLANT.format(share=0.03), {"ModelNew": ModelNew})
     assert ModelNew().forward(Tensor(200)) == 200
     assert calls == [200, 6]
+
+
+def test_smaller_problem_differs_in_its_batch_alone() -> None:
+    source = (live.ROOT / "problems" / "elementwise_add" / "reference.py").read_text()
+    changed = live.smaller(source, 4)
+    assert changed == source.replace("batch_size = 16384", "batch_size = 4096") != source
+    assert live.smaller(source, 1) == source
+    with pytest.raises(SystemExit, match="no line"):
+        live.smaller("rows = 4", 4)

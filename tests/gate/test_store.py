@@ -44,7 +44,7 @@ def test_stored_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert entry.verdict == given
     assert entry.environment == {k: H200.get(k) for k in entry.environment}
     assert entry.environment["driver"] == "580.159.04"
-    assert entry.measurement_version == 2
+    assert entry.measurement_version == 3
 
 
 def test_file_keeps_lists_on_one_line(tmp_path: Path) -> None:
