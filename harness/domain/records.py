@@ -134,7 +134,7 @@ class Speed:
 
     Attributes:
         outcome: see SpeedOutcome; against the reference in eager PyTorch.
-        speedup: reference time / candidate time, ratio of trimmed means.
+        speedup: reference time / candidate time, trimmed mean of the blocks' ratios.
         low: lower end of the 95 % bootstrap interval of the ratio.
         high: upper end.
         reference_ms: time of one call of the reference (trimmed mean), milliseconds.
