@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from harness import wire
-from harness.judge import trials
+from harness.judge import lineage, trials
 from harness.judge.baton import Baton
 from harness.judge.problem import InvalidReference, Problem
 from harness.modules import differentiable, mapped, tensors_of
@@ -25,7 +25,7 @@ _FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
 _MIX_S = 0.004
-"""Time for fresh draws of inputs that can be mixed."""
+"""Time for fresh draws of inputs whose elements are independent: the rest are mixtures of them."""
 _MIXED_LEAST = 32
 """Elements of a tensor that can be mixed: fewer do not give distinct ones for many calls."""
 
@@ -56,7 +56,11 @@ class Stage:
         self._wait()
         self._draw_s = max(time.perf_counter() - began, 1e-5)
         self._bases = 1
-        self._mixable = small and all(_is_mixable(t) for t in self._template_tensors())
+        self._mixable = (
+            small
+            and all(t.numel() >= _MIXED_LEAST for t in self._template_tensors())
+            and lineage.independent(lambda: problem.inputs(trials.derived(seed, "watched")))
+        )
         self._arena: Any = None
         self._places: list[list[torch.Tensor]] = []
         self._kept: _Kept | None = None
@@ -280,20 +284,6 @@ class _Kept:
 
 def _flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tensor]:
     return tensors_of(inputs) + [g for g in grads if g is not None]
-
-
-def _is_mixable(t: torch.Tensor) -> bool:
-    """Return whether elements of two draws make a draw: none depends on another."""
-    if t.is_meta:  # output gradients, which are normal
-        return t.is_floating_point() and t.numel() >= _MIXED_LEAST
-    return (
-        t.is_floating_point()
-        and t.numel() >= _MIXED_LEAST
-        and bool(torch.isfinite(t).all())
-        and bool((t != 0).all())  # zeros may be a pattern
-        and not trials.is_binary(t)
-        and not trials.is_structured(t)
-    )
 
 
 def _form(t: torch.Tensor) -> torch.Tensor:

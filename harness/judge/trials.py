@@ -193,7 +193,7 @@ def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) ->
 
 def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return x with a few elements swapped, so that only values that occur occur."""
-    if _is_sorted(x) or is_binary(x) or (x.is_floating_point() and is_structured(x)):
+    if _is_sorted(x) or _is_binary(x) or (x.is_floating_point() and _is_structured(x)):
         return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
     flat = x.flatten().clone()
     # Zeros may be a pattern: only other elements change.
@@ -226,9 +226,9 @@ def _varied_mask(x: torch.Tensor, variant: str, generator: torch.Generator) -> t
 
 def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
     zero = x == 0
-    if is_binary(x):
+    if _is_binary(x):
         return _permuted(x, generator) if variant in ("permuted", "signs", "tails") else x
-    structured = is_structured(x)
+    structured = _is_structured(x)
     if variant == "large":
         return x * 128.0  # exp overflows beyond 88, and must not in a careful softmax
     if variant == "small":
@@ -264,7 +264,7 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
 def _permuted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if _is_sorted(x) or x.numel() < 2:
         return x
-    if is_binary(x) and x.dim() > 1:
+    if _is_binary(x) and x.dim() > 1:
         # One-hot rows stay one-hot under a permutation of rows and of columns.
         rows = torch.randperm(x.shape[0], generator=generator, device=x.device)
         columns = torch.randperm(x.shape[-1], generator=generator, device=x.device)
@@ -281,8 +281,7 @@ def _sample(x: torch.Tensor) -> torch.Tensor:
     return flat if flat.numel() <= 1 << 16 else flat[: 1 << 16]
 
 
-def is_binary(x: torch.Tensor) -> bool:
-    """Return whether all elements are 0 or 1, as in masks and one-hot rows."""
+def _is_binary(x: torch.Tensor) -> bool:
     part = _sample(x)
     return bool(((part == 0) | (part == 1)).all())
 
@@ -295,7 +294,7 @@ def _is_sorted(x: torch.Tensor) -> bool:
     return bool(step.all()) or not bool((rows[:, 1:] > rows[:, :-1]).any())
 
 
-def is_structured(x: torch.Tensor) -> bool:
+def _is_structured(x: torch.Tensor) -> bool:
     """Return whether elements depend on one another: patterns, duplicates, sums, symmetry."""
     if x.numel() < 8:
         return False
