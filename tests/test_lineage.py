@@ -38,6 +38,16 @@ def multiple() -> list[torch.Tensor]:
     return [x, 2 * x]
 
 
+def sorted_by_numpy() -> list[torch.Tensor]:
+    x = torch.rand(64)
+    x.numpy().sort()
+    return [x]
+
+
+def sorted_by_numpy_and_cast() -> list[torch.Tensor]:
+    return [sorted_by_numpy()[0].to(torch.float64)]
+
+
 def raises_when_watched() -> list[torch.Tensor]:
     raise RuntimeError("not in a dispatch mode")
 
@@ -47,7 +57,7 @@ def raises_when_watched() -> list[torch.Tensor]:
     [
         lambda: [torch.rand(4, 8), torch.randn(3)],
         lambda: [torch.rand(4, 8) * 2 - 1, {"w": torch.randn(5).to(torch.float16)}],
-        lambda: (torch.empty(9).uniform_(-1, 1), torch.randint(0, 10, (4,)), 3.0),
+        lambda: (torch.empty(9).uniform_(-1, 1), 3.0),
         lambda: [(1 - torch.rand(7)).detach().clone()],
     ],
 )
@@ -63,11 +73,14 @@ def test_elements_on_their_own(draw: Callable[[], Any]) -> None:
         one_row_set,
         twice,
         multiple,
+        sorted_by_numpy,
+        sorted_by_numpy_and_cast,
         raises_when_watched,
         lambda: [torch.rand(8).sort().values],
         lambda: [torch.randn(8).softmax(-1)],
         lambda: [torch.rand(4, 4).tril()],
         lambda: [torch.randperm(9)],
+        lambda: [torch.randint(0, 2, (9,)).float()],
         lambda: [torch.ones(9)],
         lambda: [torch.rand(9) * torch.rand(9)],
         lambda: [torch.rand(9), torch.arange(9)],

@@ -154,3 +154,17 @@ def test_handshake_is_what_the_clock_saw_beyond_the_events_of_the_reference(
         CANDIDATE: timing._Log([99.0], [1.0]),
     }
     assert watch._handshake_ms() == pytest.approx(0.475)
+
+
+def test_baseline_that_fails_at_the_start_line_hides_nobody(watch: Stopwatch) -> None:
+    def arm(*args: Any, **named: Any) -> None:
+        raise WorkerFailed(Status.CRASHED, "it died")
+
+    rest = SimpleNamespace(rest=lambda: None)
+    watch._batons = {"torch.compile": SimpleNamespace(arm=arm, keep=1), CANDIDATE: rest}
+    watch._stage = SimpleNamespace(count=1)
+    watch._setting = SimpleNamespace(warm_l2=False, mode="eval")
+    watch._survey = SimpleNamespace(poison=())
+    watch._secret = random.Random(1)
+    with pytest.raises(timing._BaselineFailed):
+        watch._batch("torch.compile", 1)

@@ -30,7 +30,8 @@ class ClockPolicy:
     Attributes:
         cap_s: seconds for all blocks of one pair.
         min_blocks, max_blocks: blocks; in each every role runs once, the reference twice.
-        target_half_width: stop when the interval of the ratio is this narrow (relative).
+        target_half_width: stop when the interval of the ratio is this narrow (relative), the
+            hand-shake, which is known at the end, still in it.
         least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
             quiet the reference is against itself.
         batch_ms: a batch should take this long.
@@ -69,7 +70,8 @@ class Blocks:
     """What was measured.
 
     Attributes:
-        ms: milliseconds per call by role, one entry per kept block.
+        ms: milliseconds per call by role, one entry per kept block; with the hand-shake, until it
+            is taken off (``less``).
         discarded: blocks thrown away, by reason.
         jolted: blocks put aside, and whether a role that can be believed said so; empty when
             measuring has ended.

@@ -14,9 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.modules import tensors_of
 
-_SOURCES = frozenset(
-    {"aten::rand", "aten::randn", "aten::randint", "aten::uniform_", "aten::normal_"}
-)
+_SOURCES = frozenset({"aten::rand", "aten::randn", "aten::uniform_", "aten::normal_"})
 _KEEPING = frozenset({"aten::detach", "aten::_to_copy", "aten::clone"})
 _WITH_NUMBERS = frozenset({"aten::add", "aten::sub", "aten::mul", "aten::div", "aten::rsub"})
 _EMPTY = frozenset({"aten::empty", "aten::empty_like"})
@@ -25,8 +23,8 @@ _EMPTY = frozenset({"aten::empty", "aten::empty_like"})
 def independent(draw: Callable[[], Any]) -> bool:
     """Return whether every element of every tensor is drawn on its own, as far as can be seen.
 
-    That is so for ``torch.rand``, ``randn``, ``randint``, ``uniform_``, ``normal_``, moved, cast
-    or combined with numbers, each tensor from a source of its own.
+    That is so for ``torch.rand``, ``randn``, ``uniform_``, ``normal_``, moved, cast or combined
+    with numbers, each tensor from a source of its own.
 
     Args:
         draw: returns inputs, any nesting of tensors.
@@ -38,7 +36,9 @@ def independent(draw: Callable[[], Any]) -> bool:
     except Exception:  # noqa: BLE001 - without the watch it is drawn anyway: then nothing is known
         return False
     lines = [watch.line(t) for t in drawn]
-    return not watch.lost and None not in lines and len(set(lines)) == len(lines)
+    if watch.lost or None in lines or len(set(lines)) < len(lines):
+        return False
+    return all(watch.is_as_made(t) for t in drawn)
 
 
 class _Watch(TorchDispatchMode):
@@ -56,26 +56,31 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lost = False
-        # The tensors are held: an id of what is gone is given to the next.
-        self._lines: dict[int, tuple[torch.Tensor, int]] = {}
+        # The tensors are held: an id of what is gone is given to the next. And their values: NumPy
+        # writes where no dispatcher sees it.
+        self._lines: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def line(self, tensor: torch.Tensor) -> int | None:
         """Return the number of a tensor's source, None where it has none."""
         found = self._lines.get(id(tensor))
-        return found[1] if found else None
+        return found[2] if found else None
+
+    def is_as_made(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor still holds what the operator gave that made it."""
+        return torch.equal(tensor, self._lines[id(tensor)][1])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
         given = [a for a in args if isinstance(a, torch.Tensor)]
         if name in _SOURCES:
-            self._lines[id(out)] = (out, len(self._lines))
+            self._lines[id(out)] = (out, out.clone(), len(self._lines))
         elif name in _KEEPING or (name in _WITH_NUMBERS and len(given) == 1):
             line = self.line(given[0])
-            if line is None:
+            if line is None or not self.is_as_made(given[0]):
                 self.lost = True
             else:
-                self._lines[id(out)] = (out, line)
+                self._lines[id(out)] = (out, out.clone(), line)
         elif name not in _EMPTY:
             self.lost = True
         return out

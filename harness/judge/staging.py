@@ -1,8 +1,8 @@
 """Inputs of timed batches, written anew while the candidate stands still.
 
 A candidate that could see the inputs of a batch before *go* could compute ahead. So the places are
-mapped into the workers once, and what lies in them is drawn by the judge, in its own process, when
-the candidate has been stopped; it is let go on together with *go*.
+mapped into the workers once, and what lies in them is written by the judge, in its own process,
+when the candidate has been stopped; it is let go on together with *go*.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _DRAW_S = 0.06
 _FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
-_MIX_S = 0.004
+_MIX_S = 0.02
 """Time for fresh draws of inputs whose elements are independent: the rest are mixtures of them."""
+_MIX_BYTES = 1 << 25
+"""More than this is drawn: mixing takes several times as much memory, and time."""
 _MIXED_LEAST = 32
 """Elements of a tensor that can be mixed: fewer do not give distinct ones for many calls."""
 
@@ -58,7 +60,10 @@ class Stage:
         self._bases = 1
         self._mixable = (
             small
-            and all(t.numel() >= _MIXED_LEAST for t in self._template_tensors())
+            and all(
+                t.is_floating_point() and t.numel() >= _MIXED_LEAST
+                for t in self._template_tensors()
+            )
             and lineage.independent(lambda: problem.inputs(trials.derived(seed, "watched")))
         )
         self._arena: Any = None
@@ -143,7 +148,7 @@ class Stage:
 
     def _fill(self, kept: _Kept) -> None:
         draws = max(8, int(_MIX_S / self._draw_s))
-        if self._mixable and self.count > draws:
+        if self._mixable and self.count > draws and self.count * self.slot_bytes <= _MIX_BYTES:
             kept.mix(
                 [_flat(*self._base(which)) for which in range(draws)],
                 trials.derived(self._seed, "mixed", self._epoch),
@@ -174,7 +179,7 @@ class Stage:
     def values(self, slot: int) -> tuple[list[Any], list[torch.Tensor | None] | None]:
         """Return the inputs and output gradients of a slot once more, as private tensors."""
         if self._kept is not None:
-            found = iter([place.clone() for place in self._kept.places[slot]])
+            found = iter([_private(place) for place in self._kept.places[slot]])
             inputs = [mapped(v, lambda t: next(found)) for v in self._template]
             grads = [g if g is None else next(found) for g in self._template_grads or []]
         else:
@@ -237,7 +242,8 @@ class _Kept:
     def __init__(
         self, table: list[dict[str, Any]], count: int, nbytes: int, device: torch.device
     ) -> None:
-        self._flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        # Zeros: what lies between the tensors is copied too, and workers can read it.
+        self._flat = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         each = len(table) // count
         self._columns = []
         for i, entry in enumerate(table[:each]):
@@ -258,32 +264,41 @@ class _Kept:
         arena[: len(self._flat)].copy_(self._flat)
 
     def mix(self, draws: list[list[torch.Tensor]], seed: int) -> None:
-        """Give every slot elements of two draws, each element from either of them.
+        """Give every slot elements near those of two draws, each from either of them.
 
-        An element is then drawn as it would be on its own, and no two slots are alike. Unlike
-        multiples or shifts of one draw, mixtures say nothing about each other's outputs.
+        Near, and on the way to the other's: an element keeps to the interval that it is drawn
+        from, and hardly any value is there twice, so that an answer kept under it is no use.
+        Unlike multiples or shifts of one draw, mixtures say nothing about each other's outputs.
 
         Args:
-            draws: tensors of a slot, several times.
+            draws: floating tensors of a slot, several times.
             seed: which two, and which element from which.
         """
         device = self._flat.device
         generator = torch.Generator(device=device).manual_seed(seed)
 
-        def chosen(size: tuple[int, ...], below: int) -> torch.Tensor:
-            return torch.randint(below, size, generator=generator, device=device)
+        def chosen(below: int) -> torch.Tensor:
+            return torch.randint(below, (len(self.places),), generator=generator, device=device)
 
-        count = len(self.places)
-        one = chosen((count,), len(draws))
-        other = (one + 1 + chosen((count,), len(draws) - 1)) % len(draws)
+        one = chosen(len(draws))
+        other = (one + 1 + chosen(len(draws) - 1)) % len(draws)
         for i, column in enumerate(self._columns):
             drawn = torch.stack([tensors[i] for tensors in draws])
-            coin = chosen(tuple(column.shape), 2).bool()
-            column.copy_(torch.where(coin, drawn[one], drawn[other]))
+            wide = torch.promote_types(drawn.dtype, torch.float32)
+            way = torch.rand(column.shape, generator=generator, device=device, dtype=wide)
+            way = way / 8 + (way >= 0.5) * 0.875  # within a sixteenth of one end or the other
+            column.copy_(torch.lerp(drawn[one].to(wide), drawn[other].to(wide), way))
 
 
 def _flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tensor]:
     return tensors_of(inputs) + [g for g in grads if g is not None]
+
+
+def _private(place: torch.Tensor) -> torch.Tensor:
+    """Return a copy with the same strides."""
+    return torch.empty_strided(
+        place.shape, place.stride(), dtype=place.dtype, device=place.device
+    ).copy_(place)
 
 
 def _form(t: torch.Tensor) -> torch.Tensor:

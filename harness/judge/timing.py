@@ -406,13 +406,14 @@ class Stopwatch:
             self._running = CANDIDATE  # who does not stand still is to blame, not who is next
             self._batons[CANDIDATE].rest()
             self._running = role
-        baton.arm(self._setting.mode, list(self._survey.poison) * min(calls, baton.keep), each=each)
-        # A candidate stands still only now: what it could have read until here is not what it
-        # gets. For the others they are written again: the candidate may have left numbers there
-        # that they are slow on. And all must stand for as long: caches grow cold meanwhile.
-        self._stage.write()
-        self._cool()
+        poison = list(self._survey.poison) * min(calls, baton.keep)
         try:
+            baton.arm(self._setting.mode, poison, each=each)
+            # A candidate stands still only now: what it could have read until here is not what it
+            # gets. For the others they are written again: the candidate may have left numbers
+            # there that they are slow on. And all must stand for as long: caches grow cold.
+            self._stage.write()
+            self._cool()
             timed = baton.run(order, calls, self._secret, self._checks.most)
         except WorkerFailed as failed:
             if role in (REFERENCE, AGAIN, CANDIDATE):
