@@ -84,7 +84,7 @@ class DeviceArena:
 
     @classmethod
     def create(cls, size_bytes: int, device: str) -> DeviceArena:
-        """Allocate an arena.
+        """Allocate an arena of zeros.
 
         Raises:
             HarnessError: the device has no memory for it.
@@ -100,7 +100,11 @@ class DeviceArena:
                 code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
             _check(code, f"no GPU memory for an arena of {size_bytes} bytes")
         assert pointer.value is not None
-        return cls(pointer.value, size_bytes, device, owned=True)
+        arena = cls(pointer.value, size_bytes, device, owned=True)
+        # What this process freed may lie there: a worker must not find it between the tensors.
+        arena.flat().zero_()
+        torch.cuda.synchronize(device)
+        return arena
 
     @classmethod
     def open(cls, handle: bytes, size_bytes: int, device: str) -> DeviceArena:

@@ -139,7 +139,7 @@ class Stage:
         For values that are kept that is one copy; others are drawn for it, again if need be.
         """
         if self._kept is None:
-            self._write(self._places)
+            self._draw_into(self._places)
         else:
             if not self._kept.filled:
                 self._fill(self._kept)
@@ -154,10 +154,10 @@ class Stage:
                 trials.derived(self._seed, "mixed", self._epoch),
             )
         else:
-            self._write(kept.places)
+            self._draw_into(kept.places)
         kept.filled = True
 
-    def _write(self, targets: list[list[torch.Tensor]]) -> None:
+    def _draw_into(self, targets: list[list[torch.Tensor]]) -> None:
         bases = max(1, min(self.count, int(_DRAW_S / self._draw_s)))
         if self._draw_s < _FAST_DRAW_S and self.slot_bytes > _KEEP_BYTES:
             bases = self.count  # rolling and scaling gigabytes costs as much as drawing them
