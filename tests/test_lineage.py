@@ -48,6 +48,11 @@ def sorted_by_numpy_and_cast() -> list[torch.Tensor]:
     return [sorted_by_numpy()[0].to(torch.float64)]
 
 
+def one_plus_the_other() -> list[torch.Tensor]:
+    x, y = torch.rand(9), torch.rand(9)
+    return [torch.add(x, other=y), y]
+
+
 def raises_when_watched() -> list[torch.Tensor]:
     raise RuntimeError("not in a dispatch mode")
 
@@ -83,6 +88,7 @@ def test_elements_on_their_own(draw: Callable[[], Any]) -> None:
         lambda: [torch.randint(0, 2, (9,)).float()],
         lambda: [torch.ones(9)],
         lambda: [torch.rand(9) * torch.rand(9)],
+        one_plus_the_other,
         lambda: [torch.rand(9), torch.arange(9)],
         lambda: [torch.from_numpy(torch.rand(9).numpy())],
         lambda: [torch.rand(3).expand(4, 3)],

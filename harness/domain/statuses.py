@@ -13,7 +13,8 @@ MEASUREMENT_VERSION = 3
 """Version of the clock's protocol: times under different ones are not compared.
 
 History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
-clock stops when random slices of the outputs have arrived.
+clock stops when random slices of the outputs have arrived; 3 everyone waits for inputs alike,
+ratios by block, the hand-shake from the reference's batches in the blocks.
 """
 
 
