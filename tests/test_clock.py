@@ -235,10 +235,31 @@ def test_a_machine_that_changes_its_pace_does_not_move_the_ratio() -> None:
 
 def test_what_is_no_part_of_a_call_is_taken_from_every_batch() -> None:
     blocks = Blocks(ms={REFERENCE: [10.0, 12.0], AGAIN: [11.0, 11.0], CANDIDATE: [5.0, 5.5]})
-    blocks.less(1.0)
-    assert blocks.ms == {REFERENCE: [9.0, 11.0], AGAIN: [10.0, 10.0], CANDIDATE: [4.0, 4.5]}
-    blocks.less(100.0)
+    blocks.less({REFERENCE: 1.0, AGAIN: 1.0, CANDIDATE: 0.5})  # twice as many calls a batch
+    assert blocks.ms == {REFERENCE: [9.0, 11.0], AGAIN: [10.0, 10.0], CANDIDATE: [4.5, 5.0]}
+    blocks.less(dict.fromkeys(blocks.ms, 100.0))
     assert all(ms > 0 for times in blocks.ms.values() for ms in times)
+
+
+def test_every_role_runs_about_as_long_however_quick_it_is() -> None:
+    policy = ClockPolicy(cap_s=60.0)
+    estimates = {REFERENCE: 11.2, CANDIDATE: 2.6, "torch.compile": 0.05}
+    assert clock.calls_by_role(estimates, 1000, policy) == {
+        REFERENCE: 18,
+        CANDIDATE: 77,
+        "torch.compile": 1000,
+    }
+    assert clock.calls_by_role({REFERENCE: 900.0, CANDIDATE: 1e-9}, 30, policy) == {
+        REFERENCE: 1,
+        CANDIDATE: 30,
+    }
+
+
+@pytest.mark.parametrize(("cap_s", "batch_ms"), [(60.0, 200), (8.0, 133), (1.0, 50)])
+def test_batches_are_as_short_as_the_least_blocks_need(cap_s: float, batch_ms: int) -> None:
+    roles = dict.fromkeys((REFERENCE, CANDIDATE, "torch.compile"), 1.0)
+    calls = clock.calls_by_role(roles, 1000, ClockPolicy(cap_s=cap_s))
+    assert set(calls.values()) == {batch_ms}
 
 
 def test_middle_mean_is_deaf_to_a_third_at_each_end() -> None:

@@ -141,7 +141,7 @@ class Speed:
         candidate_ms: the same for the candidate.
         claimed_ms: what the candidate's own CUDA events claim; None where there is none.
         batches: how many batches of each went into the figures.
-        calls_per_batch: calls in one batch.
+        calls_per_batch: calls in one batch of the candidate's.
         note: why untimed, or what bounds the figure.
         shape: ``throughput`` (calls back to back) or ``latency`` (synchronized after each): which
             of the two the figures above are.

@@ -19,6 +19,8 @@ from harness.domain import HarnessError, SpeedOutcome
 
 _RESAMPLES = 2000
 _LOUDEST = 0.03
+_BATCHES_PART = 0.8
+"""Of a block's time; the rest is for what lies between its batches."""
 REFERENCE, AGAIN, CANDIDATE = "reference", "again", "candidate"
 JOLTED = "the host was busy"
 
@@ -34,7 +36,8 @@ class ClockPolicy:
             hand-shake, which is known at the end, still in it.
         least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
             quiet the reference is against itself.
-        batch_ms: a batch should take this long.
+        batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
+            would not fit into cap_s, never less than the second.
         latency_blocks: blocks of synchronized calls, for the latency.
         claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
             milliseconds per batch) in most blocks is a lie.
@@ -54,6 +57,7 @@ class ClockPolicy:
     target_half_width: float = 0.005
     least_floor: float = 0.005
     batch_ms: float = 200.0
+    least_batch_ms: float = 50.0
     latency_blocks: int = 3
     claim_part: float = 0.10
     claim_ms: float = 0.5
@@ -96,10 +100,10 @@ class Blocks:
             if times
         }
 
-    def less(self, handshake_ms: float) -> None:
-        """Take what is no part of a call from every batch: so many milliseconds per call."""
-        for times in self.ms.values():
-            times[:] = [max(ms - handshake_ms, 1e-9) for ms in times]
+    def less(self, handshake_ms: Mapping[str, float]) -> None:
+        """Take what is no part of a call from every batch: by role, milliseconds per call."""
+        for role, times in self.ms.items():
+            times[:] = [max(ms - handshake_ms[role], 1e-9) for ms in times]
 
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
         """Return the time of role over the time of another, with its interval."""
@@ -113,6 +117,26 @@ class Blocks:
         if role == REFERENCE and self.ms.get(AGAIN):
             columns.append(self.ms[AGAIN])
         return np.column_stack(columns)
+
+
+def calls_by_role(
+    per_call_ms: Mapping[str, float], most: int, policy: ClockPolicy
+) -> dict[str, int]:
+    """Return how many calls a batch of each role should have, so that all take as long.
+
+    With as many calls for everyone, a reference that takes four times as long takes most of the
+    time, and few blocks are left.
+
+    Args:
+        per_call_ms: estimates by role; each of them has a batch in a block, the reference two.
+        most: that there is room for.
+        policy: how long batches and all blocks should take.
+    """
+    in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 1)
+    batch_ms = min(policy.batch_ms, max(policy.least_batch_ms, in_time_ms))
+    return {
+        role: max(1, min(most, round(batch_ms / max(ms, 1e-3)))) for role, ms in per_call_ms.items()
+    }
 
 
 def measure(

@@ -17,7 +17,7 @@ class Measured:
 
     Attributes:
         blocks: batches by role.
-        calls: calls in a batch.
+        calls: calls in a batch, by role.
         latency_ms: of calls that are waited for, by role.
         claimed_ms: what the candidate's events say; None without a GPU.
         device_ms: what the GPU was busy, by role; None where it is not known.
@@ -31,7 +31,7 @@ class Measured:
     """
 
     blocks: Blocks
-    calls: int
+    calls: Mapping[str, int]
     latency_ms: Mapping[str, float]
     claimed_ms: float | None
     device_ms: Mapping[str, float | None]
@@ -88,7 +88,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         candidate_ms=figures[CANDIDATE],
         claimed_ms=measured.claimed_ms,
         batches=count,
-        calls_per_batch=measured.calls,
+        calls_per_batch=measured.calls[CANDIDATE],
         note="; ".join(notes),
         shape=shape,
         reference_latency_ms=latency[REFERENCE],
@@ -96,7 +96,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         reference_device_ms=measured.device_ms[REFERENCE],
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,
-        late_bound=measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls, 1e-9),
+        late_bound=measured.handshake_ms
+        / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9),
         handshake_ms=measured.handshake_ms,
         discarded=sum(dropped.values()),
         capped=blocks.capped,

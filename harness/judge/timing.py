@@ -127,6 +127,7 @@ class Stopwatch:
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted: set[str] = set()
         self._seats = ""
+        self._calls: dict[str, int] = {}
         self._watch = nvml.GpuWatch(problem.device)
 
     def run(self) -> Speed:
@@ -170,14 +171,14 @@ class Stopwatch:
             large=self._survey.large,
             secret=self._secret,
         )
-        calls = self._prepare()
+        self._prepare()
         self._progress("blocks")
         order = random.Random(self._setting.seed)
         while True:
             roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
             try:
                 blocks = clock.measure(
-                    lambda role: self._batch(role, calls) / calls,
+                    lambda role: self._batch(role) / self._calls_of(role),
                     roles,
                     self._policy,
                     order,
@@ -189,11 +190,9 @@ class Stopwatch:
                 self._fail(failed.role, str(failed))
                 self._jolted.clear()
         handshake_ms = self._handshake_ms()
-        blocks.less(handshake_ms / calls)
+        blocks.less({role: handshake_ms / self._calls_of(role) for role in blocks.ms})
         self._progress("latency")
-        latency = {
-            role: self._latency_ms(role, calls, handshake_ms) for role in (REFERENCE, CANDIDATE)
-        }
+        latency = {role: self._latency_ms(role, handshake_ms) for role in (REFERENCE, CANDIDATE)}
         log = self._logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
@@ -203,11 +202,11 @@ class Stopwatch:
         figures = blocks.figures()
         measured = Measured(
             blocks=blocks,
-            calls=calls,
+            calls=self._calls,
             latency_ms=latency,
-            claimed_ms=self._claimed_ms(CANDIDATE, calls),
+            claimed_ms=self._claimed_ms(CANDIDATE),
             device_ms={
-                role: self._device_ms(role, calls, figures[role])
+                role: self._device_ms(role, figures[role])
                 for role in (REFERENCE, CANDIDATE)
                 if role in figures
             },
@@ -217,7 +216,7 @@ class Stopwatch:
             work=self._survey.work,
             peaks=self._survey.peaks,
             gpu=self._watch.record(),
-            notes=tuple(n for n in (self._cache_note(calls), self._seats, self._watch.blind) if n),
+            notes=tuple(n for n in (self._cache_note(), self._seats, self._watch.blind) if n),
         )
         return speed_of(measured, self._policy)
 
@@ -249,8 +248,8 @@ class Stopwatch:
         self._failed[role] = why
         self._batons.pop(role).worker.close()
 
-    def _prepare(self) -> int:
-        """Stage as many calls as a batch should have; returns their number."""
+    def _prepare(self) -> None:
+        """Stage as many calls as a batch should have, and see how many that is for each role."""
         self._flush = None
         if self._on_gpu and not self._setting.warm_l2:
             properties = torch.cuda.get_device_properties(self._problem.device)
@@ -264,24 +263,40 @@ class Stopwatch:
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
         self._take_seats()
-        for role in self._batons:
-            self._batch(role, 1)
-        per_call_ms = max((self._batch(REFERENCE, 1) + self._batch(CANDIDATE, 1)) / 2, 1e-3)
-        room = self._room()
-        calls = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
-        calls = self._fitting(calls)
-        if calls > 1:
-            # Short calls hide behind the hand-shake above: once more, from a real batch.
-            per_call_ms = max(self._batch(CANDIDATE, calls) / calls, 1e-3)
-            better = max(1, min(bell.MAX_CALLS, room, round(self._policy.batch_ms / per_call_ms)))
-            if better > 1.5 * calls:
-                calls = self._fitting(better)
+        self._choose_calls()
         settle(self._problem.device)
         for log in self._logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
         self._jolted.clear()
-        return calls
+
+    def _choose_calls(self) -> None:
+        """Find how many calls of each role take as long as a batch should, and stage them."""
+        self._batch_each(1)
+        estimates = self._batch_each(1)
+        most = min(bell.MAX_CALLS, self._room())
+        for _ in range(3):
+            self._calls = clock.calls_by_role(estimates, most, self._policy)
+            if self._places() <= 1.5 * self._stage.count:
+                break
+            # Short calls hide behind the hand-shake above: once more, from a real batch.
+            estimates, most = self._fitting(most)
+        self._calls = {role: min(n, self._stage.count) for role, n in self._calls.items()}
+
+    def _batch_each(self, calls: int | None = None) -> dict[str, float]:
+        """Run a batch of every role, as long as chosen or said; returns milliseconds per call."""
+        taken: dict[str, float] = {}
+
+        def run(role: str) -> None:
+            taken[role] = self._batch(role, calls) / (calls or self._calls_of(role))
+
+        for role in list(self._batons):
+            self._guarded(role, partial(run, role))
+        return taken
+
+    def _calls_of(self, role: str) -> int:
+        """Return how many calls a batch of a role has."""
+        return min(self._calls[REFERENCE if role == AGAIN else role], self._stage.count)
 
     def _take_seats(self) -> None:
         """Give the judge a core and all workers another; on the CPU they have theirs."""
@@ -297,23 +312,29 @@ class Stopwatch:
         else:
             self._seats = "judge and workers run where the system puts them: cannot pin them"
 
-    def _fitting(self, calls: int) -> int:
-        """Stage calls and run each role once over them; fewer where memory does not suffice."""
+    def _places(self) -> int:
+        """Return how many inputs are to be staged: as many as the quicker of the two calls."""
+        return max(self._calls[REFERENCE], self._calls[CANDIDATE])
+
+    def _fitting(self, most: int) -> tuple[dict[str, float], int]:
+        """Stage the chosen calls and run each role over them; fewer where memory is short.
+
+        Returns:
+            Milliseconds per call, by role; how many calls there is room for.
+        """
         while True:
             self._running = CANDIDATE
             self._best_beyond_ms.clear()
+            count = min(self._places(), most)
             try:
-                self._stage.place(calls, list(self._batons.values()))
-                for role in list(self._batons):
-                    self._guarded(role, partial(self._batch, role, calls))
+                self._stage.place(count, list(self._batons.values()))
+                return self._batch_each(), most
             except (WorkerFailed, HarnessError, torch.OutOfMemoryError) as error:
                 full = not isinstance(error, WorkerFailed) or error.status is Status.OUT_OF_MEMORY
-                if calls == 1 or not full:
+                if count == 1 or not full:
                     raise
-                calls //= 2
+                most = count // 2
                 torch.cuda.empty_cache()
-                continue
-            return calls
 
     def _warm_up(self, role: str) -> None:
         baton = self._batons[role]
@@ -391,15 +412,20 @@ class Stopwatch:
                 )
             )
 
-    def _batch(self, role: str, calls: int, *, each: bool = False) -> float:
-        """Run one batch; returns its milliseconds, the hand-shake included."""
+    def _batch(self, role: str, calls: int | None = None, *, each: bool = False) -> float:
+        """Run one batch, of as many calls as chosen or said.
+
+        Returns:
+            Its milliseconds, the hand-shake included.
+        """
+        calls = calls or self._calls_of(role)
         self._running = role
         baton = self._batons[REFERENCE if role == AGAIN else role]
-        slots = list(range(min(calls, self._stage.count)))
+        slots = list(range(self._stage.count))
         if self._setting.warm_l2:
             slots = slots[: max(1, self._warm_slots())]
-        order = [slots[i % len(slots)] for i in range(calls)]
-        self._secret.shuffle(order)
+        rounds, rest = divmod(calls, len(slots))
+        order = self._secret.sample(slots * rounds + self._secret.sample(slots, rest), calls)
         if role == CANDIDATE:
             self._stage.renew()
         else:
@@ -444,28 +470,31 @@ class Stopwatch:
         properties = torch.cuda.get_device_properties(self._problem.device)
         return int(properties.L2_cache_size // 2 // max(self._stage.slot_bytes, 1))
 
-    def _latency_ms(self, role: str, calls: int, handshake_ms: float) -> float:
-        times = [self._batch(role, calls, each=True) for _ in range(self._policy.latency_blocks)]
-        return max(float(np.median(times)) - handshake_ms, 1e-6) / calls
+    def _latency_ms(self, role: str, handshake_ms: float) -> float:
+        times = [self._batch(role, each=True) for _ in range(self._policy.latency_blocks)]
+        return max(float(np.median(times)) - handshake_ms, 1e-6) / self._calls_of(role)
 
     # --- the record -----------------------------------------------------------------------------
 
-    def _claimed_ms(self, role: str, calls: int) -> float | None:
-        claims = [c / calls for c in self._logs[role].claimed_ms if c is not None]
+    def _claimed_ms(self, role: str) -> float | None:
+        claims = [c / self._calls_of(role) for c in self._logs[role].claimed_ms if c is not None]
         return float(np.median(claims)) if claims and self._on_gpu else None
 
-    def _device_ms(self, role: str, calls: int, figure_ms: float) -> float | None:
+    def _device_ms(self, role: str, figure_ms: float) -> float | None:
         if not self._on_gpu:
             return None
-        claimed = self._claimed_ms(role, calls)
+        claimed = self._claimed_ms(role)
         if figure_ms >= _PROFILED_MS and claimed is not None:
             return claimed
-        few = [i % self._stage.count for i in range(min(calls, 3))]
+        few = [i % self._stage.count for i in range(min(self._calls_of(role), 3))]
         self._running = role
         return self._batons[role].device_ms(self._setting.mode, few)
 
-    def _cache_note(self, calls: int) -> str:
+    def _cache_note(self) -> str:
+        calls = self._calls_of(CANDIDATE)
         text = f"{calls} distinct inputs a batch, written after the candidate was stopped"
+        if (slower := self._calls_of(REFERENCE)) < calls:
+            text += f" ({slower} of them in one of the reference's)"
         if not self._on_gpu:
             return text
         if self._setting.warm_l2:
