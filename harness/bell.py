@@ -1,9 +1,9 @@
 """The bell: one shared page over which the judge starts and stops its clock.
 
 A message over a socket takes tens of microseconds and a wake-up from the scheduler; a word that
-both sides spin on takes one cache line. The page carries no values, only *armed*, *go*, *done*
-and *shown*, each as the number of the batch, and what a worker may not know before its time: the
-order of the calls (with *go*) and which elements of which outputs the judge wants (after *done*).
+both sides spin on takes one cache line. The page carries no values, only *armed*, *go* and *done*,
+each as the number of the batch, what a worker may not know before its time, the order of the calls
+(with *go*), and where its outputs lie (with *done*): the judge reads them there itself.
 """
 
 from __future__ import annotations
@@ -17,19 +17,13 @@ from harness import wire
 from harness.domain import HarnessError
 
 MAX_CALLS = 1000
-MAX_PICKS = 8
-ELEMENTS = 256
-"""Elements that are looked at in each tensor of a picked output."""
-MAX_TENSORS = 32
-CELL_BYTES = ELEMENTS * 16
-"""Room for the elements of one tensor, the widest dtype (complex128) included."""
-SHOW_BYTES = MAX_PICKS * MAX_TENSORS * CELL_BYTES
+MAX_TENSORS = 64
+"""Tensors of one call that are looked at: outputs, gradients of inputs, gradients of parameters."""
 
-_ARMED, _GO, _DONE, _PICKED, _SHOWN, _COUNT, _PICKS = range(0, 56, 8)  # a cache line each
-_PICK_AT = 64
-_ELEMENT_AT = _PICK_AT + MAX_PICKS
-_ORDER_AT = _ELEMENT_AT + ELEMENTS
-_WORDS = _ORDER_AT + MAX_CALLS
+_ARMED, _GO, _DONE, _COUNT, _WIDTH = range(0, 40, 8)  # a cache line each
+_ORDER_AT = 40
+_WHERE_AT = _ORDER_AT + MAX_CALLS
+_WORDS = _WHERE_AT + MAX_CALLS * MAX_TENSORS
 BYTES = _WORDS * 8
 _SPINS = 2000
 
@@ -61,18 +55,18 @@ class Bell:
         order: list[int] = words[_ORDER_AT : _ORDER_AT + count].tolist()
         return order
 
-    def done(self, number: int) -> tuple[list[int], np.ndarray]:
-        """Say *done*, wait for what the judge wants to see: calls, and raw element numbers."""
-        words = self._words
-        words[_DONE] = number
-        while words[_PICKED] != number:
-            pass
-        picks: list[int] = words[_PICK_AT : _PICK_AT + int(words[_PICKS])].tolist()
-        return picks, words[_ELEMENT_AT : _ELEMENT_AT + ELEMENTS].copy()
+    def done(self, number: int, where: Sequence[int], width: int) -> None:
+        """Say *done*, and where each tensor of each call lies.
 
-    def shown(self, number: int) -> None:
-        """Say that the elements lie where the judge can read them."""
-        self._words[_SHOWN] = number
+        Args:
+            number: of the batch.
+            where: addresses, call by call; 0 for what has none.
+            width: how many to a call, MAX_TENSORS at most.
+        """
+        words = self._words
+        words[_WIDTH] = width
+        words[_WHERE_AT : _WHERE_AT + len(where)] = where
+        words[_DONE] = number
 
     # --- the judge's end ------------------------------------------------------------------------
 
@@ -87,13 +81,18 @@ class Bell:
         """Let batch number begin."""
         self._words[_GO] = number
 
-    def pick(self, number: int, picks: Sequence[int], elements: np.ndarray) -> None:
-        """Say what the judge wants to see of batch number."""
+    def where(self, count: int) -> np.ndarray:
+        """Return addresses by call and tensor, as they were when this was called.
+
+        Args:
+            count: calls of the batch.
+        """
         words = self._words
-        words[_PICKS] = len(picks)
-        words[_PICK_AT : _PICK_AT + len(picks)] = picks
-        words[_ELEMENT_AT : _ELEMENT_AT + ELEMENTS] = elements
-        words[_PICKED] = number
+        width = int(words[_WIDTH])
+        if not 0 < width <= MAX_TENSORS:
+            return np.zeros((count, 0), dtype=np.int64)
+        found: np.ndarray = words[_WHERE_AT : _WHERE_AT + count * width].copy()
+        return found.reshape(count, width)
 
     def wait_armed(self, number: int, look: Callable[[], None]) -> None:
         """Wait until the worker stands ready; look is called now and then, and may raise."""
@@ -102,10 +101,6 @@ class Bell:
     def wait_done(self, number: int, look: Callable[[], None]) -> None:
         """Wait for *done*."""
         self._wait(_DONE, number, look)
-
-    def wait_shown(self, number: int, look: Callable[[], None]) -> None:
-        """Wait until the picked elements can be read."""
-        self._wait(_SHOWN, number, look)
 
     def _wait(self, word: int, number: int, look: Callable[[], None]) -> None:
         words, nap_s = self._words, self._nap_s

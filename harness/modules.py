@@ -112,10 +112,10 @@ class Gradients:
     missing: str = ""
 
 
-def shown_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor | None]:
-    """Return what one timed call gave, in a fixed order: outputs, then gradients of inputs."""
-    shown: list[torch.Tensor | None] = list(tensors_of(output))
-    return shown + (gradients.inputs if gradients is not None else [])
+def given_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor | None]:
+    """Return what one timed call gave, in a fixed order: outputs, gradients of inputs, of state."""
+    given: list[torch.Tensor | None] = list(tensors_of(output))
+    return given if gradients is None else [*given, *gradients.inputs, *gradients.state.values()]
 
 
 def differentiate(

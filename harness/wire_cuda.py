@@ -1,8 +1,8 @@
 """Arenas in GPU memory, shared between processes by CUDA IPC handle.
 
 Each arena is one cudaMalloc of its own: an IPC handle maps a whole allocation into the peer, so an
-arena must share its allocation with nothing that the peer may not see. Only arenas that the judge
-allocated are ever opened; a handle that comes from a candidate is never touched.
+arena must share its allocation with nothing that the peer may not see. What timed outputs lie in is
+allocated by a worker (``allocations``): the judge maps it to read there, and copies what it reads.
 
 libcudart is called through ctypes: torch has it loaded already, and exposes neither call.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,46 @@ def _check(code: int, what: str) -> None:
         raise HarnessError(f"{what}: {text.decode() if text else code}")
 
 
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    """Return the driver's library: an address tells its allocation only there."""
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def allocations(addresses: Iterable[int], borrowed: DeviceArena | None) -> list[dict[str, Any]]:
+    """Describe the device allocations that addresses lie in.
+
+    Args:
+        addresses: in any order; those outside of device memory are left out.
+        borrowed: memory of the judge's, which may be among them.
+
+    Returns:
+        ``base``, ``bytes`` and the IPC ``handle`` (hexadecimal, empty for what is borrowed) of
+        each; without those that cannot be shared.
+    """
+    found: list[dict[str, Any]] = []
+    end = 0
+    for address in sorted(set(addresses)):
+        if address < max(end, 1):
+            continue
+        base, size = ctypes.c_uint64(), ctypes.c_size_t()
+        if _driver().cuMemGetAddressRange_v2(
+            ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address)
+        ):
+            continue
+        end = base.value + size.value
+        if borrowed is not None and borrowed.pointer == base.value:
+            found.append({"base": base.value, "bytes": borrowed.size_bytes, "handle": ""})
+            continue
+        raw = _Handle()
+        if _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(base.value)):
+            _cudart().cudaGetLastError()  # else the next call of anybody's would report it
+            continue
+        handle = ctypes.string_at(ctypes.byref(raw), _HANDLE_BYTES).hex()
+        found.append({"base": base.value, "bytes": size.value, "handle": handle})
+    return found
+
+
 class _Exposed:
     """Device memory as numba and torch exchange it: zero copies, no ownership."""
 
@@ -72,11 +113,12 @@ class DeviceArena:
 
     Attributes:
         size_bytes: usable bytes.
+        pointer: where they begin in this process.
     """
 
     def __init__(self, pointer: int, size_bytes: int, device: str, *, owned: bool) -> None:
         self.size_bytes = size_bytes
-        self._pointer = pointer
+        self.pointer = pointer
         self._owned = owned
         self._flat: torch.Tensor | None = torch.as_tensor(
             _Exposed(pointer, size_bytes), device=device
@@ -132,7 +174,7 @@ class DeviceArena:
         """Return the IPC handle for the peer."""
         raw = _Handle()
         _check(
-            _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(self._pointer)),
+            _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(self.pointer)),
             "cudaIpcGetMemHandle",
         )
         return ctypes.string_at(ctypes.byref(raw), _HANDLE_BYTES)
@@ -145,7 +187,7 @@ class DeviceArena:
 
     def piece(self, offset: int, nbytes: int) -> torch.Tensor:
         """Return some bytes as a uint8 tensor with a storage of its own over them."""
-        return torch.as_tensor(_Exposed(self._pointer + offset, nbytes), device=self.flat().device)
+        return torch.as_tensor(_Exposed(self.pointer + offset, nbytes), device=self.flat().device)
 
     def close(self) -> None:
         """Free or unmap the memory."""
@@ -154,7 +196,7 @@ class DeviceArena:
         device = self._flat.device
         self._flat = None
         torch.cuda.synchronize(device)
-        pointer = ctypes.c_void_p(self._pointer)
+        pointer = ctypes.c_void_p(self.pointer)
         if self._owned:
             _check(_cudart().cudaFree(pointer), "cudaFree")
         else:

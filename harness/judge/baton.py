@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,33 @@ import torch
 
 from harness import bell, wire
 from harness.judge.remote import RemoteWorker
+from harness.judge.sight import Layout, Sight
+
+_ELEMENTS = 256
+"""Elements that are looked at in each tensor of a chosen output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the judge found in the memory of a worker right after *done*.
+
+    Attributes:
+        layout: of what a call gives, as the worker described it after the batch before; None in
+            its first batch.
+        numbers: elements that were read; modulo a tensor's length they are its elements.
+        elements: by position in the order of the calls, one entry a tensor; None where there was
+            nothing to be read.
+        chosen: the position that is judged by more than these elements.
+        whole: its tensors; None where they were not read.
+        blind: why some memory cannot be seen.
+    """
+
+    layout: Layout | None
+    numbers: np.ndarray
+    elements: Mapping[int, Sequence[torch.Tensor | None]]
+    chosen: int
+    whole: Sequence[torch.Tensor | None] | None
+    blind: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,20 +47,18 @@ class Timed:
     """One batch by the judge's clock.
 
     Attributes:
-        total_ms: from *go* until elements that the judge picked after *done* lay in its memory.
-        done_ms: from *go* to *done*.
+        total_ms: from *go* to *done*.
+        look_ms: from *done* until the judge had the elements that it wanted to see.
         claimed_ms: what the worker's own CUDA events say, None without a GPU.
         order: slots in the order of the calls.
-        picks: positions whose elements were shown.
-        elements: raw element numbers; modulo a tensor's length they are the elements.
+        seen: what was found of the outputs; None where nobody looked.
     """
 
     total_ms: float
-    done_ms: float
+    look_ms: float
     claimed_ms: float | None
     order: tuple[int, ...]
-    picks: tuple[int, ...]
-    elements: np.ndarray
+    seen: Seen | None
 
 
 class Baton:
@@ -43,7 +68,8 @@ class Baton:
         role: name in the figures.
         worker: loaded.
         device: what it runs on.
-        trusted: runs no code of the candidate's; a candidate is stopped when it is not its turn.
+        trusted: runs no code of the candidate's; a candidate is stopped when it is not its turn,
+            and its outputs are looked at.
         timeout_s: for one batch.
         clock: seconds; tests inject their own.
 
@@ -73,14 +99,9 @@ class Baton:
         page = wire.HostArena.create(bell.BYTES)
         self._bell = bell.Bell(page, nap_s=0.0 if on_gpu else 5e-5)
         worker.share("bell", page)
-        self.show: wire.Arena
-        if on_gpu:
-            from harness import wire_cuda
-
-            self.show = wire_cuda.DeviceArena.create(bell.SHOW_BYTES, str(device))
-        else:
-            self.show = wire.HostArena.create(bell.SHOW_BYTES)
-        worker.share("show", self.show)
+        self._sight = None if trusted else Sight(worker.memory_fd, device)
+        self._layout: Layout | None = None
+        self._device = device
 
     def arm(self, mode: str, poison: Sequence[int], *, each: bool) -> None:
         """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
@@ -92,37 +113,30 @@ class Baton:
         """
         self.wake()
         self._number += 1
-        self.worker.send(
-            "go",
-            number=self._number,
-            mode=mode,
-            poison=list(poison),
-            each=each,
-            keep=self.keep,
-        )
+        seen = self._sight is not None
+        ready = self.worker.ask("ready", mode=mode, poison=list(poison), seen=seen)
+        self._learn(ready)
+        self.worker.send("go", number=self._number, each=each, keep=self.keep, seen=seen)
         self._bell.wait_armed(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
         # batch, and in the hand-shake that is subtracted.
         self.worker.pause()
         self._resting = True
 
-    def run(self, order: Sequence[int], positions: int, secret: random.Random, most: int) -> Timed:
-        """Start the clock, let the worker run, stop when picked elements have arrived.
+    def run(self, order: Sequence[int], secret: random.Random, most: int, whole: bool) -> Timed:
+        """Start the clock, let the worker run, stop when it is done; then look at its outputs.
 
         Args:
             order: slots; written together with *go*, so that nobody knows it before.
-            positions: how many outputs of the batch there are to pick from.
-            secret: source of the choice.
-            most: how many outputs to pick, some perhaps twice; the last one is always among
-                them. Every role shows as many: what that takes must cancel.
+            secret: source of the choice of what is looked at, which the worker never learns.
+            most: how many outputs to look at, perhaps the same one twice; the last one is always
+                among them.
+            whole: read one of them whole.
         """
         look = self._looker()
-        elements = np.array([secret.getrandbits(62) for _ in range(bell.ELEMENTS)], dtype=np.int64)
-        first = max(positions - self.keep, 0)
-        chosen = [positions - 1] if positions else []
-        for _ in range(most - 1 if positions else 0):
-            chosen.append(secret.randrange(first, positions))
-        chosen.sort()
+        positions = range(max(len(order) - self.keep, 0), len(order))
+        chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
+        numbers = np.array([secret.getrandbits(62) for _ in range(_ELEMENTS)], dtype=np.int64)
         self._bell.write_order(order)
         self.worker.see_it_stood()
         began = self._clock()
@@ -131,19 +145,73 @@ class Baton:
         self.worker.resume()
         self._resting = False
         self._bell.wait_done(self._number, look)
-        done = self._clock()
-        self._bell.pick(self._number, chosen, elements)
-        self._bell.wait_shown(self._number, look)
-        shown = self._clock()
-        claimed = self.worker.answer().get("claimed_ms")
+        done = looked = self._clock()
+        seen = None
+        if self._sight is not None:
+            self.worker.freeze()
+            where = self._bell.where(len(order))
+            elements = {p: self._elements(where[p], numbers) for p in set(chosen)}
+            self._wait()
+            looked = self._clock()
+            one = secret.choice(chosen)
+            seen = Seen(
+                layout=self._layout,
+                numbers=numbers,
+                elements=elements,
+                chosen=one,
+                whole=self._whole(where[one]) if whole else None,
+                blind=self._sight.blind,
+            )
+            self._wait()
+            self.worker.resume_family()
+            self.worker.resume()
+        answer = self.worker.answer()
+        self._learn(answer)
+        claimed = answer.get("claimed_ms")
         return Timed(
-            total_ms=(shown - began) * 1e3,
-            done_ms=(done - began) * 1e3,
+            total_ms=(done - began) * 1e3,
+            look_ms=(looked - done) * 1e3,
             claimed_ms=float(claimed) if isinstance(claimed, (int, float)) else None,
             order=tuple(order),
-            picks=tuple(chosen),
-            elements=elements,
+            seen=seen,
         )
+
+    def _learn(self, answer: dict[str, Any]) -> None:
+        """Note where the worker's memory is, and what its calls give."""
+        if self._sight is None:
+            return
+        try:
+            self._sight.learn(answer.get("allocations"))
+            if "forms" in answer:
+                self._layout = Layout.of(answer)
+        except wire.WireViolation as error:
+            raise self.worker.misdescribed(error) from None
+
+    def _elements(self, where: np.ndarray, numbers: np.ndarray) -> list[torch.Tensor | None]:
+        return self._read(
+            where, lambda sight, at, form: sight.elements(at, form, numbers % form.elements)
+        )
+
+    def _whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
+        return self._read(where, lambda sight, at, form: sight.whole(at, form))
+
+    def _read(
+        self,
+        where: np.ndarray,
+        how: Callable[[Sight, int, wire.Form], torch.Tensor | None],
+    ) -> list[torch.Tensor | None]:
+        """Read each tensor of one call; None for those that have no memory, or none in sight."""
+        assert self._sight is not None
+        forms = self._layout.forms if self._layout else ()
+        found: list[torch.Tensor | None] = [None] * len(forms)
+        for i, (at, form) in enumerate(zip(where, forms, strict=False)):
+            if form is not None and form.elements and at:
+                found[i] = how(self._sight, int(at), form)
+        return found
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def rest(self) -> None:
         """Stop a candidate and all that it started, until wake(): it is not its turn."""
@@ -159,16 +227,19 @@ class Baton:
             self.worker.resume()
             self._resting = False
 
-    def shown(self, row: int, column: int, like: torch.Tensor) -> torch.Tensor:
-        """Return a private copy of the shown elements of one tensor of one pick."""
-        cell = (row * bell.MAX_TENSORS + column) * bell.CELL_BYTES
-        nbytes = bell.ELEMENTS * like.element_size()
-        return self.show.flat()[cell : cell + nbytes].clone().view(like.dtype)
+    def clear(self) -> None:
+        """Have the worker let go of all inputs and outputs, and the judge of their memory."""
+        self.wake()
+        if self._sight is not None:
+            self._sight.close()
+        self.worker.ask("clear")
 
     def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
         """Let the worker map the staged inputs."""
         self.wake()
         self.worker.share("stage", arena)
+        if self._sight is not None:
+            self._sight.lend(arena)
         self.worker.ask("stage", table=table, args=args, grads=grads)
 
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:

@@ -131,6 +131,7 @@ class RemoteWorker:
         self.max_outbox_bytes = 1 << 40
         self.expected_tensors = 0
         self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        self.memory_fd: int | None = None
         self.findings_path = self.folder / "findings.jsonl"
         root = os.geteuid() == 0
         self.uid = None
@@ -161,6 +162,8 @@ class RemoteWorker:
         except WorkerFailed as error:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error
+        # Its memory as a file, opened before any code of a solution's ran; others are not taken.
+        self.memory_fd = next(iter(self._channel.take_fds()), None)
 
     # --- asking ---------------------------------------------------------------------------------
 
@@ -261,7 +264,7 @@ class RemoteWorker:
         """Let the worker map an arena of the judge's.
 
         Args:
-            which: ``in``, ``out``, ``stage``, ``show`` or ``bell``: what it is for.
+            which: ``in``, ``out``, ``stage`` or ``bell``: what it is for.
             arena: a HostArena or a DeviceArena, which the judge owns.
         """
         if isinstance(arena, wire.HostArena):
@@ -354,6 +357,16 @@ class RemoteWorker:
         stood = processes.stood_still(self._process.pid, self._still, orphans=self._untrusted)
         if not stood:
             raise self._tampered("it ran while it was stopped")
+
+    def freeze(self) -> None:
+        """Tell the worker, and what was stopped with it before, to stop; do not wait for it."""
+        for member in self._still.members | {self._process.pid}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(member, signal.SIGSTOP)
+
+    def misdescribed(self, error: wire.WireViolation) -> WorkerFailed:
+        """Return the failure of a worker that describes what the protocol does not allow."""
+        return self._tampered(str(error))
 
     def resume(self) -> None:
         """Let the worker go on."""
@@ -484,6 +497,9 @@ class RemoteWorker:
             self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
         self.kill()
         self._channel.close()
+        if self.memory_fd is not None:
+            os.close(self.memory_fd)
+            self.memory_fd = None
         self._drain.join(2)
         for arena in (self._inbox, self._outbox):
             if arena is not None:

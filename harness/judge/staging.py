@@ -116,8 +116,7 @@ class Stage:
         if self._arena is None:
             return
         for baton in batons:
-            baton.wake()
-            baton.worker.ask("clear")
+            baton.clear()
         self._places = []
         self._kept = None
         self._arena.close()

@@ -1,29 +1,29 @@
-"""Checks outputs of timed batches: elements as they were at *done*, and some outputs whole."""
+"""Checks outputs of timed batches as they were at *done*: elements of some, a few of them whole."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness import bell
 from harness.domain import Status
 from harness.judge import compare, state
-from harness.judge.baton import Baton, Timed
+from harness.judge.baton import Seen, Timed
 from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import Outcome, Problem
+from harness.judge.sight import Layout
 from harness.judge.staging import Stage
-from harness.modules import differentiable, shown_tensors, tensors_of, write_state
+from harness.modules import differentiable, given_tensors, tensors_of, write_state
 
 _SAMPLE = 1 << 22
 _SLICE_PART = 0.05
-"""Shown elements may be off by this part of their tensor's root mean square: they are there to
+"""Elements may be off by this part of their tensor's root mean square: they are there to
 see work that is late, stale or left out; precision is judged on whole outputs."""
 
 
@@ -77,6 +77,11 @@ class OutputCheck:
         self._batches = 0
 
     @property
+    def wants_whole(self) -> bool:
+        """Return whether one output of the next batch is to be read whole."""
+        return not self._large or self._batches % 4 == 0
+
+    @property
     def most(self) -> int:
         """Return how many outputs of a batch are looked at."""
         return 2 if self._large else 4
@@ -85,108 +90,121 @@ class OutputCheck:
         """Have the next batch checked whole, whatever its turn."""
         self._batches = 0
 
-    def check(self, baton: Baton, timed: Timed) -> None:
+    def check(self, timed: Timed) -> None:
         """Check a batch of the candidate's.
 
         Raises:
             TimedWrongly: an output is late, stale, left out, or not what the reference gives.
-            WorkerFailed: it cannot be had.
         """
+        seen = timed.seen
+        if seen is None or seen.layout is None:
+            return  # its very first batch, which is not counted
         self._batches += 1
-        whole = not self._large or self._batches % 4 == 1
-        chosen = self._secret.choice(timed.picks)
-        rows = {position: row for row, position in enumerate(timed.picks)}  # shown twice: once
-        for position, row in rows.items():
-            if position != chosen and self._large and not whole:
+        for position in seen.elements:
+            judged = position == seen.chosen
+            if not judged and self._large and seen.whole is None:
                 continue
-            expected, oracle = self._expected(timed.order[position], position == chosen and whole)
+            whole = seen.whole if judged else None
+            expected, oracle = self._expected(timed.order[position], whole is not None)
+            wanted = self._wanted(expected, seen.layout)
+            self._check_forms(wanted, seen.layout, timed.order[position])
             if self._repeats:
-                self._check_shown(baton, row, expected, timed.elements, position)
-            if position == chosen and whole:
-                self._check_whole(baton, position, expected, oracle)
+                self._check_elements(wanted, seen, position)
+                if whole is not None:
+                    self._check_whole(wanted, whole, seen.layout, expected, oracle)
 
-    def _check_shown(
-        self, baton: Baton, row: int, expected: Outcome, elements: np.ndarray, position: int
-    ) -> None:
-        like = shown_tensors(expected.output, None)
+    def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
+        """Return what the reference gave, in the order of the candidate's own."""
+        wanted = list(given_tensors(expected.output, None))
         if self._mode == "train":
-            like = [*like, *expected.input_grads]
-        raw = torch.from_numpy(elements)
-        for column, tensor in enumerate(like[: bell.MAX_TENSORS]):
+            of_state = {
+                name: expected.state_grads.get(ours) for name, ours in self._match.source.items()
+            }
+            wanted += [*expected.input_grads, *(of_state.get(name) for name in layout.state)]
+            missing = [n for n, want in of_state.items() if want is not None]
+            missing = [n for n in missing if n not in layout.state]
+            if missing:
+                raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {missing[0]} is missing")
+        return wanted[: bell.MAX_TENSORS]
+
+    def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout, slot: int) -> None:
+        """See that the candidate's tensors are what they are when nobody times it."""
+        if len(layout.forms) != len(wanted):
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives {len(layout.forms)} tensors, the reference {len(wanted)}",
+            )
+        for form, want in zip(layout.forms, wanted, strict=True):
+            if want is None or want.layout is not torch.strided:
+                continue
+            if form is None or (form.dtype, form.shape) != (want.dtype, tuple(want.shape)):
+                got = "nothing" if form is None else f"{form.dtype} {list(form.shape)}"
+                raise _wrong(
+                    Status.WRONG_STRUCTURE,
+                    f"a timed call gives {got} where the reference gives {want.dtype} "
+                    f"{list(want.shape)}",
+                )
+
+    def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
+        raw = torch.from_numpy(seen.numbers)
+        for tensor, got in zip(wanted, seen.elements[position], strict=True):
             if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
                 continue
-            got = baton.shown(row, column, tensor)
-            want = torch.take(tensor, (raw % tensor.numel()).to(tensor.device))
-            if differentiable(tensor):
+            chosen = raw[: None if got is None else len(got)] % tensor.numel()
+            want = torch.take(tensor, chosen.to(tensor.device))
+            if got is None:
+                wrong = True
+            elif differentiable(tensor):
                 wide = torch.complex128 if tensor.is_complex() else torch.float64
-                allowed = _SLICE_PART * max(rms(tensor), rms(want))
-                same = ~torch.isfinite(want)
-                off = torch.where(same, 0.0, (got.to(wide) - want.to(wide)).abs())
-                wrong = not bool(rms(off) <= allowed)
+                got, want = got.to(want.device, wide), want.to(wide)
+                there = torch.isfinite(want)
+                off = torch.where(there, (got - want).abs(), 0.0)
+                # NaN and infinity are nowhere near: memory that nobody wrote holds NaN.
+                wrong = not bool(torch.isfinite(off).all())
+                wrong = wrong or not rms(off) <= _SLICE_PART * max(rms(tensor), rms(want))
             else:
-                wrong = not torch.equal(got, want)
+                wrong = not torch.equal(got.to(want.device), want)
             if wrong:
-                raise TimedWrongly(
-                    Mismatch(
-                        status=Status.WRONG_VALUES,
-                        message=f"output {position + 1} of {baton.role} was not there when it "
-                        "said done (late, stale or left out)",
-                    )
+                raise _wrong(
+                    Status.WRONG_VALUES,
+                    f"output {position + 1} was not there when the candidate "
+                    "said done (late, stale, left out, or in memory that the judge cannot see"
+                    + (f": {seen.blind})" if seen.blind else ")"),
                 )
 
-    def _check_whole(self, baton: Baton, position: int, expected: Outcome, oracle: Any) -> None:
-        answer = baton.worker.ask("fetch", position=position)
-        values = baton.worker.values(answer)
-        mismatch = (
-            Mismatch(status=Status.WRONG_STRUCTURE, message=str(answer["odd"])[:300])
-            if answer.get("odd")
-            else compare.structure(values.get("output"), expected.output)
-        )
-        if mismatch is not None:
-            raise TimedWrongly(mismatch)
-        if not self._repeats:
-            return
-        triples: list[tuple[str, Any, torch.Tensor, torch.Tensor]] = [
-            ("output", got, want, exact)
-            for got, want, exact in zip(
-                tensors_of(values["output"]),
-                tensors_of(expected.output),
-                tensors_of(oracle),
-                strict=False,
+    def _check_whole(
+        self,
+        wanted: list[torch.Tensor | None],
+        whole: Sequence[torch.Tensor | None],
+        layout: Layout,
+        expected: Outcome,
+        oracle: Any,
+    ) -> None:
+        exact = tensors_of(oracle)
+        into = len(layout.forms) - len(layout.state)
+        for i, (got, want) in enumerate(zip(whole, wanted, strict=True)):
+            if want is None or not want.numel() or want.layout is not torch.strided:
+                continue
+            if got is None:
+                raise _wrong(Status.WRONG_VALUES, "an output is in memory that nobody can see")
+            if i >= into:
+                self._check_state_grad(layout.state[i - into], got, want)
+                continue
+            what = "output" if i < len(exact) else "gradient of an input"
+            right = exact[i] if i < len(exact) else want
+            _, mismatch = compare.tensor(
+                got.to(want.device), want, right, self._standard, "time", what
             )
-        ]
-        if self._mode == "train":
-            grads = values.get("input_grads")
-            for got, want in zip(
-                grads if isinstance(grads, list) else [], expected.input_grads, strict=False
-            ):
-                if want is not None:
-                    triples.append(("gradient of an input", got, want, want))
-            theirs = values.get("state_grads")
-            for name, ours in self._match.source.items():
-                want = expected.state_grads.get(ours)
-                if want is not None and isinstance(theirs, dict):
-                    self._check_state_grad(ours, theirs.get(name), want)
-        for what, got, want, exact in triples:
-            if not isinstance(got, torch.Tensor) or got.shape != want.shape:
-                mismatch = Mismatch(
-                    status=Status.WRONG_GRADIENTS, message=f"the {what} is missing or misshapen"
-                )
-            else:
-                _, mismatch = compare.tensor(got, want, exact, self._standard, "time", what)
             if mismatch is not None:
                 raise TimedWrongly(mismatch)
 
-    def _check_state_grad(self, name: str, got: Any, want: torch.Tensor) -> None:
+    def _check_state_grad(self, name: str, got: torch.Tensor, want: torch.Tensor) -> None:
         """See that a parameter's gradient is there; checked calls have judged its precision.
 
         It sums over the whole batch: the reference's own rounding is far above an element's.
         """
-        there = isinstance(got, torch.Tensor) and got.shape == want.shape
-        if not there or not rms(got - want) <= _SLICE_PART * rms(want):
-            raise TimedWrongly(
-                Mismatch(status=Status.WRONG_GRADIENTS, message=f"the gradient of {name} is wrong")
-            )
+        if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
+            raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
 
     def _expected(self, slot: int, whole: bool) -> tuple[Outcome, Any]:
         problem, mode = self._problem, self._mode
@@ -200,6 +218,10 @@ class OutputCheck:
         outcome = problem.call(problem.reference, mode, inputs, 0, grads, private=True)
         write_state(problem.reference, before)
         return outcome, outcome.output if oracle is None else oracle
+
+
+def _wrong(status: Status, message: str) -> TimedWrongly:
+    return TimedWrongly(Mismatch(status=status, message=message))
 
 
 def alike(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -69,10 +69,11 @@ class Setting:
 
 @dataclass(slots=True)
 class _Log:
-    """Batches of one role, hand-shake included."""
+    """Batches of one role, hand-shake included, and how long it took to look at their outputs."""
 
     total_ms: list[float] = field(default_factory=list)
     claimed_ms: list[float | None] = field(default_factory=list)
+    look_ms: list[float] = field(default_factory=list)
 
 
 class Stopwatch:
@@ -211,6 +212,7 @@ class Stopwatch:
                 if role in figures
             },
             handshake_ms=handshake_ms,
+            look_ms=float(np.median(log.look_ms)),
             baselines=tuple(self._others()),
             failed=self._failed,
             work=self._survey.work,
@@ -268,6 +270,7 @@ class Stopwatch:
         for log in self._logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
+            log.look_ms.clear()
         self._jolted.clear()
 
     def _choose_calls(self) -> None:
@@ -359,7 +362,7 @@ class Stopwatch:
         return 1 + max(0, free - spare) // max(each, 1)
 
     def _handshake_ms(self) -> float:
-        """Return what a batch costs beside its calls: letting go, waking up, showing.
+        """Return what a batch costs beside its calls: letting go, waking up, saying done.
 
         The reference runs no code of the candidate's, so its own events can be believed: they say
         what its calls took, and what the judge's clock says more is the hand-shake. All of its
@@ -440,16 +443,17 @@ class Stopwatch:
             # there that they are slow on. And all must stand for as long: caches grow cold.
             self._stage.write()
             self._cool()
-            timed = baton.run(order, calls, self._secret, self._checks.most)
+            timed = baton.run(order, self._secret, self._checks.most, self._checks.wants_whole)
         except WorkerFailed as failed:
             if role in (REFERENCE, AGAIN, CANDIDATE):
                 raise
             raise _BaselineFailed(role, failed) from failed
         if role == CANDIDATE:
-            self._checks.check(baton, timed)
+            self._checks.check(timed)
         if not each:
             self._logs[role].total_ms.append(timed.total_ms)
             self._logs[role].claimed_ms.append(timed.claimed_ms)
+            self._logs[role].look_ms.append(timed.look_ms)
             self._look_for_jolt(baton.role, timed)
         return timed.total_ms
 
@@ -505,4 +509,4 @@ class Stopwatch:
 def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:
     baton.wake()
     baton.worker.ask("state", **baton.worker.encode(values=values))
-    baton.worker.ask("clear")
+    baton.clear()

@@ -28,6 +28,7 @@ from harness.wire.values import (
     Untransferable,
     restride,
 )
+from harness.wire.views import Form, address, described, form
 
 __all__ = [
     "DTYPES",
@@ -38,6 +39,7 @@ __all__ = [
     "Channel",
     "Decoder",
     "Encoder",
+    "Form",
     "HostArena",
     "Placed",
     "Placer",
@@ -46,6 +48,9 @@ __all__ = [
     "WireClosed",
     "WireTimeout",
     "WireViolation",
+    "address",
     "aligned",
+    "described",
+    "form",
     "restride",
 ]

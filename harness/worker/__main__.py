@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ class Worker:
         self._stream: torch.cuda.Stream | None = None
         self._bell: bell.Bell | None = None
         self._shared: dict[str, wire.Arena] = {}
+        self._sent_along: list[int] = []
 
     def serve(self) -> None:
         """Answer requests until the judge closes the wire."""
@@ -88,7 +89,9 @@ class Worker:
 
     def _send(self, message: dict[str, Any]) -> None:
         with self._send_lock:
-            self._channel.send(message)
+            self._channel.send(message, self._sent_along)
+            while self._sent_along:
+                os.close(self._sent_along.pop())
 
     def _announce(self, event: str, name: str) -> None:
         self._send({"event": event, "name": name})
@@ -123,6 +126,10 @@ class Worker:
         os.chdir(request["folder"])
         if request["threads"]:
             torch.set_num_threads(request["threads"])
+        if not request["hide"]:
+            # The judge reads timed outputs through it. A process may always open its own.
+            with contextlib.suppress(OSError):
+                self._sent_along.append(os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC))
         return {"notes": notes}
 
     def do_arena(self, request: dict[str, Any]) -> None:
@@ -302,24 +309,30 @@ class Worker:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run a batch between *go* and *done*, then show what the judge picks of its outputs."""
-        assert self._bell is not None
-        number, module = request["number"], self._model()
-        modules.set_mode(module, request["mode"])
+    def do_ready(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Leave NaN patterns where outputs will come to lie, and say which memory that is."""
+        modules.set_mode(self._model(), request["mode"])
         self._batch.outputs = []
-        calls.poison(request["poison"], self._device)
+        where = calls.poison(request["poison"], self._device)
         gc.collect()
+        return {"allocations": self._allocations(where) if request["seen"] else []}
+
+    def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run a batch between *go* and *done*; then say what there was to see, and where."""
+        assert self._bell is not None
+        number, module, batch = request["number"], self._model(), self._batch
         gc.disable()
         try:
             order = self._bell.arm(number)
-            claimed = self._batch.run(module, order, request["each"], request["keep"])
-            picks, elements = self._bell.done(number)
-            self._batch.show(picks, elements, self._shared["show"])
-            self._bell.shown(number)
+            claimed = batch.run(module, order, request["each"], request["keep"])
+            self._bell.done(number, batch.where, batch.width)
         finally:
             gc.enable()
-        return {"claimed_ms": claimed}
+        answer: dict[str, Any] = {"claimed_ms": claimed}
+        if request["seen"]:
+            answer |= batch.forms()
+            answer["allocations"] = self._allocations(batch.where)
+        return answer
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say how long the kernels of one call take, by torch's profiler."""
@@ -328,16 +341,6 @@ class Worker:
         with launches.durations(self._device) as spent:
             self._batch.run(self._model(), request["order"], False, 0)
         return {"device_ms": sum(spent) / len(request["order"])}
-
-    def do_fetch(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hand back the output of one call of the last batch, chosen after *done*."""
-        output, gradients = self._batch.outputs[request["position"]]
-        values: dict[str, Any] = {}
-        if gradients is not None:
-            values = {"input_grads": gradients.inputs, "state_grads": gradients.state}
-        odd = calls.oddities(output, parameters=True)
-        values["output"] = None if odd else output
-        return self._encoded(values, {"odd": odd})
 
     def do_again(self, request: dict[str, Any]) -> dict[str, Any]:
         """Encode the last answer once more, into an arena that can hold it."""
@@ -348,6 +351,17 @@ class Worker:
     def do_library(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say which extension libraries were loaded, for launch counting."""
         return {"libraries": self._builder.libraries if self._builder else []}
+
+    def _allocations(self, where: Iterable[int]) -> list[dict[str, Any]]:
+        """Describe the GPU memory that addresses lie in, for the judge to map."""
+        if self._device.type != "cuda":
+            return []
+        from harness import wire_cuda
+
+        stage = self._shared.get("stage")
+        return wire_cuda.allocations(
+            where, stage if isinstance(stage, wire_cuda.DeviceArena) else None
+        )
 
     # --- helpers --------------------------------------------------------------------------------
 

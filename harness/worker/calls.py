@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from harness import bell, modules, wire
@@ -116,8 +115,8 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def poison(sizes_bytes: Sequence[int], device: torch.device) -> None:
-    """Leave NaN patterns in the memory that the allocator will hand out next.
+def poison(sizes_bytes: Sequence[int], device: torch.device) -> list[int]:
+    """Leave NaN patterns in the memory that the allocator will hand out next; return where.
 
     On a GPU, blocks of the given sizes are taken, filled and given back to the caching allocator.
     On the CPU the allocator itself poisons (see cuda_on_cpu), and this does nothing.
@@ -125,7 +124,8 @@ def poison(sizes_bytes: Sequence[int], device: torch.device) -> None:
     if device.type == "cuda":
         held = poisoned_blocks(sizes_bytes, device)
         synchronize(device)
-        del held
+        return [block.data_ptr() for block in held]
+    return []
 
 
 def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[torch.Tensor]:
@@ -148,12 +148,18 @@ def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[to
     return held
 
 
+def _addresses(output: Any, gradients: modules.Gradients | None) -> list[int]:
+    return [wire.address(t) for t in modules.given_tensors(output, gradients)[: bell.MAX_TENSORS]]
+
+
 class Batch:
     """Staged inputs and the outputs of the last timed run over them.
 
     Attributes:
         outputs: by position in the order of the last run: what the module returned, and its
             gradients where there are any. Older ones are gone where not all were to be kept.
+        where: addresses of the tensors of each call, in that order.
+        width: how many to a call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -161,6 +167,8 @@ class Batch:
         self._inputs: list[Any] = []
         self._grads: list[list[Any] | None] = []
         self.outputs: list[tuple[Any, modules.Gradients | None] | None] = []
+        self.where: list[int] = []
+        self.width = 0
 
     def stage(self, inputs: Any, output_grads: list[Any] | None) -> None:
         """Keep one more distinct set of inputs for later runs."""
@@ -191,16 +199,25 @@ class Batch:
             events[0].record()
         started = time.perf_counter()
         kept: list[tuple[Any, modules.Gradients | None] | None] = []
+        where: list[int] = []
         for position, slot in enumerate(order):
             grads = self._grads[slot]
             if grads is None:
                 with torch.no_grad():
-                    kept.append((module(*self._inputs[slot]), None))
+                    output = module(*self._inputs[slot])
+                kept.append((output, None))
+                # Most modules return one tensor, and calls can be short: no detour for them.
+                if type(output) is torch.Tensor and output.layout is torch.strided:
+                    where.append(output.data_ptr())
+                else:
+                    where += _addresses(output, None)
             else:
                 output = module(*self._inputs[slot])
                 found = modules.differentiate(output, self._inputs[slot], module, grads)
                 kept.append((modules.mapped(output, torch.Tensor.detach), found))
-                del output, found
+                where += _addresses(output, found)
+                del found
+            del output
             if position >= keep:
                 kept[position - keep] = None  # with keep 0, this very one
             if each:
@@ -209,31 +226,18 @@ class Batch:
             events[1].record()
         synchronize(device)
         claimed = (time.perf_counter() - started) * 1e3
-        self.outputs = kept
+        self.outputs, self.where = kept, where
+        self.width = len(where) // max(len(order), 1)
         return float(events[0].elapsed_time(events[1])) if events else claimed
 
-    def show(self, picks: Sequence[int], elements: np.ndarray, arena: wire.Arena) -> None:
-        """Copy some elements of picked outputs to where the judge reads them.
+    def forms(self) -> dict[str, Any]:
+        """Describe the tensors of the last call, in the order of their addresses.
 
-        Args:
-            picks: positions in the order of the run.
-            elements: raw numbers; modulo a tensor's length they are the elements wanted.
-            arena: cells of CELL_BYTES, MAX_TENSORS to a pick.
+        The last ones are gradients of the module's state; their names come with them.
         """
-        raw = torch.from_numpy(elements).to(self._device)
-        chosen: dict[int, torch.Tensor] = {}
-        for row, position in enumerate(picks):
-            kept = self.outputs[position]
-            if kept is None:
-                continue
-            for column, tensor in enumerate(modules.shown_tensors(*kept)[: bell.MAX_TENSORS]):
-                length = 0 if tensor is None else tensor.numel()
-                if tensor is None or not length:
-                    continue
-                if length not in chosen:
-                    chosen[length] = raw % length
-                cell = (row * bell.MAX_TENSORS + column) * bell.CELL_BYTES
-                nbytes = bell.ELEMENTS * tensor.element_size()
-                target = arena.flat()[cell : cell + nbytes].view(tensor.dtype)
-                torch.take(tensor.detach(), chosen[length], out=target)
-        synchronize(self._device)
+        output, gradients = self.outputs[-1] or (None, None)
+        given = modules.given_tensors(output, gradients)
+        return {
+            "forms": [wire.described(t) for t in given[: bell.MAX_TENSORS]],
+            "state": list(gradients.state) if gradients else [],
+        }

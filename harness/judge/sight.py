@@ -1,0 +1,190 @@
+"""Reads a worker's memory without its help, so that it does not know what is looked at.
+
+A worker that is asked for an output can compute it then. So it says where all outputs lie, together
+with *done*, and the judge takes what it wants to see from there.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness import wire
+from harness.domain import HarnessError
+
+_MOST_ALLOCATIONS = 10_000
+HOST_ELEMENTS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a call gives, as the worker describes it.
+
+    Attributes:
+        forms: of outputs, gradients of inputs, gradients of state; None for what has no memory.
+        state: the names that the last of them belong to.
+    """
+
+    forms: tuple[wire.Form | None, ...] = ()
+    state: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Layout:
+        """Return the layout that an answer describes.
+
+        Raises:
+            WireViolation: it describes none.
+        """
+        said, names = answer.get("forms"), answer.get("state")
+        if not isinstance(said, list) or not isinstance(names, list):
+            raise wire.WireViolation("no description of what a call gave")
+        if len(said) > 1000 or any(type(n) is not str for n in names):
+            raise wire.WireViolation("a malformed description of what a call gave")
+        return cls(forms=tuple(wire.form(f) for f in said), state=tuple(names))
+
+
+class Sight:
+    """The memory of one worker.
+
+    Args:
+        memory_fd: its memory as a file.
+        device: what it runs on; memory of other GPUs is not seen.
+
+    Attributes:
+        blind: why some memory could not be mapped.
+    """
+
+    def __init__(self, memory_fd: int | None, device: torch.device) -> None:
+        if memory_fd is None:
+            raise HarnessError(
+                "this system does not let a process open /proc/self/mem: timed outputs cannot be "
+                "looked at. Next: a system that does, or --device emulated"
+            )
+        self._fd = memory_fd
+        self._device = device
+        self._mapped: dict[int, tuple[str, Any]] = {}
+        self._lent: Any = None
+        self.blind = ""
+
+    def lend(self, arena: Any) -> None:
+        """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
+        self._lent = arena
+
+    def learn(self, allocations: Any) -> None:
+        """Map the device memory that a worker describes; what it no longer describes stays.
+
+        What the driver does not map is not seen; ``blind`` says why.
+
+        Raises:
+            WireViolation: that describes no memory.
+        """
+        if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
+            raise wire.WireViolation("a malformed list of allocations")
+        for one in allocations:
+            try:
+                base, size, handle = one["base"], one["bytes"], one["handle"]
+                if type(base) is not int or type(size) is not int or not 0 < size < 1 << 46:
+                    raise wire.WireViolation("a malformed allocation")
+                known = self._mapped.get(base)
+                if known is not None and known[0] == handle and known[1].size_bytes == size:
+                    continue
+                raw = bytes.fromhex(handle)
+            except (KeyError, TypeError, ValueError) as error:
+                raise wire.WireViolation(f"a malformed allocation: {error!r}") from None
+            from harness import wire_cuda
+
+            self._forget(base, size)
+            if not raw:
+                if self._lent is not None and size == self._lent.size_bytes:
+                    self._mapped[base] = (handle, self._lent)
+                continue
+            try:
+                arena = wire_cuda.DeviceArena.open(raw, size, str(self._device))
+            except HarnessError as error:
+                self.blind = str(error)
+            else:
+                self._mapped[base] = (handle, arena)
+
+    def _forget(self, base: int, size: int) -> None:
+        """Let go of what lay where something else lies now."""
+        for start, (_, arena) in list(self._mapped.items()):
+            if start < base + size and base < start + arena.size_bytes:
+                self._unmap(arena)
+                del self._mapped[start]
+
+    def close(self) -> None:
+        """Let go of all device memory: it stays the worker's only while nobody maps it."""
+        for _, arena in self._mapped.values():
+            self._unmap(arena)
+        self._mapped.clear()
+
+    def _unmap(self, arena: Any) -> None:
+        if arena is not self._lent:
+            arena.close()
+
+    def elements(self, address: int, form: wire.Form, chosen: np.ndarray) -> torch.Tensor | None:
+        """Return private copies of some elements, on the device they are on.
+
+        Args:
+            address: of the tensor.
+            form: of the tensor.
+            chosen: numbers of the elements, in the order of the tensor's indices. In the memory of
+                the CPU each is a read of its own: there the first HOST_ELEMENTS of them suffice.
+
+        Returns:
+            None where there is no such memory.
+        """
+        if form.on_gpu:
+            tensor = self._on_gpu(address, form)
+            index = torch.from_numpy(chosen).to(self._device)
+            return None if tensor is None else torch.take(tensor, index)
+        chosen, size = chosen[:HOST_ELEMENTS], form.dtype.itemsize
+        steps = np.asarray(form.strides, dtype=np.int64) * size
+        indices = np.unravel_index(chosen, form.shape) if form.shape else ()
+        offsets = sum(
+            (i * step for i, step in zip(indices, steps, strict=True)),
+            start=np.zeros(len(chosen), dtype=np.int64),
+        )
+        try:
+            pieces = [os.pread(self._fd, size, address + int(offset)) for offset in offsets]
+        except OSError:
+            return None
+        flat = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8)
+        if len(flat) != size * len(chosen):
+            return None
+        row = wire.Form(form.dtype, (len(chosen),), (1,), False, form.conjugate, form.negative)
+        return row.over(flat).clone()
+
+    def whole(self, address: int, form: wire.Form) -> torch.Tensor | None:
+        """Return a private copy of a tensor, None where there is no such memory."""
+        if form.on_gpu:
+            tensor = self._on_gpu(address, form)
+            return None if tensor is None else tensor.clone()
+        read = self._bytes(address, form.span_bytes)
+        if read is None:
+            return None
+        return form.over(torch.frombuffer(read, dtype=torch.uint8)).clone()
+
+    def _on_gpu(self, address: int, form: wire.Form) -> torch.Tensor | None:
+        for base, (_, arena) in self._mapped.items():
+            offset = address - base
+            if offset >= 0 and offset + form.span_bytes <= arena.size_bytes:
+                return form.over(arena.piece(offset, form.span_bytes))
+        return None
+
+    def _bytes(self, address: int, count: int) -> bytearray | None:
+        found = bytearray(count)
+        view, done = memoryview(found), 0
+        while done < count:
+            try:
+                read = os.preadv(self._fd, [view[done:]], address + done)
+            except OSError:
+                return None
+            if not read:
+                return None
+            done += read
+        return found
