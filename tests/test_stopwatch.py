@@ -37,11 +37,10 @@ def watch() -> Stopwatch:
 def timed(total_ms: float, claimed_ms: float) -> Timed:
     return Timed(
         total_ms=total_ms,
-        done_ms=total_ms,
+        look_ms=0.1,
         claimed_ms=claimed_ms,
         order=(),
-        picks=(),
-        elements=None,
+        seen=None,
     )
 
 
@@ -137,7 +136,7 @@ def test_everybody_waits_for_inputs_alike(watch: Stopwatch) -> None:
     watch._setting = SimpleNamespace(warm_l2=False, mode="eval")
     watch._survey = SimpleNamespace(poison=())
     watch._secret = random.Random(1)
-    watch._checks = SimpleNamespace(most=1, check=lambda baton, timed: None)
+    watch._checks = SimpleNamespace(most=1, wants_whole=True, check=lambda timed: None)
     watch._logs = {role: timing._Log() for role in (REFERENCE, AGAIN, CANDIDATE)}
     watch._cool = lambda: events.append("cool")  # type: ignore[method-assign]
     for role in (CANDIDATE, REFERENCE, AGAIN):

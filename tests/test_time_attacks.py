@@ -23,6 +23,7 @@ ATTACKS = sorted(
     if path.stem != "problem" and not path.read_text().startswith("# device: cuda")
 )
 EVERY_TIME = {
+    "answers_when_asked",
     "look_ahead",
     "skips_some",
     "slows_the_reference",
@@ -30,10 +31,12 @@ EVERY_TIME = {
     "wakes_itself",
 }
 FOUND_OUT = {
+    "answers_when_asked",
     "cached_by_pointer",
     "cached_by_shape",
     "half_the_rows",
     "lower_precision",
+    "refines_afterwards",
     "skips_some",
     "wakes_itself",
 }

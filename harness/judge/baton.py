@@ -137,6 +137,7 @@ class Baton:
         positions = range(max(len(order) - self.keep, 0), len(order))
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
         numbers = np.array([secret.getrandbits(62) for _ in range(_ELEMENTS)], dtype=np.int64)
+        prepared = self._prepared(numbers)
         self._bell.write_order(order)
         self.worker.see_it_stood()
         began = self._clock()
@@ -150,7 +151,7 @@ class Baton:
         if self._sight is not None:
             self.worker.freeze()
             where = self._bell.where(len(order))
-            elements = {p: self._elements(where[p], numbers) for p in set(chosen)}
+            elements = {p: self._elements(where[p], prepared) for p in set(chosen)}
             self._wait()
             looked = self._clock()
             one = secret.choice(chosen)
@@ -187,18 +188,27 @@ class Baton:
         except wire.WireViolation as error:
             raise self.worker.misdescribed(error) from None
 
-    def _elements(self, where: np.ndarray, numbers: np.ndarray) -> list[torch.Tensor | None]:
-        return self._read(
-            where, lambda sight, at, form: sight.elements(at, form, numbers % form.elements)
-        )
+    def _prepared(self, numbers: np.ndarray) -> list[Any]:
+        """Return what it takes to read these elements of each tensor that a call gives."""
+        if self._sight is None or self._layout is None:
+            return []
+        return [
+            self._sight.prepared(form, numbers) if form is not None and form.elements else None
+            for form in self._layout.forms
+        ]
+
+    def _elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
+        """Read some elements of each tensor of one call."""
+        return self._read(where, lambda sight, i, at, form: sight.elements(at, form, prepared[i]))
 
     def _whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
-        return self._read(where, lambda sight, at, form: sight.whole(at, form))
+        """Read each tensor of one call."""
+        return self._read(where, lambda sight, i, at, form: sight.whole(at, form))
 
     def _read(
         self,
         where: np.ndarray,
-        how: Callable[[Sight, int, wire.Form], torch.Tensor | None],
+        how: Callable[[Sight, int, int, wire.Form], torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Read each tensor of one call; None for those that have no memory, or none in sight."""
         assert self._sight is not None
@@ -206,7 +216,7 @@ class Baton:
         found: list[torch.Tensor | None] = [None] * len(forms)
         for i, (at, form) in enumerate(zip(where, forms, strict=False)):
             if form is not None and form.elements and at:
-                found[i] = how(self._sight, int(at), form)
+                found[i] = how(self._sight, i, int(at), form)
         return found
 
     def _wait(self) -> None:

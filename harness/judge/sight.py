@@ -6,6 +6,7 @@ with *done*, and the judge takes what it wants to see from there.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -126,38 +127,44 @@ class Sight:
         if arena is not self._lent:
             arena.close()
 
-    def elements(self, address: int, form: wire.Form, chosen: np.ndarray) -> torch.Tensor | None:
+    def prepared(self, form: wire.Form, numbers: np.ndarray) -> Any:
+        """Return what elements() needs to read some elements of such a tensor, beforehand.
+
+        Args:
+            form: of the tensor, which has elements.
+            numbers: modulo its length they are the elements, in the order of its indices. In the
+                memory of the CPU each is a read of its own: the first HOST_ELEMENTS suffice there.
+        """
+        chosen = numbers % form.elements
+        if form.on_gpu:
+            return torch.from_numpy(chosen).to(self._device)
+        indices = np.unravel_index(chosen[:HOST_ELEMENTS], form.shape or (1,))
+        steps = np.asarray(form.strides or (0,), dtype=np.int64) * form.dtype.itemsize
+        return [int(offset) for offset in np.stack(indices, axis=1) @ steps]
+
+    def elements(self, address: int, form: wire.Form, prepared: Any) -> torch.Tensor | None:
         """Return private copies of some elements, on the device they are on.
 
         Args:
             address: of the tensor.
             form: of the tensor.
-            chosen: numbers of the elements, in the order of the tensor's indices. In the memory of
-                the CPU each is a read of its own: there the first HOST_ELEMENTS of them suffice.
+            prepared: which, as prepared() says it.
 
         Returns:
             None where there is no such memory.
         """
         if form.on_gpu:
             tensor = self._on_gpu(address, form)
-            index = torch.from_numpy(chosen).to(self._device)
-            return None if tensor is None else torch.take(tensor, index)
-        chosen, size = chosen[:HOST_ELEMENTS], form.dtype.itemsize
-        steps = np.asarray(form.strides, dtype=np.int64) * size
-        indices = np.unravel_index(chosen, form.shape) if form.shape else ()
-        offsets = sum(
-            (i * step for i, step in zip(indices, steps, strict=True)),
-            start=np.zeros(len(chosen), dtype=np.int64),
-        )
+            return None if tensor is None else torch.take(tensor, prepared)
+        size = form.dtype.itemsize
         try:
-            pieces = [os.pread(self._fd, size, address + int(offset)) for offset in offsets]
+            read = b"".join(os.pread(self._fd, size, address + offset) for offset in prepared)
         except OSError:
             return None
-        flat = torch.frombuffer(bytearray(b"".join(pieces)), dtype=torch.uint8)
-        if len(flat) != size * len(chosen):
+        if len(read) != size * len(prepared):
             return None
-        row = wire.Form(form.dtype, (len(chosen),), (1,), False, form.conjugate, form.negative)
-        return row.over(flat).clone()
+        row = dataclasses.replace(form, shape=(len(prepared),), strides=(1,))
+        return row.over(torch.frombuffer(bytearray(read), dtype=torch.uint8)).clone()
 
     def whole(self, address: int, form: wire.Form) -> torch.Tensor | None:
         """Return a private copy of a tensor, None where there is no such memory."""

@@ -1,0 +1,283 @@
+"""The baton: what the judge sees of a worker, with workers that the test makes up.
+
+Their outputs lie in this process; the judge reads them as it reads a worker's, through a file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from harness import bell, wire
+from harness.judge.baton import Baton, Timed
+from harness.judge.clock import CANDIDATE
+
+Act = Callable[["FakeWorker", bell.Bell, list[int]], None]
+
+
+class FakeWorker:
+    """A worker that lives in the test: what it does with a batch is passed in."""
+
+    def __init__(self, act: Act) -> None:
+        self.act = act
+        self.running = True
+        self.events: list[str] = []
+        self.number = 0
+        self.outputs: list[torch.Tensor] = []
+        self.forms: list[Any] | None = None
+        self.page: wire.HostArena
+        self.memory_fd = os.open("/proc/self/mem", os.O_RDONLY)
+
+    def share(self, which: str, arena: wire.HostArena) -> None:
+        assert which == "bell"
+        self.page = arena
+
+    @property
+    def words(self) -> np.ndarray:
+        return self.page.flat().numpy()[: bell.BYTES].view(np.int64)
+
+    def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        assert self.running, "a stopped worker cannot take requests"
+        assert do == "ready"
+        return {"allocations": []}
+
+    def send(self, do: str, **fields: Any) -> None:
+        assert self.running, "a stopped worker cannot take requests"
+        self.number = fields["number"]
+        self.words[0] = self.number
+
+    def look(self, deadline: float) -> None:
+        raise AssertionError("the fake worker is late: nothing it does takes time")
+
+    def pause(self) -> None:
+        self.running = False
+        self.events.append("stopped")
+
+    def freeze(self) -> None:
+        self.running = False
+        self.events.append("frozen")
+
+    def resume(self) -> None:
+        self.running = True
+        self.events.append("let go")
+        words = self.words
+        if words[8] == self.number and words[16] != self.number:
+            order = words[40 : 40 + int(words[24])].tolist()
+            self.act(self, bell.Bell(self.page), order)
+
+    def see_it_stood(self) -> None:
+        self.events.append("looked at")
+
+    def resume_family(self) -> None:
+        self.events.append("family let go")
+
+    def answer(self) -> dict[str, Any]:
+        forms = self.forms
+        if forms is None:
+            forms = [wire.described(t) for t in self.outputs[-1:]]
+        return {"claimed_ms": 1.0, "allocations": [], "forms": forms, "state": []}
+
+
+def compute(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
+    """Give 3 x 5 numbers that tell the slot, in no time."""
+    worker.outputs = [torch.arange(15.0).reshape(3, 5) + 100 * slot for slot in order]
+    page.done(worker.number, [t.data_ptr() for t in worker.outputs], 1)
+
+
+@pytest.fixture
+def batons() -> Iterator[Callable[..., Baton]]:
+    made: list[Baton] = []
+
+    def make(worker: FakeWorker, **more: Any) -> Baton:
+        made.append(
+            Baton(
+                CANDIDATE, worker, torch.device("cpu"), timeout_s=1.0, **{"trusted": False} | more
+            )
+        )
+        return made[-1]
+
+    yield make
+    for baton in made:
+        os.close(baton.worker.memory_fd)
+
+
+def run(baton: Baton, order: list[int], most: int = 2, seed: int = 1, whole: bool = True) -> Timed:
+    baton.arm("eval", [], each=False)
+    return baton.run(order, random.Random(seed), most, whole)
+
+
+def test_candidate_stands_still_until_go(batons: Callable[..., Baton]) -> None:
+    worker = FakeWorker(compute)
+    baton = batons(worker)
+    baton.arm("eval", [], each=False)
+    assert worker.events == ["stopped"]
+    timed = baton.run([2, 0, 1], random.Random(1), 2, whole=False)
+    assert worker.events[:4] == ["stopped", "looked at", "family let go", "let go"]
+    assert timed.order == (2, 0, 1)
+    baton.rest()
+    baton.rest()
+    assert worker.events[4:] == ["frozen", "family let go", "let go", "stopped"]
+
+
+def test_a_helper_has_no_head_start_on_the_clock(batons: Callable[..., Baton]) -> None:
+    """What a candidate started is let go on after the clock has been, and after the look."""
+    worker = FakeWorker(compute)
+    started_after: list[int] = []
+
+    def now() -> float:
+        started_after.append(len(worker.events))
+        return 0.0
+
+    run(batons(worker, clock=now), [0])
+    assert worker.events[: started_after[0]] == ["stopped", "looked at"]
+
+
+def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -> None:
+    seen: list[list[int]] = []
+
+    def note(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
+        seen.append(order)
+        compute(worker, page, order)
+
+    worker = FakeWorker(note)
+    baton = batons(worker)
+    baton.arm("eval", [], each=False)
+    assert worker.words[24] == 0
+    baton.run([5, 3], random.Random(1), 1, whole=False)
+    assert seen == [[5, 3]]
+
+
+def test_clock_stops_at_done_and_the_look_is_timed_too(batons: Callable[..., Baton]) -> None:
+    times = itertools.count(0.0, 0.1)
+    timed = run(batons(FakeWorker(compute), clock=lambda: next(times)), [0])
+    assert timed.total_ms == pytest.approx(100.0)
+    assert timed.look_ms == pytest.approx(100.0)
+
+
+def test_judge_sees_the_outputs_that_it_chose(batons: Callable[..., Baton]) -> None:
+    baton = batons(FakeWorker(compute))
+    first = run(baton, [7, 4, 9]).seen
+    assert first is not None and first.layout is None  # nobody has said yet what a call gives
+    seen = run(baton, [7, 4, 9], most=8).seen
+    assert seen is not None and seen.layout is not None
+    assert 2 in seen.elements, "the last one always"
+    for position, (got,) in seen.elements.items():
+        slot = [7, 4, 9][position]
+        want = torch.from_numpy(seen.numbers)[: len(got)] % 15 + 100.0 * slot
+        assert torch.equal(got, want.float())
+    assert seen.whole is not None
+    slot = [7, 4, 9][seen.chosen]
+    assert torch.equal(seen.whole[0], torch.arange(15.0).reshape(3, 5) + 100 * slot)
+
+
+def test_what_is_written_after_done_is_not_seen(batons: Callable[..., Baton]) -> None:
+    def late(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
+        worker.outputs = [torch.full((3, 5), float("nan")) for _ in order]
+        page.done(worker.number, [t.data_ptr() for t in worker.outputs], 1)
+
+    worker = FakeWorker(late)
+    baton = batons(worker)
+    run(baton, [0, 1])
+    answer = worker.answer
+
+    def finish_late() -> dict[str, Any]:
+        for tensor in worker.outputs:
+            tensor.fill_(1.0)
+        return answer()
+
+    worker.answer = finish_late  # type: ignore[method-assign]
+    seen = run(baton, [0, 1]).seen
+    assert seen is not None and seen.whole is not None
+    assert seen.whole[0].isnan().all()
+    assert all(got.isnan().all() for (got,) in seen.elements.values())
+
+
+def test_worker_is_not_told_what_is_looked_at(batons: Callable[..., Baton]) -> None:
+    """Who knows which outputs are looked at need compute no others."""
+    worker = FakeWorker(compute)
+    baton = batons(worker)
+    pages: list[bytes] = []
+    frozen, let_go = worker.freeze, worker.resume_family
+
+    def note(then: Callable[[], None]) -> Callable[[], None]:
+        def noted() -> None:
+            pages.append(worker.words.tobytes())
+            then()
+
+        return noted
+
+    worker.freeze = note(frozen)  # type: ignore[method-assign]
+    worker.resume_family = note(let_go)  # type: ignore[method-assign]
+    run(baton, [0, 1, 2], most=3)
+    _, at_done, after_the_look = pages
+    assert at_done == after_the_look
+
+
+def test_elements_that_are_looked_at_differ_from_batch_to_batch(
+    batons: Callable[..., Baton],
+) -> None:
+    baton, secret = batons(FakeWorker(compute)), random.Random(1)
+    numbers = []
+    for _ in range(2):
+        baton.arm("eval", [], each=False)
+        seen = baton.run([0], secret, 1, whole=False).seen
+        assert seen is not None
+        numbers.append(seen.numbers)
+    assert not np.array_equal(*numbers)
+
+
+def test_only_outputs_that_are_kept_are_looked_at(batons: Callable[..., Baton]) -> None:
+    baton = batons(FakeWorker(compute))
+    baton.keep = 1
+    seen = run(baton, [0, 1, 2, 3], most=8).seen
+    assert seen is not None and set(seen.elements) == {3}
+
+
+def test_nobody_looks_at_a_trusted_worker(batons: Callable[..., Baton]) -> None:
+    worker = FakeWorker(compute)
+    timed = run(batons(worker, trusted=True), [0])
+    assert timed.seen is None
+    assert "frozen" not in worker.events
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        [{"dtype": "float32"}],
+        [{"dtype": "object", "shape": [1], "strides": [1]}],
+        [{"dtype": "float32", "shape": [4], "strides": [-1]}],
+        [{"dtype": "float32", "shape": [1 << 50], "strides": [1 << 50]}],
+        [{"dtype": "float32", "shape": "12", "strides": "11"}],
+        "none",
+        [7],
+    ],
+)
+def test_a_description_that_is_none_is_refused(forms: Any, batons: Callable[..., Baton]) -> None:
+    class MisdescribedError(Exception):
+        pass
+
+    worker = FakeWorker(compute)
+    worker.forms = forms
+    worker.misdescribed = lambda error: MisdescribedError(str(error))  # type: ignore[attr-defined]
+    with pytest.raises(MisdescribedError):
+        run(batons(worker), [0])
+
+
+@pytest.mark.parametrize("address", [8, 1 << 46, -16])
+def test_an_address_of_nothing_is_nothing_seen(address: int, batons: Callable[..., Baton]) -> None:
+    def lie(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
+        worker.outputs = [torch.ones(3) for _ in order]
+        page.done(worker.number, [address] * len(order), 1)
+
+    baton = batons(FakeWorker(lie))
+    run(baton, [0])
+    seen = run(baton, [0]).seen
+    assert seen is not None
+    assert seen.elements == {0: [None]} and seen.whole == [None]
