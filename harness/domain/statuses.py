@@ -9,12 +9,13 @@ SCHEMA_VERSION = 2
 """Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
 
 
-MEASUREMENT_VERSION = 3
+MEASUREMENT_VERSION = 4
 """Version of the clock's protocol: times under different ones are not compared.
 
 History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
 clock stops when random slices of the outputs have arrived; 3 everyone waits for inputs alike,
-ratios by block, the hand-shake from the reference's batches in the blocks.
+ratios by block, the hand-shake from the reference's batches in the blocks; 4 the judge reads
+outputs where they lie, the clock stops at *done*, batches of all roles take as long.
 """
 
 
