@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gate.records import H200, run, speed, verdict
 
-from harness.domain import Speed, Status, UsageError
+from harness.domain import MEASUREMENT_VERSION, Speed, Status, UsageError
 from harness.gate import device_kind, read_results, stored_from_run, updated
 
 BOTH = ("add/solution", "norm/solution")
@@ -44,7 +44,7 @@ def test_stored_results_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert entry.verdict == given
     assert entry.environment == {k: H200.get(k) for k in entry.environment}
     assert entry.environment["driver"] == "580.159.04"
-    assert entry.measurement_version == 3
+    assert entry.measurement_version == MEASUREMENT_VERSION
 
 
 def test_file_keeps_lists_on_one_line(tmp_path: Path) -> None:
