@@ -34,6 +34,7 @@ class FakeWorker:
         self.forms: list[Any] | None = None
         self.page: wire.HostArena
         self.memory_fd = os.open("/proc/self/mem", os.O_RDONLY)
+        self.max_outbox_bytes = 1 << 20
 
     def share(self, which: str, arena: wire.HostArena) -> None:
         assert which == "bell"
@@ -123,7 +124,10 @@ def test_candidate_stands_still_until_go(batons: Callable[..., Baton]) -> None:
     assert timed.order == (2, 0, 1)
     baton.rest()
     baton.rest()
-    assert worker.events[4:] == ["frozen", "family let go", "let go", "stopped"]
+    assert worker.events[4:] == [
+        *("frozen", "stopped", "looked at", "family let go", "let go"),
+        "stopped",
+    ]
 
 
 def test_a_helper_has_no_head_start_on_the_clock(batons: Callable[..., Baton]) -> None:
@@ -270,7 +274,43 @@ def test_a_description_that_is_none_is_refused(forms: Any, batons: Callable[...,
         run(batons(worker), [0])
 
 
-@pytest.mark.parametrize("address", [8, 1 << 46, -16])
+def test_who_wakes_up_while_it_is_looked_at_is_found_out(batons: Callable[..., Baton]) -> None:
+    """Reading a whole output takes a while: it could be put right meanwhile."""
+    worker = FakeWorker(compute)
+    baton = batons(worker)
+    run(baton, [0])
+    baton.arm("eval", [], each=False)
+    looks = iter([False, True])
+
+    class WokeUpError(Exception):
+        pass
+
+    def see_it_stood() -> None:
+        if next(looks):
+            raise WokeUpError
+
+    worker.see_it_stood = see_it_stood  # type: ignore[method-assign]
+    with pytest.raises(WokeUpError):
+        baton.run([0], random.Random(1), 1, whole=True)
+
+
+def test_a_tensor_that_would_fill_the_machine_is_not_read(batons: Callable[..., Baton]) -> None:
+    worker = FakeWorker(compute)
+    worker.forms = [
+        {
+            "dtype": "float32",
+            "shape": [1 << 20, 1 << 20],
+            "strides": [0, 0],
+            **dict.fromkeys(("on_gpu", "conjugate", "negative"), False),
+        }
+    ]
+    baton = batons(worker)
+    run(baton, [0])
+    seen = run(baton, [0]).seen
+    assert seen is not None and seen.whole == [None]
+
+
+@pytest.mark.parametrize("address", [8, 1 << 46, -16, (1 << 63) - 8])
 def test_an_address_of_nothing_is_nothing_seen(address: int, batons: Callable[..., Baton]) -> None:
     def lie(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
         worker.outputs = [torch.ones(3) for _ in order]

@@ -32,7 +32,7 @@ FORMS = {
 @pytest.fixture
 def sight() -> Iterator[Sight]:
     fd = os.open("/proc/self/mem", os.O_RDONLY)
-    yield Sight(fd, torch.device("cpu"))
+    yield Sight(fd, torch.device("cpu"), 1 << 20)
     os.close(fd)
 
 
@@ -68,7 +68,12 @@ def test_what_has_no_address_has_no_form() -> None:
 
 def test_a_system_that_shows_no_memory_is_named() -> None:
     with pytest.raises(HarnessError, match="/proc/self/mem"):
-        Sight(None, torch.device("cpu"))
+        Sight(None, torch.device("cpu"), 1)
+
+
+def test_gpu_memory_where_there_is_no_gpu_is_refused(sight: Sight) -> None:
+    with pytest.raises(wire.WireViolation, match="no GPU"):
+        sight.learn([{"base": 4096, "bytes": 4096, "handle": "00" * 64}])
 
 
 @pytest.mark.gpu
@@ -95,7 +100,7 @@ sys.stdin.readline()
     )
     assert peer.stdout is not None and peer.stdin is not None
     said = json.loads(peer.stdout.readline())
-    sight = Sight(0, torch.device("cuda:0"))
+    sight = Sight(0, torch.device("cuda:0"), 1 << 30)
     sight.learn(said["allocations"])
     forms = [wire.form(f) for f in said["forms"]]
     first = sight.whole(said["where"][0], forms[0])

@@ -99,7 +99,7 @@ class Baton:
         page = wire.HostArena.create(bell.BYTES)
         self._bell = bell.Bell(page, nap_s=0.0 if on_gpu else 5e-5)
         worker.share("bell", page)
-        self._sight = None if trusted else Sight(worker.memory_fd, device)
+        self._sight = None if trusted else Sight(worker.memory_fd, device, worker.max_outbox_bytes)
         self._layout: Layout | None = None
         self._device = device
 
@@ -154,6 +154,9 @@ class Baton:
             elements = {p: self._elements(where[p], prepared) for p in set(chosen)}
             self._wait()
             looked = self._clock()
+            # The frozen can wake themselves, and a whole output takes a while to read: from here on
+            # they are seen to stand.
+            self.worker.pause()
             one = secret.choice(chosen)
             seen = Seen(
                 layout=self._layout,
@@ -164,6 +167,7 @@ class Baton:
                 blind=self._sight.blind,
             )
             self._wait()
+            self.worker.see_it_stood()
             self.worker.resume_family()
             self.worker.resume()
         answer = self.worker.answer()

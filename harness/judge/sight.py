@@ -18,6 +18,7 @@ from harness import wire
 from harness.domain import HarnessError
 
 _MOST_ALLOCATIONS = 10_000
+_LAST_ADDRESS = 1 << 56
 HOST_ELEMENTS = 64
 
 
@@ -54,12 +55,14 @@ class Sight:
     Args:
         memory_fd: its memory as a file.
         device: what it runs on; memory of other GPUs is not seen.
+        most_bytes: a tensor that takes more, from its first element to its last or as a copy, is
+            not seen: forms are claims.
 
     Attributes:
         blind: why some memory could not be mapped.
     """
 
-    def __init__(self, memory_fd: int | None, device: torch.device) -> None:
+    def __init__(self, memory_fd: int | None, device: torch.device, most_bytes: int) -> None:
         if memory_fd is None:
             raise HarnessError(
                 "this system does not let a process open /proc/self/mem: timed outputs cannot be "
@@ -67,6 +70,7 @@ class Sight:
             )
         self._fd = memory_fd
         self._device = device
+        self._most_bytes = most_bytes
         self._mapped: dict[int, tuple[str, Any]] = {}
         self._lent: Any = None
         self.blind = ""
@@ -96,6 +100,8 @@ class Sight:
                 raw = bytes.fromhex(handle)
             except (KeyError, TypeError, ValueError) as error:
                 raise wire.WireViolation(f"a malformed allocation: {error!r}") from None
+            if self._device.type != "cuda":
+                raise wire.WireViolation("GPU memory where there is no GPU")
             from harness import wire_cuda
 
             self._forget(base, size)
@@ -105,7 +111,7 @@ class Sight:
                 continue
             try:
                 arena = wire_cuda.DeviceArena.open(raw, size, str(self._device))
-            except HarnessError as error:
+            except (HarnessError, RuntimeError) as error:
                 self.blind = str(error)
             else:
                 self._mapped[base] = (handle, arena)
@@ -153,6 +159,8 @@ class Sight:
         Returns:
             None where there is no such memory.
         """
+        if not self._fits(address, form):
+            return None
         if form.on_gpu:
             tensor = self._on_gpu(address, form)
             return None if tensor is None else torch.take(tensor, prepared)
@@ -168,6 +176,8 @@ class Sight:
 
     def whole(self, address: int, form: wire.Form) -> torch.Tensor | None:
         """Return a private copy of a tensor, None where there is no such memory."""
+        if not self._fits(address, form):
+            return None
         if form.on_gpu:
             tensor = self._on_gpu(address, form)
             return None if tensor is None else tensor.clone()
@@ -175,6 +185,11 @@ class Sight:
         if read is None:
             return None
         return form.over(torch.frombuffer(read, dtype=torch.uint8)).clone()
+
+    def _fits(self, address: int, form: wire.Form) -> bool:
+        copied = form.elements * form.dtype.itemsize
+        inside = 0 < address < _LAST_ADDRESS - form.span_bytes
+        return inside and max(copied, form.span_bytes) <= self._most_bytes
 
     def _on_gpu(self, address: int, form: wire.Form) -> torch.Tensor | None:
         for base, (_, arena) in self._mapped.items():

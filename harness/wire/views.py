@@ -10,7 +10,7 @@ import torch
 from harness.wire.errors import WireViolation
 from harness.wire.values import DTYPE_NAMES, DTYPES
 
-_MOST_DIMENSIONS = 64
+_MOST_DIMENSIONS = 32
 _MOST_BYTES = 1 << 46
 
 
