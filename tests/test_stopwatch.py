@@ -37,7 +37,6 @@ def watch() -> Stopwatch:
 def timed(total_ms: float, claimed_ms: float) -> Timed:
     return Timed(
         total_ms=total_ms,
-        look_ms=0.1,
         claimed_ms=claimed_ms,
         order=(),
         seen=None,

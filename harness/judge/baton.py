@@ -28,9 +28,9 @@ class Seen:
             its first batch.
         numbers: elements that were read; modulo a tensor's length they are its elements.
         elements: by position in the order of the calls, one entry a tensor; None where there was
-            nothing to be read.
+            nothing to be read. They were on the clock.
         chosen: the position that is judged by more than these elements.
-        whole: its tensors; None where they were not read.
+        whole: its tensors, read after the clock had stopped; None where they were not.
         blind: why some memory cannot be seen.
     """
 
@@ -47,18 +47,16 @@ class Timed:
     """One batch by the judge's clock.
 
     Attributes:
-        total_ms: from *go* to *done*.
-        look_ms: from *done* until the judge had the elements that it wanted to see.
+        total_ms: from *go* until the judge had the elements that it wanted to see after *done*.
         claimed_ms: what the worker's own CUDA events say, None without a GPU.
         order: slots in the order of the calls.
-        seen: what was found of the outputs; None where nobody looked.
+        seen: what was found of the outputs.
     """
 
     total_ms: float
-    look_ms: float
     claimed_ms: float | None
     order: tuple[int, ...]
-    seen: Seen | None
+    seen: Seen
 
 
 class Baton:
@@ -68,8 +66,7 @@ class Baton:
         role: name in the figures.
         worker: loaded.
         device: what it runs on.
-        trusted: runs no code of the candidate's; a candidate is stopped when it is not its turn,
-            and its outputs are looked at.
+        trusted: runs no code of the candidate's; a candidate is stopped when it is not its turn.
         timeout_s: for one batch.
         clock: seconds; tests inject their own.
 
@@ -99,7 +96,7 @@ class Baton:
         page = wire.HostArena.create(bell.BYTES)
         self._bell = bell.Bell(page, nap_s=0.0 if on_gpu else 5e-5)
         worker.share("bell", page)
-        self._sight = None if trusted else Sight(worker.memory_fd, device, worker.max_outbox_bytes)
+        self._sight = Sight(worker.memory_fd, device, worker.max_outbox_bytes)
         self._layout: Layout | None = None
         self._device = device
 
@@ -113,10 +110,8 @@ class Baton:
         """
         self.wake()
         self._number += 1
-        seen = self._sight is not None
-        ready = self.worker.ask("ready", mode=mode, poison=list(poison), seen=seen)
-        self._learn(ready)
-        self.worker.send("go", number=self._number, each=each, keep=self.keep, seen=seen)
+        self._learn(self.worker.ask("ready", mode=mode, poison=list(poison)))
+        self.worker.send("go", number=self._number, each=each, keep=self.keep)
         self._bell.wait_armed(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
         # batch, and in the hand-shake that is subtracted.
@@ -124,13 +119,13 @@ class Baton:
         self._resting = True
 
     def run(self, order: Sequence[int], secret: random.Random, most: int, whole: bool) -> Timed:
-        """Start the clock, let the worker run, stop when it is done; then look at its outputs.
+        """Start the clock, let the worker run, look at its outputs when it is done, stop.
 
         Args:
             order: slots; written together with *go*, so that nobody knows it before.
             secret: source of the choice of what is looked at, which the worker never learns.
             most: how many outputs to look at, perhaps the same one twice; the last one is always
-                among them.
+                among them. Every role is looked at as often: what that takes must cancel.
             whole: read one of them whole.
         """
         look = self._looker()
@@ -146,36 +141,25 @@ class Baton:
         self.worker.resume()
         self._resting = False
         self._bell.wait_done(self._number, look)
-        done = looked = self._clock()
-        seen = None
-        if self._sight is not None:
-            self.worker.freeze()
-            where = self._bell.where(len(order))
-            elements = {p: self._elements(where[p], prepared) for p in set(chosen)}
-            self._wait()
-            looked = self._clock()
-            # The frozen can wake themselves, and a whole output takes a while to read: from here on
-            # they are seen to stand.
-            self.worker.pause()
-            one = secret.choice(chosen)
-            seen = Seen(
-                layout=self._layout,
-                numbers=numbers,
-                elements=elements,
-                chosen=one,
-                whole=self._whole(where[one]) if whole else None,
-                blind=self._sight.blind,
-            )
-            self._wait()
-            self.worker.see_it_stood()
-            self.worker.resume_family()
-            self.worker.resume()
+        where = self._bell.where(len(order))
+        elements = [self._elements(where[p], prepared) for p in chosen]
+        self._wait()
+        seen_at = self._clock()
+        one = secret.randrange(most)
+        seen = Seen(
+            layout=self._layout,
+            numbers=numbers,
+            elements=dict(zip(chosen, elements, strict=True)),
+            chosen=chosen[one],
+            whole=self._whole(where[chosen[one]]) if whole else None,
+            blind=self._sight.blind,
+        )
+        self._wait()
         answer = self.worker.answer()
         self._learn(answer)
         claimed = answer.get("claimed_ms")
         return Timed(
-            total_ms=(done - began) * 1e3,
-            look_ms=(looked - done) * 1e3,
+            total_ms=(seen_at - began) * 1e3,
             claimed_ms=float(claimed) if isinstance(claimed, (int, float)) else None,
             order=tuple(order),
             seen=seen,
@@ -183,8 +167,6 @@ class Baton:
 
     def _learn(self, answer: dict[str, Any]) -> None:
         """Note where the worker's memory is, and what its calls give."""
-        if self._sight is None:
-            return
         try:
             self._sight.learn(answer.get("allocations"))
             if "forms" in answer:
@@ -194,7 +176,7 @@ class Baton:
 
     def _prepared(self, numbers: np.ndarray) -> list[Any]:
         """Return what it takes to read these elements of each tensor that a call gives."""
-        if self._sight is None or self._layout is None:
+        if self._layout is None:
             return []
         return [
             self._sight.prepared(form, numbers) if form is not None and form.elements else None
@@ -215,7 +197,6 @@ class Baton:
         how: Callable[[Sight, int, int, wire.Form], torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Read each tensor of one call; None for those that have no memory, or none in sight."""
-        assert self._sight is not None
         forms = self._layout.forms if self._layout else ()
         found: list[torch.Tensor | None] = [None] * len(forms)
         for i, (at, form) in enumerate(zip(where, forms, strict=False)):
@@ -244,16 +225,14 @@ class Baton:
     def clear(self) -> None:
         """Have the worker let go of all inputs and outputs, and the judge of their memory."""
         self.wake()
-        if self._sight is not None:
-            self._sight.close()
+        self._sight.close()
         self.worker.ask("clear")
 
     def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
         """Let the worker map the staged inputs."""
         self.wake()
         self.worker.share("stage", arena)
-        if self._sight is not None:
-            self._sight.lend(arena)
+        self._sight.lend(arena)
         self.worker.ask("stage", table=table, args=args, grads=grads)
 
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:

@@ -358,12 +358,6 @@ class RemoteWorker:
         if not stood:
             raise self._tampered("it ran while it was stopped")
 
-    def freeze(self) -> None:
-        """Tell the worker, and what was stopped with it before, to stop; do not wait for it."""
-        for member in self._still.members | {self._process.pid}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(member, signal.SIGSTOP)
-
     def misdescribed(self, error: wire.WireViolation) -> WorkerFailed:
         """Return the failure of a worker that describes what the protocol does not allow."""
         return self._tampered(str(error))

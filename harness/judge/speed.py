@@ -22,7 +22,6 @@ class Measured:
         claimed_ms: what the candidate's events say; None without a GPU.
         device_ms: what the GPU was busy, by role; None where it is not known.
         handshake_ms: of a batch: what was subtracted.
-        look_ms: from *done* until the judge had seen elements of the candidate's outputs.
         baselines: roles beside reference and candidate.
         failed: why further baselines have no figure, by name.
         work: passes of one call.
@@ -37,7 +36,6 @@ class Measured:
     claimed_ms: float | None
     device_ms: Mapping[str, float | None]
     handshake_ms: float
-    look_ms: float
     baselines: Sequence[str]
     failed: Mapping[str, str]
     work: Sequence[roofline.Pass]
@@ -98,7 +96,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         reference_device_ms=measured.device_ms[REFERENCE],
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,
-        late_bound=(measured.handshake_ms + measured.look_ms)
+        late_bound=measured.handshake_ms
         / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9),
         handshake_ms=measured.handshake_ms,
         discarded=sum(dropped.values()),

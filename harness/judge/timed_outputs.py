@@ -97,7 +97,7 @@ class OutputCheck:
             TimedWrongly: an output is late, stale, left out, or not what the reference gives.
         """
         seen = timed.seen
-        if seen is None or seen.layout is None:
+        if seen.layout is None:
             return  # its very first batch, which is not counted
         self._batches += 1
         for position in seen.elements:
@@ -108,6 +108,8 @@ class OutputCheck:
             expected, oracle = self._expected(timed.order[position], whole is not None)
             wanted = self._wanted(expected, seen.layout)
             self._check_forms(wanted, seen.layout, timed.order[position])
+            if whole is not None:
+                self._check_rest(seen, whole)
             if self._repeats:
                 self._check_elements(wanted, seen, position)
                 if whole is not None:
@@ -172,6 +174,20 @@ class OutputCheck:
                     + (f": {seen.blind})" if seen.blind else ")"),
                 )
 
+    def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
+        """See that an output rests: it is read whole when the clock has stopped."""
+        raw = torch.from_numpy(seen.numbers)
+        for got, later in zip(seen.elements[seen.chosen], whole, strict=True):
+            if got is None or later is None:
+                continue
+            now = torch.take(later, (raw[: len(got)] % later.numel()).to(later.device))
+            if not torch.equal(_bits(got), _bits(now)):
+                raise _wrong(
+                    Status.WRONG_VALUES,
+                    f"output {seen.chosen + 1} was still being written when the candidate had "
+                    "said done",
+                )
+
     def _check_whole(
         self,
         wanted: list[torch.Tensor | None],
@@ -218,6 +234,11 @@ class OutputCheck:
         outcome = problem.call(problem.reference, mode, inputs, 0, grads, private=True)
         write_state(problem.reference, before)
         return outcome, outcome.output if oracle is None else oracle
+
+
+def _bits(t: torch.Tensor) -> torch.Tensor:
+    """Return a vector's bytes: NaN is equal to itself there."""
+    return t.resolve_conj().resolve_neg().contiguous().view(torch.uint8)
 
 
 def _wrong(status: Status, message: str) -> TimedWrongly:

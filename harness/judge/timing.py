@@ -69,11 +69,10 @@ class Setting:
 
 @dataclass(slots=True)
 class _Log:
-    """Batches of one role, hand-shake included, and how long it took to look at their outputs."""
+    """Batches of one role, hand-shake included."""
 
     total_ms: list[float] = field(default_factory=list)
     claimed_ms: list[float | None] = field(default_factory=list)
-    look_ms: list[float] = field(default_factory=list)
 
 
 class Stopwatch:
@@ -212,7 +211,6 @@ class Stopwatch:
                 if role in figures
             },
             handshake_ms=handshake_ms,
-            look_ms=float(np.median(log.look_ms)),
             baselines=tuple(self._others()),
             failed=self._failed,
             work=self._survey.work,
@@ -270,7 +268,6 @@ class Stopwatch:
         for log in self._logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
-            log.look_ms.clear()
         self._jolted.clear()
 
     def _choose_calls(self) -> None:
@@ -362,7 +359,7 @@ class Stopwatch:
         return 1 + max(0, free - spare) // max(each, 1)
 
     def _handshake_ms(self) -> float:
-        """Return what a batch costs beside its calls: letting go, waking up, saying done.
+        """Return what a batch costs beside its calls: letting go, waking up, looking at outputs.
 
         The reference runs no code of the candidate's, so its own events can be believed: they say
         what its calls took, and what the judge's clock says more is the hand-shake. All of its
@@ -453,7 +450,6 @@ class Stopwatch:
         if not each:
             self._logs[role].total_ms.append(timed.total_ms)
             self._logs[role].claimed_ms.append(timed.claimed_ms)
-            self._logs[role].look_ms.append(timed.look_ms)
             self._look_for_jolt(baton.role, timed)
         return timed.total_ms
 

@@ -117,6 +117,9 @@ class Worker:
 
     def do_confine(self, request: dict[str, Any]) -> dict[str, Any]:
         """Give up rights; must come before any user code."""
+        # The judge reads timed outputs through it. A process may open its own until it hides.
+        with contextlib.suppress(OSError):
+            self._sent_along.append(os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC))
         notes = sandbox.confine(
             request["uid"], hide=request["hide"], max_data_bytes=request["max_data_bytes"]
         )
@@ -126,10 +129,6 @@ class Worker:
         os.chdir(request["folder"])
         if request["threads"]:
             torch.set_num_threads(request["threads"])
-        if not request["hide"]:
-            # The judge reads timed outputs through it. A process may always open its own.
-            with contextlib.suppress(OSError):
-                self._sent_along.append(os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC))
         return {"notes": notes}
 
     def do_arena(self, request: dict[str, Any]) -> None:
@@ -315,7 +314,7 @@ class Worker:
         self._batch.outputs = []
         where = calls.poison(request["poison"], self._device)
         gc.collect()
-        return {"allocations": self._allocations(where) if request["seen"] else []}
+        return {"allocations": self._allocations(where)}
 
     def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run a batch between *go* and *done*; then say what there was to see, and where."""
@@ -328,11 +327,8 @@ class Worker:
             self._bell.done(number, batch.where, batch.width)
         finally:
             gc.enable()
-        answer: dict[str, Any] = {"claimed_ms": claimed}
-        if request["seen"]:
-            answer |= batch.forms()
-            answer["allocations"] = self._allocations(batch.where)
-        return answer
+        allocations = self._allocations(batch.where)
+        return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say how long the kernels of one call take, by torch's profiler."""
