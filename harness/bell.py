@@ -102,6 +102,10 @@ class Bell:
         """Wait for *done*."""
         self._wait(_DONE, number, look)
 
+    def is_done(self, number: int) -> bool:
+        """Return whether *done* was said of a batch."""
+        return bool(self._words[_DONE] == number)
+
     def _wait(self, word: int, number: int, look: Callable[[], None]) -> None:
         words, nap_s = self._words, self._nap_s
         while True:

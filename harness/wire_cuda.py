@@ -52,6 +52,7 @@ def _cudart() -> ctypes.CDLL:
 
 def _check(code: int, what: str) -> None:
     if code:
+        _cudart().cudaGetLastError()  # else the next call of anybody's would report it
         text = _cudart().cudaGetErrorString(code)
         raise HarnessError(f"{what}: {text.decode() if text else code}")
 
@@ -62,8 +63,18 @@ def _driver() -> ctypes.CDLL:
     return ctypes.CDLL("libcuda.so.1")
 
 
+def allocation(address: int) -> tuple[int, int] | None:
+    """Return base and bytes of the device allocation that an address lies in, None for no such."""
+    base, size = ctypes.c_uint64(), ctypes.c_size_t()
+    if _driver().cuMemGetAddressRange_v2(
+        ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address)
+    ):
+        return None
+    return base.value, size.value
+
+
 def allocations(addresses: Iterable[int], borrowed: DeviceArena | None) -> list[dict[str, Any]]:
-    """Describe the device allocations that addresses lie in.
+    """Describe the device allocations that addresses lie in, and all of torch's allocator.
 
     Args:
         addresses: in any order; those outside of device memory are left out.
@@ -75,25 +86,43 @@ def allocations(addresses: Iterable[int], borrowed: DeviceArena | None) -> list[
     """
     found: list[dict[str, Any]] = []
     end = 0
-    for address in sorted(set(addresses)):
+    for address in sorted({*addresses, *_segments()}):
         if address < max(end, 1):
             continue
-        base, size = ctypes.c_uint64(), ctypes.c_size_t()
-        if _driver().cuMemGetAddressRange_v2(
-            ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address)
-        ):
+        range_ = allocation(address)
+        if range_ is None:
             continue
-        end = base.value + size.value
-        if borrowed is not None and borrowed.pointer == base.value:
-            found.append({"base": base.value, "bytes": borrowed.size_bytes, "handle": ""})
+        base, size = range_
+        end = base + size
+        if borrowed is not None and borrowed.pointer == base:
+            found.append({"base": base, "bytes": borrowed.size_bytes, "handle": ""})
             continue
         raw = _Handle()
-        if _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(base.value)):
-            _cudart().cudaGetLastError()  # else the next call of anybody's would report it
+        if _cudart().cudaIpcGetMemHandle(ctypes.byref(raw), ctypes.c_void_p(base)):
+            _cudart().cudaGetLastError()
             continue
         handle = ctypes.string_at(ctypes.byref(raw), _HANDLE_BYTES).hex()
-        found.append({"base": base.value, "bytes": size.value, "handle": handle})
+        found.append({"base": base, "bytes": size, "handle": handle})
     return found
+
+
+def _segments() -> list[int]:
+    """Return where torch's allocator has memory: outputs can come to lie in any of it.
+
+    A snapshot of a thousand blocks takes milliseconds, so it is taken where something was
+    allocated or freed since the last.
+    """
+    global _seen
+    stats = torch.cuda.memory_stats()
+    turns = (stats.get("num_device_alloc"), stats.get("num_device_free"))
+    if None in turns or _seen[0] != turns:
+        device = torch.cuda.current_device()
+        snapshot = torch.cuda.memory_snapshot()
+        _seen = (turns, [s["address"] for s in snapshot if s["device"] == device])
+    return _seen[1]
+
+
+_seen: tuple[tuple[Any, Any], list[int]] = ((None, None), [])
 
 
 class _Exposed:
@@ -168,6 +197,10 @@ class DeviceArena:
                 "cudaIpcOpenMemHandle",
             )
         assert pointer.value is not None
+        mapped = allocation(pointer.value)
+        if mapped is None or mapped[0] != pointer.value or size_bytes > mapped[1]:
+            _cudart().cudaIpcCloseMemHandle(pointer)
+            raise HarnessError(f"{size_bytes} bytes are not what the handle's allocation has")
         return cls(pointer.value, size_bytes, device, owned=False)
 
     def handle(self) -> bytes:

@@ -21,6 +21,10 @@ from harness.judge.clock import CANDIDATE
 Act = Callable[["FakeWorker", bell.Bell, list[int]], None]
 
 
+class MisdescribedError(Exception):
+    """What the judge says of claims that cannot be."""
+
+
 class FakeWorker:
     """A worker that lives in the test: what it does with a batch is passed in."""
 
@@ -30,7 +34,7 @@ class FakeWorker:
         self.events: list[str] = []
         self.number = 0
         self.outputs: list[torch.Tensor] = []
-        self.forms: list[Any] | None = None
+        self.lies: dict[str, Any] = {}
         self.page: wire.HostArena
         self.memory_fd = os.open("/proc/self/mem", os.O_RDONLY)
         self.max_outbox_bytes = 1 << 20
@@ -54,8 +58,11 @@ class FakeWorker:
         self.number = fields["number"]
         self.words[0] = self.number
 
-    def look(self, deadline: float) -> None:
-        raise AssertionError("the fake worker is late: nothing it does takes time")
+    def look(self, deadline: float, may_answer: Callable[[], bool]) -> None:
+        assert may_answer(), "the fake worker is late: nothing it does takes time"
+
+    def misdescribed(self, how: str) -> Exception:
+        return MisdescribedError(how)
 
     def pause(self) -> None:
         self.running = False
@@ -76,10 +83,9 @@ class FakeWorker:
         self.events.append("family let go")
 
     def answer(self) -> dict[str, Any]:
-        forms = self.forms
-        if forms is None:
-            forms = [wire.described(t) for t in self.outputs[-1:]]
-        return {"claimed_ms": 1.0, "allocations": [], "forms": forms, "state": []}
+        forms = [wire.described(t) for t in self.outputs[-1:]]
+        true = {"claimed_ms": 1.0, "allocations": [], "forms": forms, "state": []}
+        return true | self.lies
 
 
 def compute(worker: FakeWorker, page: bell.Bell, order: list[int]) -> None:
@@ -243,39 +249,74 @@ def test_only_outputs_that_are_kept_are_looked_at(batons: Callable[..., Baton]) 
     assert set(seen.elements) == {3}
 
 
+VAST = {"dtype": "float32", "on_gpu": False, "conjugate": False, "negative": False}
+
+
 @pytest.mark.parametrize(
-    "forms",
+    "lies",
     [
-        [{"dtype": "float32"}],
-        [{"dtype": "object", "shape": [1], "strides": [1]}],
-        [{"dtype": "float32", "shape": [4], "strides": [-1]}],
-        [{"dtype": "float32", "shape": [1 << 50], "strides": [1 << 50]}],
-        [{"dtype": "float32", "shape": "12", "strides": "11"}],
-        "none",
-        [7],
+        {"forms": None},
+        {"forms": "none"},
+        {"forms": [7]},
+        {"forms": [{"dtype": "float32"}]},
+        {"forms": [{**VAST, "dtype": "object", "shape": [1], "strides": [1]}]},
+        {"forms": [{**VAST, "shape": [4], "strides": [-1]}]},
+        {"forms": [{**VAST, "shape": [1 << 50], "strides": [1]}]},
+        {"forms": [{**VAST, "shape": [1, 5], "strides": [10**30, 1]}]},
+        {"forms": [{**VAST, "shape": "12", "strides": "11"}]},
+        {"state": [1]},
+        {"allocations": 7},
+        {"allocations": [{"base": 4096, "bytes": 4096, "handle": "00" * 64}]},
+        {"claimed_ms": 10**400},
+        {"claimed_ms": -1.0},
+        {"claimed_ms": "fast"},
     ],
 )
-def test_a_description_that_is_none_is_refused(forms: Any, batons: Callable[..., Baton]) -> None:
-    class MisdescribedError(Exception):
-        pass
-
+def test_a_claim_that_cannot_be_is_the_workers_fault(
+    lies: dict[str, Any], batons: Callable[..., Baton]
+) -> None:
     worker = FakeWorker(compute)
-    worker.forms = forms
-    worker.misdescribed = lambda error: MisdescribedError(str(error))  # type: ignore[attr-defined]
+    worker.lies = lies
     with pytest.raises(MisdescribedError):
         run(batons(worker), [0])
 
 
+def test_who_never_says_what_its_calls_give_is_not_left_alone(
+    batons: Callable[..., Baton],
+) -> None:
+    """Without forms nothing could be read, and nothing would be checked."""
+    worker = FakeWorker(compute)
+    baton = batons(worker)
+    true = worker.answer
+
+    def silent() -> dict[str, Any]:
+        return {"claimed_ms": 1.0, "allocations": true()["allocations"]}
+
+    worker.answer = silent  # type: ignore[method-assign]
+    with pytest.raises(MisdescribedError):
+        run(baton, [0])
+
+
+def test_only_the_first_batch_over_new_inputs_is_not_looked_at(
+    batons: Callable[..., Baton],
+) -> None:
+    worker = FakeWorker(compute)
+    baton = batons(worker)
+    looked = [run(baton, [0]).seen.layout is not None for _ in range(3)]
+    ask = worker.ask
+
+    def clear_too(do: str, **fields: Any) -> dict[str, Any]:
+        return {} if do == "clear" else ask(do, **fields)
+
+    worker.ask = clear_too  # type: ignore[method-assign]
+    baton.clear()
+    looked += [run(baton, [0]).seen.layout is not None for _ in range(3)]
+    assert looked == [False, True, True] * 2
+
+
 def test_a_tensor_that_would_fill_the_machine_is_not_read(batons: Callable[..., Baton]) -> None:
     worker = FakeWorker(compute)
-    worker.forms = [
-        {
-            "dtype": "float32",
-            "shape": [1 << 20, 1 << 20],
-            "strides": [0, 0],
-            **dict.fromkeys(("on_gpu", "conjugate", "negative"), False),
-        }
-    ]
+    worker.lies = {"forms": [{**VAST, "shape": [1 << 20, 1 << 20], "strides": [0, 0]}]}
     baton = batons(worker)
     run(baton, [0])
     seen = run(baton, [0]).seen

@@ -70,7 +70,7 @@ def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
                 return request
             raise wire.WireClosed
 
-        def send(self, message: dict[str, Any]) -> None:
+        def send(self, message: dict[str, Any], fds: object) -> None:
             events.append("answered" if message["ok"] else message["error"]["message"])
 
     worker = Worker(Channel())

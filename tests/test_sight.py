@@ -101,7 +101,12 @@ sys.stdin.readline()
     assert peer.stdout is not None and peer.stdin is not None
     said = json.loads(peer.stdout.readline())
     sight = Sight(0, torch.device("cuda:0"), 1 << 30)
+    longer = [{**said["allocations"][0], "bytes": 1 << 40}]
+    sight.learn(longer)
+    assert "not what the handle" in sight.blind
+    sight.learn([{"base": 1 << 40, "bytes": 4096, "handle": "ab" * 64}])
     sight.learn(said["allocations"])
+    torch.ones(3, device="cuda").sum().item()  # no error of the driver's is left behind
     forms = [wire.form(f) for f in said["forms"]]
     first = sight.whole(said["where"][0], forms[0])
     assert float(first.double().sum()) == pytest.approx(said["sum"])
@@ -111,6 +116,5 @@ sys.stdin.readline()
     assert sight.whole(said["where"][0] - (1 << 40), forms[0]) is None
     sight.close()
     assert sight.whole(said["where"][0], forms[0]) is None
-    peer.stdin.write("\n")
-    peer.stdin.close()
-    assert peer.wait(30) == 0
+    peer.communicate("\n", timeout=30)
+    assert peer.returncode == 0

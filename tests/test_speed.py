@@ -54,6 +54,14 @@ def test_a_steady_pair_has_its_figures_and_its_bounds() -> None:
     assert speed.note == "L2 cold"
 
 
+def test_batches_that_are_all_handshake_decide_nothing() -> None:
+    """A candidate can be slow until its calls are counted, and get one call a batch."""
+    calls = {REFERENCE: 10, CANDIDATE: 1}
+    speed = speed_of(dataclasses.replace(MEASURED, calls=calls), ClockPolicy())
+    assert speed.late_bound == pytest.approx(0.4)
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "hand-shake" in speed.note
+
+
 def test_without_blocks_there_is_no_figure_and_a_reason() -> None:
     empty = {role: [] for role in MEASURED.blocks.ms}
     speed = speed_of(changed(empty, discarded={"hardware slowdown": 4}), ClockPolicy())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness import bell, wire
 from harness.judge.remote import RemoteWorker
 from harness.judge.sight import Layout, Sight
 
+_MOST_MS = 1e9
 _ELEMENTS = 256
 """Elements that are looked at in each tensor of a chosen output."""
 
@@ -25,7 +27,7 @@ class Seen:
 
     Attributes:
         layout: of what a call gives, as the worker described it after the batch before; None in
-            its first batch.
+            the first batch over newly staged inputs, which is not looked at.
         numbers: elements that were read; modulo a tensor's length they are its elements.
         elements: by position in the order of the calls, one entry a tensor; None where there was
             nothing to be read. They were on the clock.
@@ -110,7 +112,7 @@ class Baton:
         """
         self.wake()
         self._number += 1
-        self._learn(self.worker.ask("ready", mode=mode, poison=list(poison)))
+        self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
         self.worker.send("go", number=self._number, each=each, keep=self.keep)
         self._bell.wait_armed(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
@@ -156,32 +158,47 @@ class Baton:
         )
         self._wait()
         answer = self.worker.answer()
-        self._learn(answer)
-        claimed = answer.get("claimed_ms")
+        self._map(answer, whole=True)
+        with self._claims():
+            self._layout = Layout.of(answer)
         return Timed(
             total_ms=(seen_at - began) * 1e3,
-            claimed_ms=float(claimed) if isinstance(claimed, (int, float)) else None,
+            claimed_ms=self._milliseconds(answer.get("claimed_ms")),
             order=tuple(order),
             seen=seen,
         )
 
-    def _learn(self, answer: dict[str, Any]) -> None:
-        """Note where the worker's memory is, and what its calls give."""
+    @contextlib.contextmanager
+    def _claims(self) -> Iterator[None]:
+        """Take what the worker says for a claim: what cannot be is its fault, not the judge's."""
         try:
-            self._sight.learn(answer.get("allocations"))
-            if "forms" in answer:
-                self._layout = Layout.of(answer)
-        except wire.WireViolation as error:
-            raise self.worker.misdescribed(error) from None
+            yield
+        except (wire.WireViolation, OverflowError, ValueError, MemoryError) as error:
+            raise self.worker.misdescribed(str(error) or type(error).__name__) from None
+
+    def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
+        """Note where the worker's memory is."""
+        with self._claims():
+            self._sight.learn(answer.get("allocations"), whole=whole)
+
+    def _milliseconds(self, said: Any) -> float | None:
+        """Return a time that a worker claims."""
+        if said is None:
+            return None
+        with self._claims():
+            if type(said) not in (int, float) or not 0 <= said < _MOST_MS:
+                raise wire.WireViolation("a time that is none")
+            return float(said)
 
     def _prepared(self, numbers: np.ndarray) -> list[Any]:
         """Return what it takes to read these elements of each tensor that a call gives."""
         if self._layout is None:
             return []
-        return [
-            self._sight.prepared(form, numbers) if form is not None and form.elements else None
-            for form in self._layout.forms
-        ]
+        with self._claims():
+            return [
+                self._sight.prepared(form, numbers) if form is not None and form.elements else None
+                for form in self._layout.forms
+            ]
 
     def _elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
         """Read some elements of each tensor of one call."""
@@ -199,9 +216,12 @@ class Baton:
         """Read each tensor of one call; None for those that have no memory, or none in sight."""
         forms = self._layout.forms if self._layout else ()
         found: list[torch.Tensor | None] = [None] * len(forms)
-        for i, (at, form) in enumerate(zip(where, forms, strict=False)):
-            if form is not None and form.elements and at:
-                found[i] = how(self._sight, i, int(at), form)
+        look = self._looker()
+        with self._claims():
+            for i, (at, form) in enumerate(zip(where, forms, strict=False)):
+                if form is not None and form.elements and at:
+                    found[i] = how(self._sight, i, int(at), form)
+                    look()  # memory can be slow to read
         return found
 
     def _wait(self) -> None:
@@ -226,6 +246,8 @@ class Baton:
         """Have the worker let go of all inputs and outputs, and the judge of their memory."""
         self.wake()
         self._sight.close()
+        # Its allocations are others then. Its next batch shows which: that one is not looked at.
+        self._layout = None
         self.worker.ask("clear")
 
     def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
@@ -238,9 +260,10 @@ class Baton:
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:
         """Return the kernel time of one call that the profiler in the worker claims."""
         self.wake()
-        answer = self.worker.ask("profile", mode=mode, order=list(order)).get("device_ms")
-        return float(answer) if isinstance(answer, (int, float)) and answer > 0 else None
+        answer = self.worker.ask("profile", mode=mode, order=list(order))
+        return self._milliseconds(answer.get("device_ms")) or None
 
     def _looker(self) -> Callable[[], None]:
         deadline = time.monotonic() + self.timeout_s
-        return lambda: self.worker.look(deadline)
+        number = self._number
+        return lambda: self.worker.look(deadline, lambda: self._bell.is_done(number))

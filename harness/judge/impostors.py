@@ -52,7 +52,10 @@ def _tile(expected: Any, inputs: Any, previous: Any) -> Any:
         if t.dtype is torch.bool:
             flat[-count:] = ~part
         elif differentiable(t):
-            size = t[torch.isfinite(t)].abs().max() if bool(torch.isfinite(t).any()) else 1.0
+            finite = torch.isfinite(t)
+            # No boolean index: it would make 8 bytes of each dimension of each element.
+            size = torch.where(finite, t.abs(), 0.0).max() if bool(finite.any()) else 1.0
+            del finite
             flat[-count:] = part + 0.05 * size + 0.01
         else:
             flat[-count:] = part + 1

@@ -11,7 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -317,14 +317,18 @@ class RemoteWorker:
 
     # --- under the clock ------------------------------------------------------------------------
 
-    def look(self, deadline: float) -> None:
+    def look(self, deadline: float, may_answer: Callable[[], bool] = lambda: False) -> None:
         """See, while waiting for the bell, whether the worker still lives and works.
+
+        Args:
+            deadline: time.monotonic() at which it must have ended.
+            may_answer: whether it is done: then its answer may be on the way.
 
         Raises:
             WorkerFailed: it died, answered that it failed, answered out of turn, ran out of
                 memory, or the deadline (time.monotonic()) has passed.
         """
-        if self._channel.pending():
+        if self._channel.pending() and not may_answer():
             self.answer()
             raise self._tampered("it answered before it was done")
         now = time.monotonic()
@@ -358,9 +362,9 @@ class RemoteWorker:
         if not stood:
             raise self._tampered("it ran while it was stopped")
 
-    def misdescribed(self, error: wire.WireViolation) -> WorkerFailed:
+    def misdescribed(self, how: str) -> WorkerFailed:
         """Return the failure of a worker that describes what the protocol does not allow."""
-        return self._tampered(str(error))
+        return self._tampered(how)
 
     def resume(self) -> None:
         """Let the worker go on."""

@@ -79,16 +79,24 @@ class Sight:
         """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
         self._lent = arena
 
-    def learn(self, allocations: Any) -> None:
-        """Map the device memory that a worker describes; what it no longer describes stays.
+    def learn(self, allocations: Any, *, whole: bool = False) -> None:
+        """Map the device memory that a worker describes.
 
         What the driver does not map is not seen; ``blind`` says why.
+
+        Args:
+            allocations: as ``wire_cuda.allocations`` describes them.
+            whole: there are no others: what was mapped beside them has been freed, and would stay
+                taken for as long as it is mapped.
 
         Raises:
             WireViolation: that describes no memory.
         """
         if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
             raise wire.WireViolation("a malformed list of allocations")
+        described = {one.get("base") for one in allocations if isinstance(one, dict)}
+        for base in set(self._mapped) - described if whole else ():
+            self._unmap(self._mapped.pop(base)[1])
         for one in allocations:
             try:
                 base, size, handle = one["base"], one["bytes"], one["handle"]
@@ -192,6 +200,8 @@ class Sight:
         return inside and max(copied, form.span_bytes) <= self._most_bytes
 
     def _on_gpu(self, address: int, form: wire.Form) -> torch.Tensor | None:
+        if address % form.dtype.itemsize:
+            return None
         for base, (_, arena) in self._mapped.items():
             offset = address - base
             if offset >= 0 and offset + form.span_bytes <= arena.size_bytes:

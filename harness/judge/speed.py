@@ -71,6 +71,10 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED
         notes.append("most blocks were throttled")
+    late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
+    if late > policy.late_part:
+        outcome = SpeedOutcome.UNDECIDED
+        notes.append("its batches are too short against the hand-shake")
     notes += [f"discarded: {n} x {reason}" for reason, n in dropped.items()]
     limit = None
     if measured.peaks is not None:
@@ -96,8 +100,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         reference_device_ms=measured.device_ms[REFERENCE],
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,
-        late_bound=measured.handshake_ms
-        / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9),
+        late_bound=late,
         handshake_ms=measured.handshake_ms,
         discarded=sum(dropped.values()),
         capped=blocks.capped,

@@ -22,6 +22,7 @@ from harness.judge.staging import Stage
 from harness.modules import differentiable, given_tensors, tensors_of, write_state
 
 _SAMPLE = 1 << 22
+_WHOLE_PART = 0.25
 _SLICE_PART = 0.05
 """Elements may be off by this part of their tensor's root mean square: they are there to
 see work that is late, stale or left out; precision is judged on whole outputs."""
@@ -46,7 +47,7 @@ class OutputCheck:
         standard: bounds for whole outputs.
         mode: forward, eval or train.
         repeats: whether the reference gives the same outputs again; where not, form is all.
-        large: outputs take gigabytes: every fourth batch is checked.
+        large: outputs take gigabytes: one batch in four is checked whole.
         secret: chooses what is looked at.
     """
 
@@ -79,7 +80,7 @@ class OutputCheck:
     @property
     def wants_whole(self) -> bool:
         """Return whether one output of the next batch is to be read whole."""
-        return not self._large or self._batches % 4 == 0
+        return not self._large or self._batches == 0 or self._secret.random() < _WHOLE_PART
 
     @property
     def most(self) -> int:
@@ -98,7 +99,7 @@ class OutputCheck:
         """
         seen = timed.seen
         if seen.layout is None:
-            return  # its very first batch, which is not counted
+            return  # the first batch over new inputs, which is not counted
         self._batches += 1
         for position in seen.elements:
             judged = position == seen.chosen

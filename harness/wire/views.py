@@ -89,7 +89,7 @@ def form(said: Any) -> Form | None:
         shape, strides = tuple(said["shape"]), tuple(said["strides"])
         numbers = [*shape, *strides]
         if (
-            any(type(n) is not int or n < 0 for n in numbers)
+            any(type(n) is not int or not 0 <= n < _MOST_BYTES for n in numbers)
             or len(shape) != len(strides)
             or len(shape) > _MOST_DIMENSIONS
         ):
