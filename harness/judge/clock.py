@@ -46,8 +46,8 @@ class ClockPolicy:
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
             than this part were jolted, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
-        late_part: where the hand-shake is more than this part of the candidate's batches, nothing is
-            decided: a candidate that is slow until its calls are counted would get short batches.
+        late_part: where the hand-shake is more than this part of the candidate's batches, nothing
+            is decided: one that is slow until its calls are counted would get short batches.
         jolt_part, jolt_ms: a batch was jolted where its clock ran on by more than both (relative,
             milliseconds) beyond what its events claim, against the role's best batch: the GPU was
             done, and the host did not notice.
