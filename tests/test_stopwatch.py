@@ -29,6 +29,7 @@ def watch() -> Stopwatch:
     watch._jolted = set()
     watch._seats = ""
     watch._running = CANDIDATE
+    watch._unseen = 0
     worker = SimpleNamespace(pid=os.getpid())
     watch._batons = {REFERENCE: SimpleNamespace(worker=worker)}
     return watch
@@ -166,3 +167,33 @@ def test_baseline_that_fails_at_the_start_line_hides_nobody(watch: Stopwatch) ->
     watch._secret = random.Random(1)
     with pytest.raises(timing._BaselineFailed):
         watch._batch("torch.compile", 1)
+
+
+def test_a_batch_in_new_memory_is_run_again_and_not_counted(watch: Stopwatch) -> None:
+    """Nobody could look at it. A candidate that always takes new memory is judged as it is."""
+    times = iter([11.0, 12.0, *range(13, 200)])
+    checked: list[float] = []
+
+    def run(*args: Any) -> Timed:
+        total = next(times)
+        seen = SimpleNamespace(unseen=total < unseen_below)
+        return Timed(total_ms=total, claimed_ms=total - 1, order=(), seen=seen)
+
+    watch._batons[CANDIDATE] = SimpleNamespace(
+        role=CANDIDATE, keep=1, arm=lambda *args, **named: None, run=run
+    )
+    watch._stage = SimpleNamespace(count=1, renew=lambda: None, write=lambda: None)
+    watch._setting = SimpleNamespace(warm_l2=False, mode="eval")
+    watch._survey = SimpleNamespace(poison=())
+    watch._secret = random.Random(1)
+    watch._checks = SimpleNamespace(
+        most=1, wants_whole=True, check=lambda timed: checked.append(timed.total_ms)
+    )
+    watch._logs = {CANDIDATE: timing._Log()}
+    watch._cool = lambda: None  # type: ignore[method-assign]
+    unseen_below = 13.0
+    assert watch._batch(CANDIDATE, 1) == 13.0
+    assert checked == watch._logs[CANDIDATE].total_ms == [13.0]
+    unseen_below = 1e9
+    watch._batch(CANDIDATE, 1)
+    assert watch._unseen == timing._MOST_UNSEEN and len(checked) == 2

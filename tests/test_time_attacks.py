@@ -25,7 +25,6 @@ ATTACKS = sorted(
 EVERY_TIME = {
     "answers_when_asked",
     "describes_nothing",
-    "look_ahead",
     "skips_some",
     "slows_the_reference",
     "spoils_the_inputs",

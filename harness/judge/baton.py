@@ -33,6 +33,7 @@ class Seen:
             nothing to be read. They were on the clock.
         chosen: the position that is judged by more than these elements.
         whole: its tensors, read after the clock had stopped; None where they were not.
+        unseen: whether something lay in GPU memory that was allocated within the batch.
         blind: why some memory cannot be seen.
     """
 
@@ -41,6 +42,7 @@ class Seen:
     elements: Mapping[int, Sequence[torch.Tensor | None]]
     chosen: int
     whole: Sequence[torch.Tensor | None] | None
+    unseen: bool = False
     blind: str = ""
 
 
@@ -143,7 +145,7 @@ class Baton:
         self.worker.resume()
         self._resting = False
         self._bell.wait_done(self._number, look)
-        where = self._bell.where(len(order))
+        where, missed = self._bell.where(len(order)), self._sight.missed
         elements = [self._elements(where[p], prepared) for p in chosen]
         self._wait()
         seen_at = self._clock()
@@ -154,6 +156,7 @@ class Baton:
             elements=dict(zip(chosen, elements, strict=True)),
             chosen=chosen[one],
             whole=self._whole(where[chosen[one]]) if whole else None,
+            unseen=self._sight.missed > missed,
             blind=self._sight.blind,
         )
         self._wait()

@@ -60,6 +60,7 @@ class Sight:
 
     Attributes:
         blind: why some memory could not be mapped.
+        missed: how often there was something to be read on a GPU, and no memory of it in sight.
     """
 
     def __init__(self, memory_fd: int | None, device: torch.device, most_bytes: int) -> None:
@@ -74,6 +75,7 @@ class Sight:
         self._mapped: dict[int, tuple[str, Any]] = {}
         self._lent: Any = None
         self.blind = ""
+        self.missed = 0
 
     def lend(self, arena: Any) -> None:
         """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
@@ -206,6 +208,7 @@ class Sight:
             offset = address - base
             if offset >= 0 and offset + form.span_bytes <= arena.size_bytes:
                 return form.over(arena.piece(offset, form.span_bytes))
+        self.missed += 1
         return None
 
     def _bytes(self, address: int, count: int) -> bytearray | None:
