@@ -449,7 +449,7 @@ class Stopwatch:
                 raise
             raise _BaselineFailed(role, failed) from failed
         if role == CANDIDATE:
-            if timed.seen is not None and timed.seen.unseen and self._unseen < _MOST_UNSEEN:
+            if timed.seen.unseen and self._unseen < _MOST_UNSEEN:
                 # Its allocator took new memory. Now the judge knows it; this batch counts for
                 # nothing, or it would be one that nobody had looked at.
                 self._unseen += 1
