@@ -40,7 +40,7 @@ def timed(total_ms: float, claimed_ms: float) -> Timed:
         total_ms=total_ms,
         claimed_ms=claimed_ms,
         order=(),
-        seen=None,
+        seen=SimpleNamespace(unseen=False),
     )
 
 
