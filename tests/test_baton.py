@@ -61,7 +61,7 @@ class FakeWorker:
     def look(self, deadline: float, may_answer: Callable[[], bool]) -> None:
         assert may_answer(), "the fake worker is late: nothing it does takes time"
 
-    def misdescribed(self, how: str) -> Exception:
+    def tampered(self, how: str) -> Exception:
         return MisdescribedError(how)
 
     def pause(self) -> None:

@@ -29,7 +29,7 @@ def watch() -> Stopwatch:
     watch._jolted = set()
     watch._seats = ""
     watch._running = CANDIDATE
-    watch._unseen = 0
+    watch._reruns = 3
     worker = SimpleNamespace(pid=os.getpid())
     watch._batons = {REFERENCE: SimpleNamespace(worker=worker)}
     return watch
@@ -62,24 +62,21 @@ def test_off_the_gpu_a_candidate_is_not_asked(watch: Stopwatch) -> None:
     assert watch._whose_jolts() == {REFERENCE}
 
 
-def test_judge_sits_only_where_all_workers_do(
-    watch: Stopwatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_judge_sits_only_where_all_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container without CAP_SYS_NICE a worker of another user cannot be pinned."""
     sat: list[Any] = []
     monkeypatch.setattr(cores, "seats_for", lambda device: Seats(judge=1, workers=0))
     monkeypatch.setattr(cores, "sit", lambda pid, core: not sat.append((pid, core)))
     monkeypatch.setattr(cores, "sit_all", lambda pids, core: False)
-    watch._take_seats()
+    device, workers = torch.device("cpu"), [os.getpid()]
+    assert "cannot pin" in cores.take_seats(device, workers)
     assert sat == []
-    assert "cannot pin" in watch._seats
     monkeypatch.setattr(cores, "sit_all", lambda pids, core: core == 0)
-    watch._take_seats()
+    said = cores.take_seats(device, workers)
     assert sat == [(0, 1)]
-    assert watch._seats == "judge on core 1, workers on core 0"
+    assert said == "judge on core 1, workers on core 0"
     monkeypatch.setattr(cores, "seats_for", lambda device: None)
-    watch._take_seats()
-    assert "no two cores are free" in watch._seats
+    assert "no two cores are free" in cores.take_seats(device, workers)
 
 
 def test_judge_stands_up_however_timing_ends(
@@ -196,4 +193,4 @@ def test_a_batch_in_new_memory_is_run_again_and_not_counted(watch: Stopwatch) ->
     assert checked == watch._logs[CANDIDATE].total_ms == [13.0]
     unseen_below = 1e9
     watch._batch(CANDIDATE, 1)
-    assert watch._unseen == timing._MOST_UNSEEN and len(checked) == 2
+    assert watch._reruns == 0 and len(checked) == 2

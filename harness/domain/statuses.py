@@ -15,7 +15,7 @@ MEASUREMENT_VERSION = 4
 History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
 clock stops when random slices of the outputs have arrived; 3 everyone waits for inputs alike,
 ratios by block, the hand-shake from the reference's batches in the blocks; 4 the judge reads
-outputs where they lie, the clock stops at *done*, batches of all roles take as long.
+outputs where they lie, on the clock; batches of all roles take about as long.
 """
 
 

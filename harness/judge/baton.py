@@ -177,7 +177,7 @@ class Baton:
         try:
             yield
         except (wire.WireViolation, OverflowError, ValueError, MemoryError) as error:
-            raise self.worker.misdescribed(str(error) or type(error).__name__) from None
+            raise self.worker.tampered(str(error) or type(error).__name__) from None
 
     def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
         """Note where the worker's memory is."""

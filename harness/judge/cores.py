@@ -93,6 +93,24 @@ def _claimed(wanted: Seats, folder: Path) -> bool:
     return True
 
 
+def take_seats(device: torch.device, workers: list[int]) -> str:
+    """Give the judge a core and all workers another.
+
+    Args:
+        device: decides which cores are near.
+        workers: process ids.
+
+    Returns:
+        What came of it, for the verdict.
+    """
+    taken = seats_for(device)
+    if taken is None:
+        return "judge and workers run where the system puts them: no two cores are free"
+    if sit_all(workers, taken.workers) and sit(0, taken.judge):
+        return f"judge on core {taken.judge}, workers on core {taken.workers}"
+    return "judge and workers run where the system puts them: cannot pin them"
+
+
 def sit(pid: int, core: int) -> bool:
     """Keep a process's main thread on a core; return whether that could be done.
 

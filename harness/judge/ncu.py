@@ -29,8 +29,8 @@ from harness.domain import KernelProfile
 from harness.environment import find_ncu
 from harness.judge import ncu_report
 from harness.judge.drain import Drain
+from harness.judge.identity import PACKAGE_ROOT, environment_in, fresh_uid
 from harness.judge.processes import kill_leftovers, live
-from harness.judge.remote import PACKAGE_ROOT, environment_in, fresh_uid
 
 MAX_LAUNCHES = 64
 """Each launch is run several times over: once for every group of counters that fits."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import secrets
@@ -17,52 +16,14 @@ from typing import Any
 
 import torch
 
-import harness
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.judge import processes
 from harness.judge.drain import Drain
+from harness.judge.identity import PACKAGE_ROOT, environment_in, fresh_uid
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
-
-
-_uids = itertools.count(1)
-
-PACKAGE_ROOT = Path(harness.__file__).parent.parent
-
-
-def fresh_uid() -> int:
-    """Return a user id that no account has, another one at each call while this judge lives."""
-    return 1_600_000_000 + os.getpid() * 64 + next(_uids) % 64
-
-
-def environment_in(folder: Path, compiled: Path | None = None) -> dict[str, str]:
-    """Return the environment of a process that runs a solution: nothing personal is passed on.
-
-    Args:
-        folder: its own, which serves as home.
-        compiled: where torch.compile keeps what it made; None is the folder.
-    """
-    passed = {
-        k: v
-        for k, v in os.environ.items()
-        if k.startswith(("CUDA", "LD_", "NVIDIA", "TORCH", "LANG", "LC_", "OMP_", "MKL_"))
-        or k in ("PATH", "CC", "CXX", "TZ", "VIRTUAL_ENV", "MAX_JOBS", "CCACHE_DIR")
-    }
-    return passed | {
-        "PYTHONPATH": str(PACKAGE_ROOT),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "HOME": str(folder),
-        "TMPDIR": str(folder),
-        "USER": "worker",
-        "LOGNAME": "worker",
-        "TORCHINDUCTOR_CACHE_DIR": str((compiled or folder) / "inductor"),
-        "TRITON_CACHE_DIR": str((compiled or folder) / "triton"),
-        "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 class WorkerFailed(Exception):
@@ -180,7 +141,7 @@ class RemoteWorker:
         """Send one request without waiting for its answer."""
         self._sequence += 1 + secrets.randbelow(1 << 16)
         if do != "confine" and self._channel.pending():
-            raise self._tampered("it sent an answer that nothing had asked for")
+            raise self.tampered("it sent an answer that nothing had asked for")
         try:
             self._channel.send({"id": self._sequence, "do": do, **fields}, fds)
         except wire.WireClosed:
@@ -205,7 +166,7 @@ class RemoteWorker:
                     text = f"gave no answer within {limit:.0f} s"
                 raise WorkerFailed(Status.TIMED_OUT, text) from None
             except wire.WireViolation as error:
-                raise self._tampered(str(error)) from None
+                raise self.tampered(str(error)) from None
             if message.get("event") == "compiling" and compiling_since is None:
                 compiling_since = time.monotonic()
                 self._compiling = True
@@ -217,7 +178,7 @@ class RemoteWorker:
                 deadline = min(hard, time.monotonic() + limit)
                 continue
             if message.get("id") != self._sequence:
-                raise self._tampered("its answer carries another request's number")
+                raise self.tampered("its answer carries another request's number")
             break
         self._note_facts(message)
         if message.get("ok") is not True:
@@ -239,7 +200,7 @@ class RemoteWorker:
                 raise wire.WireViolation("an answer without values")
             values = {str(k): decoder.decode(v) for k, v in described.items()}
         except wire.WireViolation as error:
-            raise self._tampered(str(error)) from None
+            raise self.tampered(str(error)) from None
         if self._device.startswith("cuda"):
             # The worker writes its next answer to the same memory, and gigabytes take their time:
             # without this wait the judge compared inputs that it took for outputs.
@@ -301,7 +262,7 @@ class RemoteWorker:
 
     def _grown(self, needed: Any, tensors: Any, timeout_s: float | None) -> dict[str, Any]:
         if type(needed) is not int or needed <= 0:
-            raise self._tampered("a malformed size")
+            raise self.tampered("a malformed size")
         if needed > self.max_outbox_bytes:
             many = type(tensors) is int and tensors > self.expected_tensors * 4 + 64
             raise WorkerFailed(
@@ -312,7 +273,7 @@ class RemoteWorker:
         self._outbox = self._new_arena("out", needed)
         answer = self.ask("again", timeout_s=timeout_s)
         if "too_small" in answer:
-            raise self._tampered("its answer grew while it was read")
+            raise self.tampered("its answer grew while it was read")
         return answer
 
     # --- under the clock ------------------------------------------------------------------------
@@ -330,7 +291,7 @@ class RemoteWorker:
         """
         if self._channel.pending() and not may_answer():
             self.answer()
-            raise self._tampered("it answered before it was done")
+            raise self.tampered("it answered before it was done")
         now = time.monotonic()
         if now > deadline:
             self.kill()
@@ -350,7 +311,7 @@ class RemoteWorker:
         try:
             self._still = processes.stop(self._process.pid, orphans=self._untrusted)
         except processes.Restless:
-            raise self._tampered("it does not stand still when it is stopped") from None
+            raise self.tampered("it does not stand still when it is stopped") from None
 
     def see_it_stood(self) -> None:
         """See that nothing of the worker's has run since it was stopped.
@@ -360,11 +321,7 @@ class RemoteWorker:
         """
         stood = processes.stood_still(self._process.pid, self._still, orphans=self._untrusted)
         if not stood:
-            raise self._tampered("it ran while it was stopped")
-
-    def misdescribed(self, how: str) -> WorkerFailed:
-        """Return the failure of a worker that describes what the protocol does not allow."""
-        return self._tampered(how)
+            raise self.tampered("it ran while it was stopped")
 
     def resume(self) -> None:
         """Let the worker go on."""
@@ -403,13 +360,14 @@ class RemoteWorker:
         if type(launches) is int and launches >= 0:
             self.launches = launches
 
-    def _tampered(self, what: str) -> WorkerFailed:
+    def tampered(self, what: str) -> WorkerFailed:
+        """End the worker; return the failure of one that does what the protocol does not allow."""
         self.kill()
         return WorkerFailed(Status.TAMPERED, f"the {self.role} worker broke the protocol: {what}")
 
     def _failed(self, error: Any) -> WorkerFailed:
         if not isinstance(error, dict):
-            return self._tampered("an error without description")
+            return self.tampered("an error without description")
         kind = error.get("kind")
         status = {
             "build": Status.BUILD_FAILED,

@@ -32,8 +32,9 @@ _FLUSH_TIMES = 4
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
 _BUSY_S = 3.0
-_MOST_UNSEEN = 20
-"""Batches of a candidate that are run again because outputs lay in memory new to the judge."""
+_UNSEEN, _UNSEEN_COUNTED = 20, 2
+"""Batches of a candidate that are run again because outputs lay in memory new to the judge: while
+they are prepared, and when they count. It may choose which."""
 _PROFILED_MS = 1.0
 """Below this a call's host time may hide its kernels' time: the profiler separates them."""
 _COMPILE_S = 300.0
@@ -130,7 +131,7 @@ class Stopwatch:
         self._jolted: set[str] = set()
         self._seats = ""
         self._calls: dict[str, int] = {}
-        self._unseen = 0
+        self._reruns = _UNSEEN
         self._watch = nvml.GpuWatch(problem.device)
 
     def run(self) -> Speed:
@@ -265,13 +266,16 @@ class Stopwatch:
                 self._batons[role].keep = 1
         for role in list(self._batons):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
-        self._take_seats()
+        if self._on_gpu:  # on the CPU they have theirs
+            workers = [baton.worker.pid for baton in self._batons.values()]
+            self._seats = cores.take_seats(self._problem.device, workers)
         self._choose_calls()
         settle(self._problem.device)
         for log in self._logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
         self._jolted.clear()
+        self._reruns = _UNSEEN_COUNTED
 
     def _choose_calls(self) -> None:
         """Find how many calls of each role take as long as a batch should, and stage them."""
@@ -300,20 +304,6 @@ class Stopwatch:
     def _calls_of(self, role: str) -> int:
         """Return how many calls a batch of a role has."""
         return min(self._calls[REFERENCE if role == AGAIN else role], self._stage.count)
-
-    def _take_seats(self) -> None:
-        """Give the judge a core and all workers another; on the CPU they have theirs."""
-        if not self._on_gpu:
-            return
-        taken = cores.seats_for(self._problem.device)
-        if taken is None:
-            self._seats = "judge and workers run where the system puts them: no two cores are free"
-            return
-        workers = [baton.worker for baton in self._batons.values()]
-        if cores.sit_all([w.pid for w in workers], taken.workers) and cores.sit(0, taken.judge):
-            self._seats = f"judge on core {taken.judge}, workers on core {taken.workers}"
-        else:
-            self._seats = "judge and workers run where the system puts them: cannot pin them"
 
     def _places(self) -> int:
         """Return how many inputs are to be staged: as many as the quicker of the two calls."""
@@ -443,16 +433,17 @@ class Stopwatch:
             # there that they are slow on. And all must stand for as long: caches grow cold.
             self._stage.write()
             self._cool()
-            timed = baton.run(order, self._secret, self._checks.most, self._checks.wants_whole)
+            whole = role == CANDIDATE and self._checks.wants_whole
+            timed = baton.run(order, self._secret, self._checks.most, whole)
         except WorkerFailed as failed:
             if role in (REFERENCE, AGAIN, CANDIDATE):
                 raise
             raise _BaselineFailed(role, failed) from failed
         if role == CANDIDATE:
-            if timed.seen.unseen and self._unseen < _MOST_UNSEEN:
+            if timed.seen.unseen and self._reruns:
                 # Its allocator took new memory. Now the judge knows it; this batch counts for
                 # nothing, or it would be one that nobody had looked at.
-                self._unseen += 1
+                self._reruns -= 1
                 return self._batch(role, calls, each=each)
             self._checks.check(timed)
         if not each:
