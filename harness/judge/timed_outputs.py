@@ -108,7 +108,7 @@ class OutputCheck:
             whole = seen.whole if judged else None
             expected, oracle = self._expected(timed.order[position], whole is not None)
             wanted = self._wanted(expected, seen.layout)
-            self._check_forms(wanted, seen.layout, timed.order[position])
+            self._check_forms(wanted, seen.layout)
             if whole is not None:
                 self._check_rest(seen, whole)
             if self._repeats:
@@ -130,7 +130,7 @@ class OutputCheck:
                 raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {missing[0]} is missing")
         return wanted[: bell.MAX_TENSORS]
 
-    def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout, slot: int) -> None:
+    def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout) -> None:
         """See that the candidate's tensors are what they are when nobody times it."""
         if len(layout.forms) != len(wanted):
             raise _wrong(
