@@ -17,8 +17,9 @@ from harness.judge.remote import RemoteWorker
 from harness.judge.sight import Layout, Sight
 
 _MOST_MS = 1e9
-_ELEMENTS = 256
-"""Elements that are looked at in each tensor of a chosen output."""
+_ELEMENTS = 64
+"""Elements that are looked at in each tensor of a chosen output. Each is a system call on the CPU,
+and on a GPU a page that nobody has touched yet: hundreds of them would be seen on the clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +29,10 @@ class Seen:
     Attributes:
         layout: of what a call gives, as the worker described it after the batch before; None in
             the first batch over newly staged inputs, which is not looked at.
-        numbers: elements that were read; modulo a tensor's length they are its elements.
-        elements: by position in the order of the calls, one entry a tensor; None where there was
-            nothing to be read. They were on the clock.
+        numbers: by position in the order of the calls, which elements were read: numbers modulo
+            a tensor's length.
+        elements: by position, one entry a tensor; None where there was nothing to be read. They
+            were on the clock.
         chosen: the position that is judged by more than these elements.
         whole: its tensors, read after the clock had stopped; None where they were not.
         unseen: whether something lay in GPU memory that was allocated within the batch.
@@ -38,7 +40,7 @@ class Seen:
     """
 
     layout: Layout | None
-    numbers: np.ndarray
+    numbers: Mapping[int, np.ndarray]
     elements: Mapping[int, Sequence[torch.Tensor | None]]
     chosen: int
     whole: Sequence[torch.Tensor | None] | None
@@ -128,15 +130,19 @@ class Baton:
         Args:
             order: slots; written together with *go*, so that nobody knows it before.
             secret: source of the choice of what is looked at, which the worker never learns.
-            most: how many outputs to look at, perhaps the same one twice; the last one is always
-                among them. Every role is looked at as often: what that takes must cancel.
+            most: how many outputs to look at, perhaps other elements of the same one; the last
+                one is always among them. Every role is looked at as often and at as many pages:
+                what that takes must cancel.
             whole: read one of them whole.
         """
         look = self._looker()
         positions = range(max(len(order) - self.keep, 0), len(order))
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
-        numbers = np.array([secret.getrandbits(62) for _ in range(_ELEMENTS)], dtype=np.int64)
-        prepared = self._prepared(numbers)
+        numbers = [
+            np.array([secret.getrandbits(62) for _ in range(_ELEMENTS)], dtype=np.int64)
+            for _ in chosen
+        ]
+        prepared = [self._prepared(n) for n in numbers]
         self._bell.write_order(order)
         self.worker.see_it_stood()
         began = self._clock()
@@ -146,13 +152,13 @@ class Baton:
         self._resting = False
         self._bell.wait_done(self._number, look)
         where, missed = self._bell.where(len(order)), self._sight.missed
-        elements = [self._elements(where[p], prepared) for p in chosen]
+        elements = [self._elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
         self._wait()
         seen_at = self._clock()
         one = secret.randrange(most)
         seen = Seen(
             layout=self._layout,
-            numbers=numbers,
+            numbers=dict(zip(chosen, numbers, strict=True)),
             elements=dict(zip(chosen, elements, strict=True)),
             chosen=chosen[one],
             whole=self._whole(where[chosen[one]]) if whole else None,

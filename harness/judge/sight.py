@@ -19,7 +19,6 @@ from harness.domain import HarnessError
 
 _MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
-HOST_ELEMENTS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +147,12 @@ class Sight:
 
         Args:
             form: of the tensor, which has elements.
-            numbers: modulo its length they are the elements, in the order of its indices. In the
-                memory of the CPU each is a read of its own: the first HOST_ELEMENTS suffice there.
+            numbers: modulo its length they are the elements, in the order of its indices.
         """
         chosen = numbers % form.elements
         if form.on_gpu:
             return torch.from_numpy(chosen).to(self._device)
-        indices = np.unravel_index(chosen[:HOST_ELEMENTS], form.shape or (1,))
+        indices = np.unravel_index(chosen, form.shape or (1,))
         steps = np.asarray(form.strides or (0,), dtype=np.int64) * form.dtype.itemsize
         return [int(offset) for offset in np.stack(indices, axis=1) @ steps]
 

@@ -149,12 +149,11 @@ class OutputCheck:
                 )
 
     def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
-        raw = torch.from_numpy(seen.numbers)
+        numbers = torch.from_numpy(seen.numbers[position])
         for tensor, got in zip(wanted, seen.elements[position], strict=True):
             if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
                 continue
-            chosen = raw[: None if got is None else len(got)] % tensor.numel()
-            want = torch.take(tensor, chosen.to(tensor.device))
+            want = torch.take(tensor, (numbers % tensor.numel()).to(tensor.device))
             if got is None:
                 wrong = True
             elif differentiable(tensor):
@@ -177,11 +176,11 @@ class OutputCheck:
 
     def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
         """See that an output rests: it is read whole when the clock has stopped."""
-        raw = torch.from_numpy(seen.numbers)
+        numbers = torch.from_numpy(seen.numbers[seen.chosen])
         for got, later in zip(seen.elements[seen.chosen], whole, strict=True):
             if got is None or later is None:
                 continue
-            now = torch.take(later, (raw[: len(got)] % later.numel()).to(later.device))
+            now = torch.take(later, (numbers % later.numel()).to(later.device))
             if not torch.equal(_bits(got), _bits(now)):
                 raise _wrong(
                     Status.WRONG_VALUES,
