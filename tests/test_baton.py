@@ -245,8 +245,7 @@ def test_elements_that_are_looked_at_differ_from_batch_to_batch(
 def test_every_look_is_at_other_elements_even_of_one_output(
     batons: Callable[..., Baton],
 ) -> None:
-    """On a GPU a page that was touched a moment ago costs nothing: the reference, which keeps one
-    output of gigabytes, was looked at for 0.5 ms less than the candidate, which keeps all."""
+    """The reference may keep one output of several: its second look is as long as another's."""
     baton = batons(FakeWorker(compute))
     run(baton, [0])
     looks: list[tuple[int, ...]] = []

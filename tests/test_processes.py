@@ -192,3 +192,19 @@ def test_what_is_gone_has_no_family() -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     assert processes.family(done.pid, orphans=False) == {}
+
+
+def test_a_name_that_is_no_text_hides_nobody() -> None:
+    """A process may call itself any bytes: it is stopped and counted all the same."""
+    program = "import sys, time; open('/proc/self/comm', 'wb').write(b'\\xff)\\xfe (')\n"
+    program += "print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as named:
+        try:
+            assert named.stdout is not None
+            named.stdout.readline()
+            assert processes.resident_bytes(named.pid) > 1 << 20
+            still = processes.stop(named.pid, orphans=False)
+            assert still.members == {named.pid}
+            assert processes.stood_still(named.pid, still, orphans=False)
+        finally:
+            named.kill()

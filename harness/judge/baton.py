@@ -18,8 +18,7 @@ from harness.judge.sight import Layout, Sight
 
 _MOST_MS = 1e9
 _ELEMENTS = 64
-"""Elements that are looked at in each tensor of a chosen output. Each is a system call on the CPU,
-and on a GPU a page that nobody has touched yet: hundreds of them would be seen on the clock."""
+"""Elements that are looked at in each tensor of a chosen output: on the CPU, each a system call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,8 +130,8 @@ class Baton:
             order: slots; written together with *go*, so that nobody knows it before.
             secret: source of the choice of what is looked at, which the worker never learns.
             most: how many outputs to look at, perhaps other elements of the same one; the last
-                one is always among them. Every role is looked at as often and at as many pages:
-                what that takes must cancel.
+                one is always among them. Every role is looked at as often: what that takes must
+                cancel.
             whole: read one of them whole.
         """
         look = self._looker()

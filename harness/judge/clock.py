@@ -8,6 +8,7 @@ the reference's ratio to itself. The reference runs twice a block, and both of i
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +20,9 @@ from harness.domain import HarnessError, SpeedOutcome
 
 _RESAMPLES = 2000
 _LOUDEST = 0.03
+_FURTHER = 1.1
+"""Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
+it was asked last: resampling takes milliseconds in which nothing is measured."""
 _BATCHES_PART = 0.8
 """Of a block's time; the rest is for what lies between its batches."""
 REFERENCE, AGAIN, CANDIDATE = "reference", "again", "candidate"
@@ -55,7 +59,7 @@ class ClockPolicy:
 
     cap_s: float = 8.0
     min_blocks: int = 12
-    max_blocks: int = 100
+    max_blocks: int = 500
     target_half_width: float = 0.005
     least_floor: float = 0.005
     batch_ms: float = 200.0
@@ -169,7 +173,7 @@ def measure(
         now: seconds.
     """
     blocks = Blocks(ms={role: [] for role in roles})
-    began = now()
+    began, enough = now(), policy.min_blocks
     while True:
         prepare()
         sequence = list(roles)
@@ -184,8 +188,10 @@ def measure(
         else:
             blocks.keep(block)
         kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.jolted)
-        if kept >= policy.min_blocks and kept > aside and _narrow(blocks, policy):
-            break
+        if kept >= enough and kept > aside:
+            if _narrow(blocks, policy):
+                break
+            enough = math.ceil(kept * _FURTHER)
         if kept + aside >= policy.max_blocks or (late and (kept + aside >= 2 or reason)):
             blocks.capped = True
             break
@@ -248,10 +254,12 @@ def middle_mean(values: np.ndarray) -> np.ndarray:
 
     Nearly as deaf to single blocks as the median, and less coarse where there are few.
     """
-    ordered = np.sort(values, axis=-1)
-    count = ordered.shape[-1]
+    count = values.shape[-1]
     aside = count // 3
-    return np.asarray(ordered[..., aside : count - aside].mean(axis=-1))
+    if not aside:
+        return np.asarray(values.mean(axis=-1))
+    parted = np.partition(values, (aside, count - aside - 1), axis=-1)
+    return np.asarray(parted[..., aside : count - aside].mean(axis=-1))
 
 
 def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:

@@ -6,6 +6,7 @@ with *done*, and the judge takes what it wants to see from there.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from harness.domain import HarnessError
 
 _MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
+_ALIGNED = 256
+"""What the driver allocates begins at a multiple of this (CUDA C++ Programming Guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Sight:
         self._device = device
         self._most_bytes = most_bytes
         self._mapped: dict[int, tuple[str, Any]] = {}
+        self._bases: list[int] = []
         self._lent: Any = None
         self.blind = ""
         self.missed = 0
@@ -103,6 +107,8 @@ class Sight:
                 base, size, handle = one["base"], one["bytes"], one["handle"]
                 if type(base) is not int or type(size) is not int or not 0 < size < 1 << 46:
                     raise wire.WireViolation("a malformed allocation")
+                if base % _ALIGNED:
+                    raise wire.WireViolation("an allocation where the driver makes none")
                 known = self._mapped.get(base)
                 if known is not None and known[0] == handle and known[1].size_bytes == size:
                     continue
@@ -124,6 +130,7 @@ class Sight:
                 self.blind = str(error)
             else:
                 self._mapped[base] = (handle, arena)
+        self._bases = sorted(self._mapped)
 
     def _forget(self, base: int, size: int) -> None:
         """Let go of what lay where something else lies now."""
@@ -137,6 +144,7 @@ class Sight:
         for _, arena in self._mapped.values():
             self._unmap(arena)
         self._mapped.clear()
+        self._bases = []
 
     def _unmap(self, arena: Any) -> None:
         if arena is not self._lent:
@@ -202,10 +210,12 @@ class Sight:
     def _on_gpu(self, address: int, form: wire.Form) -> torch.Tensor | None:
         if address % form.dtype.itemsize:
             return None
-        for base, (_, arena) in self._mapped.items():
-            offset = address - base
-            if offset >= 0 and offset + form.span_bytes <= arena.size_bytes:
-                return form.over(arena.piece(offset, form.span_bytes))
+        at = bisect.bisect_right(self._bases, address) - 1
+        if at >= 0:
+            offset = address - self._bases[at]
+            _, arena = self._mapped[self._bases[at]]
+            if offset + form.span_bytes <= arena.size_bytes:
+                return form.over(arena.flat()[offset : offset + form.span_bytes])
         self.missed += 1
         return None
 

@@ -24,7 +24,7 @@ _DRAW_S = 0.06
 _FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
-_MIX_S = 0.01
+_MIX_S = 0.004
 """Time for fresh draws of inputs whose elements are independent: the rest are mixtures of them."""
 _MIX_BYTES = 1 << 25
 """More than this is drawn: mixing takes several times as much memory, and time."""
