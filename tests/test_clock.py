@@ -259,6 +259,17 @@ def test_batches_are_as_short_as_the_least_blocks_need(cap_s: float, batch_ms: i
     assert set(calls.values()) == {batch_ms}
 
 
+def test_batches_of_short_calls_are_short() -> None:
+    """What is all host time changes its pace within a second: more blocks, each within one pace.
+
+    Ten evaluations of (1, 128) spread by 3.2 % with batches of 1000 calls (H200, 2026-11-29).
+    """
+    roles = {REFERENCE: 0.024, CANDIDATE: 0.012}
+    assert clock.calls_by_role(roles, 1000, POLICY) == {REFERENCE: 500, CANDIDATE: 1000}
+    roles = {REFERENCE: 5.0, CANDIDATE: 0.012}  # what a candidate claims shortens nobody's batches
+    assert clock.calls_by_role(roles, 1000, POLICY)[REFERENCE] == 40
+
+
 def test_middle_mean_is_deaf_to_a_third_at_each_end() -> None:
     assert clock.middle_mean(np.array([1.0, 5.0, 900.0])) == 5.0
     assert clock.middle_mean(np.array([2.0, 4.0])) == 3.0

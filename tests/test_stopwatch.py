@@ -27,6 +27,7 @@ def watch() -> Stopwatch:
     watch._policy = ClockPolicy()
     watch._best_beyond_ms = {}
     watch._jolted = set()
+    watch._short = False
     watch._seats = ""
     watch._running = CANDIDATE
     watch._reruns = 3
@@ -60,6 +61,15 @@ def test_off_the_gpu_a_candidate_is_not_asked(watch: Stopwatch) -> None:
         watch._look_for_jolt(CANDIDATE, timed(total, 28.0))
         watch._look_for_jolt(REFERENCE, timed(total, 28.0))
     assert watch._whose_jolts() == {REFERENCE}
+
+
+def test_calls_of_the_host_alone_have_no_jolts(watch: Stopwatch) -> None:
+    """What a slow host adds to their batches, it adds to their calls: half of the blocks had to go
+    on a noisy one, and the rest spread all the more."""
+    watch._short = True
+    for total in (12.4, 17.0):
+        watch._look_for_jolt(REFERENCE, timed(total, 12.0))
+    assert watch._whose_jolts() == set()
 
 
 def test_judge_sits_only_where_all_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,10 +137,8 @@ class Baton:
         look = self._looker()
         positions = range(max(len(order) - self.keep, 0), len(order))
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
-        numbers = [
-            np.array([secret.getrandbits(62) for _ in range(_ELEMENTS)], dtype=np.int64)
-            for _ in chosen
-        ]
+        once = np.random.default_rng(secret.getrandbits(128))
+        numbers = [once.integers(0, 1 << 62, _ELEMENTS) for _ in chosen]
         prepared = [self._prepared(n) for n in numbers]
         self._bell.write_order(order)
         self.worker.see_it_stood()

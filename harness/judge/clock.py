@@ -42,6 +42,9 @@ class ClockPolicy:
             quiet the reference is against itself.
         batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
             would not fit into cap_s, never less than the second.
+        short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
+            changes within a second: batches take the second then. More blocks, each within one
+            pace, are worth more than a small part of the hand-shake.
         latency_blocks: blocks of synchronized calls, for the latency.
         claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
             milliseconds per batch) in most blocks is a lie.
@@ -54,7 +57,8 @@ class ClockPolicy:
             is decided: one that is slow until its calls are counted would get short batches.
         jolt_part, jolt_ms: a batch was jolted where its clock ran on by more than both (relative,
             milliseconds) beyond what its events claim, against the role's best batch: the GPU was
-            done, and the host did not notice.
+            done, and the host did not notice. Of short calls none is: all their time is the
+            host's, and there are blocks enough to trim.
     """
 
     cap_s: float = 8.0
@@ -64,6 +68,8 @@ class ClockPolicy:
     least_floor: float = 0.005
     batch_ms: float = 200.0
     least_batch_ms: float = 50.0
+    short_call_ms: float = 0.05
+    short_batch_ms: float = 12.0
     latency_blocks: int = 3
     claim_part: float = 0.10
     claim_ms: float = 0.5
@@ -141,9 +147,16 @@ def calls_by_role(
     """
     in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 1)
     batch_ms = min(policy.batch_ms, max(policy.least_batch_ms, in_time_ms))
+    if short_calls(per_call_ms, policy):
+        batch_ms = policy.short_batch_ms
     return {
         role: max(1, min(most, round(batch_ms / max(ms, 1e-3)))) for role, ms in per_call_ms.items()
     }
+
+
+def short_calls(per_call_ms: Mapping[str, float], policy: ClockPolicy) -> bool:
+    """Return whether calls are so short that the host's pace decides: the reference's, no claim."""
+    return per_call_ms[REFERENCE] < policy.short_call_ms
 
 
 def measure(
