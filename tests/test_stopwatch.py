@@ -13,7 +13,7 @@ import torch
 from harness.domain import Status
 from harness.judge import cores, timing
 from harness.judge.baton import Timed
-from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.cores import Seats
 from harness.judge.remote import WorkerFailed
 from harness.judge.timing import Stopwatch
@@ -144,9 +144,9 @@ def test_everybody_waits_for_inputs_alike(watch: Stopwatch) -> None:
     watch._survey = SimpleNamespace(poison=())
     watch._secret = random.Random(1)
     watch._checks = SimpleNamespace(most=1, wants_whole=True, check=lambda timed: None)
-    watch._logs = {role: timing._Log() for role in (REFERENCE, AGAIN, CANDIDATE)}
+    watch._logs = {role: timing._Log() for role in (REFERENCE, CANDIDATE)}
     watch._cool = lambda: events.append("cool")  # type: ignore[method-assign]
-    for role in (CANDIDATE, REFERENCE, AGAIN):
+    for role in (CANDIDATE, REFERENCE, REFERENCE):
         assert watch._batch(role, 1) == 10.0
     assert events == ["drawn", *["stopped", "written", "cool", "run"] * 3]
 
@@ -155,8 +155,7 @@ def test_handshake_is_what_the_clock_saw_beyond_the_events_of_the_reference(
     watch: Stopwatch,
 ) -> None:
     watch._logs = {
-        REFERENCE: timing._Log([10.4, 10.5], [10.0, 10.0]),
-        AGAIN: timing._Log([10.45, 17.0], [10.0, 10.0]),
+        REFERENCE: timing._Log([10.4, 10.5, 10.45, 17.0], [10.0] * 4),
         CANDIDATE: timing._Log([99.0], [1.0]),
     }
     assert watch._handshake_ms() == pytest.approx(0.475)

@@ -3,7 +3,8 @@
 Pure of processes and devices: what runs a batch and what tells the time is passed in, so tests
 can inject both. Each block gives a ratio of batches that ran within a moment of each other; the
 figure is the trimmed mean of these ratios with a bootstrap interval over the blocks, held against
-the reference's ratio to itself. The reference runs twice a block, and both of its batches count.
+the reference's ratio to itself. Reference and candidate run twice a block each, and both of their
+batches count: who follows itself finds its caches warm, which must happen to both as often.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ _FURTHER = 1.1
 it was asked last: resampling takes milliseconds in which nothing is measured."""
 _BATCHES_PART = 0.8
 """Of a block's time; the rest is for what lies between its batches."""
-REFERENCE, AGAIN, CANDIDATE = "reference", "again", "candidate"
+REFERENCE, CANDIDATE = "reference", "candidate"
+AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
+_SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
+"""Under which name a role's second batch of a block is kept."""
+_FIRST = {second: role for role, second in _SECOND.items()}
 JOLTED = "the host was busy"
 
 
@@ -35,7 +40,7 @@ class ClockPolicy:
 
     Attributes:
         cap_s: seconds for all blocks of one pair.
-        min_blocks, max_blocks: blocks; in each every role runs once, the reference twice.
+        min_blocks, max_blocks: blocks; in each every role runs once, reference and candidate twice.
         target_half_width: stop when the interval of the ratio is this narrow (relative), the
             hand-shake, which is known at the end, still in it.
         least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
@@ -115,20 +120,21 @@ class Blocks:
 
     def less(self, handshake_ms: Mapping[str, float]) -> None:
         """Take what is no part of a call from every batch: by role, milliseconds per call."""
-        for role, times in self.ms.items():
-            times[:] = [max(ms - handshake_ms[role], 1e-9) for ms in times]
+        for name, times in self.ms.items():
+            off = handshake_ms[_FIRST.get(name, name)]
+            times[:] = [max(ms - off, 1e-9) for ms in times]
 
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
         """Return the time of role over the time of another, with its interval."""
-        against_itself = {role, over} == {REFERENCE, AGAIN}
-        above = self.ms[role] if against_itself else self._batches(role)
-        return ratio_interval(above, self.ms[over], seed)
+        if over == _SECOND.get(role):
+            return ratio_interval(self.ms[role], self.ms[over], seed)
+        return ratio_interval(self._batches(role), self._batches(over), seed)
 
     def _batches(self, role: str) -> np.ndarray:
-        """Return a role's batches, one row a block: two of the reference's."""
+        """Return a role's batches, one row a block."""
         columns = [self.ms[role]]
-        if role == REFERENCE and self.ms.get(AGAIN):
-            columns.append(self.ms[AGAIN])
+        if second := self.ms.get(_SECOND.get(role, "")):
+            columns.append(second)
         return np.column_stack(columns)
 
 
@@ -141,11 +147,11 @@ def calls_by_role(
     time, and few blocks are left.
 
     Args:
-        per_call_ms: estimates by role; each of them has a batch in a block, the reference two.
+        per_call_ms: estimates by role; each has a batch in a block, reference and candidate two.
         most: that there is room for.
         policy: how long batches and all blocks should take.
     """
-    in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 1)
+    in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 2)
     batch_ms = min(policy.batch_ms, max(policy.least_batch_ms, in_time_ms))
     if short_calls(per_call_ms, policy):
         batch_ms = policy.short_batch_ms
@@ -174,7 +180,7 @@ def measure(
 
     Args:
         run: runs one batch of a role, returns its milliseconds per call.
-        roles: REFERENCE and CANDIDATE, AGAIN for the reference once more, and others.
+        roles: REFERENCE, CANDIDATE, and others.
         policy: when to stop.
         order: decides who runs when within a block.
         prepare: called before each block.
@@ -185,13 +191,14 @@ def measure(
             choose its slow ones.
         now: seconds.
     """
-    blocks = Blocks(ms={role: [] for role in roles})
+    batches = {role: role for role in roles} | {_SECOND[r]: r for r in roles if r in _SECOND}
+    blocks = Blocks(ms={name: [] for name in batches})
     began, enough = now(), policy.min_blocks
     while True:
         prepare()
-        sequence = list(roles)
+        sequence = list(batches)
         order.shuffle(sequence)
-        block = {role: run(role) for role in sequence}
+        block = {name: run(batches[name]) for name in sequence}
         reason, shaken = condition(), set(jolted())
         late = now() - began > policy.cap_s
         if reason:
@@ -229,7 +236,7 @@ def _decide_jolted(blocks: Blocks, policy: ClockPolicy) -> None:
 
 def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
     for other in blocks.ms:
-        if other != CANDIDATE:
+        if other not in (CANDIDATE, CANDIDATE_AGAIN, AGAIN):
             ratio, low, high = blocks.ratio(other, CANDIDATE)
             if (high - low) / 2 / ratio >= policy.target_half_width:
                 return False
@@ -237,7 +244,7 @@ def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
 
 
 def ratio_interval(
-    above_ms: Sequence[float] | np.ndarray, below_ms: Sequence[float], seed: int
+    above_ms: Sequence[float] | np.ndarray, below_ms: Sequence[float] | np.ndarray, seed: int
 ) -> tuple[float, float, float]:
     """Return the trimmed mean of the blocks' ratios and its 95 % bootstrap interval.
 
@@ -247,7 +254,7 @@ def ratio_interval(
 
     Args:
         above_ms: by block, or by block and batch.
-        below_ms: by block.
+        below_ms: likewise.
         seed: of the resampling.
 
     Raises:
@@ -255,8 +262,8 @@ def ratio_interval(
     """
     if len(above_ms) != len(below_ms) or len(above_ms) < 2:
         raise HarnessError("a ratio needs at least two block pairs")
-    above = np.asarray(above_ms).reshape(len(above_ms), -1).mean(axis=1)
-    logs = np.log(above / np.asarray(below_ms))
+    above, below = (np.asarray(ms).reshape(len(ms), -1).mean(axis=1) for ms in (above_ms, below_ms))
+    logs = np.log(above / below)
     picks = np.random.default_rng(seed).integers(0, len(logs), (_RESAMPLES, len(logs)))
     low, high = np.exp(np.percentile(middle_mean(logs[picks]), [2.5, 97.5]))
     return float(np.exp(middle_mean(logs))), float(low), float(high)

@@ -17,7 +17,7 @@ from harness import bell
 from harness.domain import HarnessError, Speed, Status
 from harness.judge import clock, cores, nvml, state
 from harness.judge.baton import Baton, Timed
-from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE
+from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
@@ -125,7 +125,7 @@ class Stopwatch:
         }
         self._failed = dict(failed)
         self._running = CANDIDATE
-        self._logs = {role: _Log() for role in (*workers, AGAIN)}
+        self._logs = {role: _Log() for role in workers}
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted: set[str] = set()
@@ -180,7 +180,7 @@ class Stopwatch:
         self._progress("blocks")
         order = random.Random(self._setting.seed)
         while True:
-            roles = [REFERENCE, AGAIN, CANDIDATE, *self._others()]
+            roles = [REFERENCE, CANDIDATE, *self._others()]
             try:
                 blocks = clock.measure(
                     lambda role: self._batch(role) / self._calls_of(role),
@@ -195,7 +195,7 @@ class Stopwatch:
                 self._fail(failed.role, str(failed))
                 self._jolted.clear()
         handshake_ms = self._handshake_ms()
-        blocks.less({role: handshake_ms / self._calls_of(role) for role in blocks.ms})
+        blocks.less({role: handshake_ms / self._calls_of(role) for role in roles})
         self._progress("latency")
         latency = {role: self._latency_ms(role, handshake_ms) for role in (REFERENCE, CANDIDATE)}
         log = self._logs[CANDIDATE]
@@ -245,7 +245,7 @@ class Stopwatch:
         try:
             work()
         except (WorkerFailed, _BaselineFailed) as failed:
-            if role in (REFERENCE, CANDIDATE, AGAIN):
+            if role in (REFERENCE, CANDIDATE):
                 raise
             self._fail(role, str(failed))
 
@@ -305,7 +305,7 @@ class Stopwatch:
 
     def _calls_of(self, role: str) -> int:
         """Return how many calls a batch of a role has."""
-        return min(self._calls[REFERENCE if role == AGAIN else role], self._stage.count)
+        return min(self._calls[role], self._stage.count)
 
     def _places(self) -> int:
         """Return how many inputs are to be staged: as many as the quicker of the two calls."""
@@ -361,14 +361,12 @@ class Stopwatch:
         batches in the blocks count: what else the machine does then is in them as it is in the
         candidate's.
         """
+        log = self._logs[REFERENCE]
         return float(
             np.median(
                 [
                     total - claimed
-                    for role in (REFERENCE, AGAIN)
-                    for total, claimed in zip(
-                        self._logs[role].total_ms, self._logs[role].claimed_ms, strict=True
-                    )
+                    for total, claimed in zip(log.total_ms, log.claimed_ms, strict=True)
                     if claimed is not None
                 ]
             )
@@ -415,7 +413,7 @@ class Stopwatch:
         """
         calls = calls or self._calls_of(role)
         self._running = role
-        baton = self._batons[REFERENCE if role == AGAIN else role]
+        baton = self._batons[role]
         slots = list(range(self._stage.count))
         if self._setting.warm_l2:
             slots = slots[: max(1, self._warm_slots())]
@@ -438,7 +436,7 @@ class Stopwatch:
             whole = role == CANDIDATE and self._checks.wants_whole
             timed = baton.run(order, self._secret, self._checks.most, whole)
         except WorkerFailed as failed:
-            if role in (REFERENCE, AGAIN, CANDIDATE):
+            if role in (REFERENCE, CANDIDATE):
                 raise
             raise _BaselineFailed(role, failed) from failed
         if role == CANDIDATE:
