@@ -99,11 +99,7 @@ def batons() -> Iterator[Callable[..., Baton]]:
     made: list[Baton] = []
 
     def make(worker: FakeWorker, **more: Any) -> Baton:
-        made.append(
-            Baton(
-                CANDIDATE, worker, torch.device("cpu"), timeout_s=1.0, **{"trusted": False} | more
-            )
-        )
+        made.append(Baton(CANDIDATE, worker, torch.device("cpu"), timeout_s=1.0, **more))
         return made[-1]
 
     yield make
@@ -157,11 +153,10 @@ def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -
     assert seen == [[5, 3]]
 
 
-@pytest.mark.parametrize("trusted", [False, True])
-def test_clock_stops_when_the_judge_has_seen(trusted: bool, batons: Callable[..., Baton]) -> None:
+def test_clock_stops_when_the_judge_has_seen(batons: Callable[..., Baton]) -> None:
     """Done is a claim: who makes the judge wait for what it wants to see is not done."""
     now = 0.0
-    baton = batons(FakeWorker(compute), clock=lambda: now, trusted=trusted)
+    baton = batons(FakeWorker(compute), clock=lambda: now)
     run(baton, [0])
     read = baton._sight.elements
 

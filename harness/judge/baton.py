@@ -71,7 +71,6 @@ class Baton:
         role: name in the figures.
         worker: loaded.
         device: what it runs on.
-        trusted: runs no code of the candidate's; a candidate is stopped when it is not its turn.
         timeout_s: for one batch.
         clock: seconds; tests inject their own.
 
@@ -85,13 +84,11 @@ class Baton:
         worker: RemoteWorker,
         device: torch.device,
         *,
-        trusted: bool,
         timeout_s: float,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.role = role
         self.worker = worker
-        self.trusted = trusted
         self.keep = bell.MAX_CALLS
         self.timeout_s = timeout_s
         self._clock = clock
@@ -235,8 +232,8 @@ class Baton:
             torch.cuda.synchronize(self._device)
 
     def rest(self) -> None:
-        """Stop a candidate and all that it started, until wake(): it is not its turn."""
-        if not self.trusted and not self._resting:
+        """Stop the worker and all that it started, until wake(): it is not its turn."""
+        if not self._resting:
             self.worker.pause()
             self._resting = True
 

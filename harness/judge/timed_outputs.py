@@ -28,6 +28,10 @@ _SLICE_PART = 0.05
 see work that is late, stale or left out; precision is judged on whole outputs."""
 
 
+Staged = tuple[list[Any], list[torch.Tensor | None] | None]
+"""Inputs of a slot, and its output gradients where there are any."""
+
+
 class TimedWrongly(Exception):
     """An output of a timed batch is wrong; carries the mismatch."""
 
@@ -91,8 +95,20 @@ class OutputCheck:
         """Have the next batch checked whole, whatever its turn."""
         self._batches = 0
 
-    def check(self, timed: Timed) -> None:
+    def inputs_of(self, timed: Timed) -> Mapping[int, Staged]:
+        """Return what those outputs of a batch that were looked at were computed from, by slot.
+
+        Private copies: to check it when other inputs are staged.
+        """
+        slots = {timed.order[position] for position in timed.seen.elements}
+        return {slot: self._stage.values(slot) for slot in slots}
+
+    def check(self, timed: Timed, inputs: Mapping[int, Staged] | None = None) -> None:
         """Check a batch of the candidate's.
+
+        Args:
+            timed: the batch.
+            inputs: by slot, as inputs_of() gave them; None while they are still staged.
 
         Raises:
             TimedWrongly: an output is late, stale, left out, or not what the reference gives.
@@ -106,7 +122,9 @@ class OutputCheck:
             if not judged and self._large and seen.whole is None:
                 continue
             whole = seen.whole if judged else None
-            expected, oracle = self._expected(timed.order[position], whole is not None)
+            slot = timed.order[position]
+            staged = self._stage.values(slot) if inputs is None else inputs[slot]
+            expected, oracle = self._expected(staged, whole is not None)
             wanted = self._wanted(expected, seen.layout)
             self._check_forms(wanted, seen.layout)
             if whole is not None:
@@ -222,12 +240,12 @@ class OutputCheck:
         if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
 
-    def _expected(self, slot: int, whole: bool) -> tuple[Outcome, Any]:
+    def _expected(self, staged: Staged, whole: bool) -> tuple[Outcome, Any]:
         problem, mode = self._problem, self._mode
         before: Mapping[str, torch.Tensor] = {
             n: t.detach().clone() for n, t in problem.state().items()
         }
-        inputs, grads = self._stage.values(slot)
+        inputs, grads = staged
         oracle = None
         if whole and not self._oracle.is_reference and not self._large:
             oracle = self._oracle.call(mode, inputs, 0, None).output
