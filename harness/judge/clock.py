@@ -45,9 +45,9 @@ class ClockPolicy:
             hand-shake, which is known at the end, still in it.
         least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
             quiet the reference is against itself.
-        short_floor: the same for short calls. A reference of 10 us was 0.95 to 1.02 times as fast
-            as its own copy (some 40 evaluations on two cores, 2026-11-29): from process to process,
-            so more blocks do not tell.
+        short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
+            as its own copy (20 evaluations on two cores, 2026-11-29): from process to process, so
+            more blocks do not tell.
         batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
             would not fit into cap_s, never less than the second.
         short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
