@@ -36,6 +36,7 @@ from harness.judge import (
     timing,
     trials,
 )
+from harness.judge.batches import Setting
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import CANDIDATE, ClockPolicy
 from harness.judge.crew import CannotLoad, Crew
@@ -341,7 +342,7 @@ class Judge:
             checker.oracle,
             workers,
             match,
-            timing.Setting(
+            Setting(
                 mode=self._timed_mode(),
                 seed=self._seed,
                 precision=str(self._solution_settings("precision") or ""),
