@@ -49,17 +49,17 @@ BOUND = 1.15
 """A CPU shared with others is noisy; on a GPU the bound is the one that the verdict states."""
 
 
-def timed(name: str) -> Verdict:
-    """Evaluate one of the folder's solutions on the CPU, briefly."""
-    pair = Pair(name=name, problem=FOLDER / "problem.py", solution=FOLDER / f"{name}.py")
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+def timed(solution: Path, size: str = "small") -> Verdict:
+    """Evaluate a solution of the folder's problem on the CPU, briefly."""
+    pair = Pair(name=solution.stem, problem=FOLDER / "problem.py", solution=solution)
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
     return verdict
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [a for a in ATTACKS if FULL or a in EVERY_TIME])
 def test_attack_gains_nothing(name: str) -> None:
-    verdict = timed(name)
+    verdict = timed(FOLDER / f"{name}.py")
     told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
     if name in FOUND_OUT or (name in EITHER and verdict.status is not Status.PASSED):
         assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
@@ -69,3 +69,20 @@ def test_attack_gains_nothing(name: str) -> None:
         assert verdict.status is Status.PASSED, told
         assert verdict.speed.low is not None
         assert verdict.speed.low < BOUND, told
+
+
+@pytest.mark.slow
+def test_who_skips_calls_in_blocks_of_short_calls_is_found_out(tmp_path: Path) -> None:
+    """What is timed there is checked when the block is over, against inputs that are gone by then."""
+    text = (FOLDER / "skips_some.py").read_text()
+    in_blocks = text.replace("self.calls % 8 == 0", "self.calls > 6000 and self.calls % 8 == 0")
+    assert in_blocks != text
+    tmp_path.chmod(0o755)
+    solution = tmp_path / "skips_in_blocks.py"
+    solution.write_text(in_blocks)
+    verdict = timed(solution, "tiny")
+    assert verdict.status is Status.WRONG_VALUES, verdict.message
+    assert verdict.message.startswith("in a timed batch"), verdict.message
+    honest = timed(FOLDER / "honest.py", "tiny")
+    assert honest.status is Status.PASSED, honest.message
+    assert honest.speed.calls_per_batch > 100, "the calls are not short"
