@@ -99,9 +99,9 @@ def test_link_in_the_table_opens_its_pair(opened: Any) -> None:
     details = opened.locator("details.pair").nth(1)
     assert not details.evaluate("e => e.open")
     opened.locator("#pairs a").nth(1).click()
-    opened.wait_for_function("document.querySelectorAll('details.pair')[1].open")
+    details.locator("svg").first.wait_for(state="visible")
+    assert details.evaluate("e => e.open")
     assert details.locator("svg").count() == 3
-    assert details.locator("svg").first.is_visible()
 
 
 def test_failure_stands_open_with_its_log_and_nothing_of_it_runs(opened: Any) -> None:
