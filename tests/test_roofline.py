@@ -123,6 +123,26 @@ def test_quiet_gpu_has_no_reason_to_discard(fake: FakeNvml) -> None:
     assert watch.blind == ""
 
 
+def test_a_card_is_told_from_others_of_its_kind(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = nvml.GpuWatch(GPU).card
+    assert len(one) == 12 and "1234" not in one
+    assert nvml.GpuWatch(GPU).card == one
+    other = types.SimpleNamespace(uuid="1235")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: other)
+    monkeypatch.setitem(sys.modules, "pynvml", None)  # NVML is not needed for it
+    assert nvml.GpuWatch(GPU).card not in ("", one)
+
+
+def test_a_card_that_torch_does_not_name_is_said(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: object())
+    watch = nvml.GpuWatch(GPU)
+    assert watch.card == "" and "which GPU" in watch.blind
+
+
 @pytest.mark.parametrize(
     ("reasons", "said"),
     [(0x40, "hardware thermal slowdown"), (0x80, "hardware power brake"), (0x04, ""), (0x01, "")],
@@ -151,7 +171,9 @@ def test_without_permission_it_says_so_and_goes_on(fake: FakeNvml) -> None:
     assert watch.record() == {"blind": watch.blind}
 
 
-def test_without_nvml_it_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvml_it_says_so_and_goes_on(
+    fake: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     watch = nvml.GpuWatch(GPU)
     assert watch.condition() == ""

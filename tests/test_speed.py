@@ -32,6 +32,7 @@ MEASURED = Measured(
     failed={"torch.compile max-autotune": "died with SIGSEGV"},
     work=(Pass(moved_bytes=3_600_000_000, flops=0),),
     peaks=Peaks(copy_gb_s=4000.0),
+    card="0123456789ab",
     gpu={},
     notes=("L2 cold",),
 )

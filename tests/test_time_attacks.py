@@ -73,7 +73,7 @@ def test_attack_gains_nothing(name: str) -> None:
 
 @pytest.mark.slow
 def test_who_skips_calls_in_blocks_of_short_calls_is_found_out(tmp_path: Path) -> None:
-    """What is timed there is checked when the block is over, against inputs that are gone by then."""
+    """What is timed there is checked after the block, against inputs that are gone by then."""
     text = (FOLDER / "skips_some.py").read_text()
     in_blocks = text.replace("self.calls % 8 == 0", "self.calls > 6000 and self.calls % 8 == 0")
     assert in_blocks != text

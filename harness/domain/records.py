@@ -156,6 +156,7 @@ class Speed:
         capped: whether time ran out before the interval was narrow enough.
         baselines: other baselines.
         bound: speed of light, None where unknown.
+        card: which GPU of its kind it was, a hash of its UUID; empty where that is not known.
         gpu: what NVML saw while blocks ran: clocks, temperature, power, others' processes.
         blocks: milliseconds per call by role, one entry per block: statistics can be redone.
     """
@@ -182,6 +183,7 @@ class Speed:
     capped: bool = False
     baselines: tuple[Baseline, ...] = ()
     bound: Bound | None = None
+    card: str = ""
     gpu: Mapping[str, Any] = field(default_factory=dict)
     blocks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 

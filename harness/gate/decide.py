@@ -13,7 +13,7 @@ from harness.domain import (
     Status,
     Verdict,
 )
-from harness.gate.policy import PRECISIONS, GatePolicy, change_of
+from harness.gate.policy import PRECISIONS, GatePolicy, change_of, on_another_card
 from harness.gate.store import Stored
 
 _UPDATE = "Next: look at the change, then --update-baseline"
@@ -179,9 +179,11 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
         change = change_of(before, alike, policy)
     except HarnessError as error:
         return _say(latest, GateClass.MISSING, "speed", f"no usable interval: {error}", count)
+    elsewhere = on_another_card(before, alike)
+    limit = policy.other_card_limit if elsewhere else policy.limit
     if change.high < -policy.slack:
         gate_class = GateClass.REGRESSED
-    elif change.low <= -policy.limit:
+    elif change.low <= -limit:
         gate_class = GateClass.UNDECIDED
     elif change.low > policy.slack:
         gate_class = GateClass.IMPROVED
@@ -194,7 +196,9 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
         f"{f', mean of {len(alike)} measurements' if len(alike) > 1 else ''}"
     )
     if gate_class is GateClass.UNDECIDED:
-        reason += f"; neither ruled out: {policy.limit:.0%} slower, and no slowdown"
+        reason += f"; neither ruled out: {limit:.0%} slower, and no slowdown"
+    if elsewhere:
+        reason += f"; stored on another card: up to {limit:.0%} pass. {_UPDATE}"
     return PairDecision(
         pair=latest.pair,
         gate_class=gate_class,

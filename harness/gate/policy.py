@@ -19,8 +19,11 @@ class GatePolicy:
     Attributes:
         slack: a slowdown up to this is nobody's business, however well it is measured.
         limit: a slowdown of this much must never pass as OK.
-        run_to_run: 95 % half-width of what two runs of the same code differ by beyond their own
-            intervals: other clocks, other addresses, another driver state.
+        run_to_run: 95 % half-width of what two runs of the same code on one card differ by beyond
+            their own intervals: other clocks, other addresses, another driver state.
+        card_to_card, other_card_limit: what takes the place of run_to_run and limit where the
+            stored run was on another card of the same kind, or nobody knows which: ratios of
+            kernels that use a card differently differ from card to card.
         error_growth: the error's share of its budget may grow by this factor: every run draws
             fresh inputs.
         error_share: and a share of the budget below this is never held against a pair.
@@ -29,6 +32,8 @@ class GatePolicy:
     slack: float = 0.0075
     limit: float = 0.03
     run_to_run: float = 0.009
+    card_to_card: float = 0.035
+    other_card_limit: float = 0.07
     error_growth: float = 8.0
     error_share: float = 0.25
 
@@ -47,8 +52,8 @@ def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Chan
 
     Works on logarithms: each interval of a ratio becomes a half-width, new measurements are
     averaged, and independent half-widths add in squares. A run's own noise floor (the reference
-    against itself) replaces ``run_to_run`` where it is larger; one half of its variance belongs
-    to the stored run, the other to each new one.
+    against itself) replaces ``run_to_run`` or ``card_to_card`` where it is larger; one half of its
+    variance belongs to the stored run, the other to each new one, or to their card.
 
     Args:
         before: what is stored.
@@ -64,12 +69,13 @@ def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Chan
         raise HarnessError("a change needs at least one new measurement")
     count = len(new)
     floors = [speed.noise_floor or 0.0 for speed in (before, *after)]
-    spread = max(policy.run_to_run, *floors)
+    elsewhere = on_another_card(before, after)
+    spread = max(policy.card_to_card if elsewhere else policy.run_to_run, *floors)
     variance = (
         stored_width**2
         + sum(width**2 for _, width in new) / count**2
         + spread**2 / 2
-        + spread**2 / 2 / count
+        + spread**2 / 2 / (1 if elsewhere else count)
     )
     moved = sum(ratio for ratio, _ in new) / count - stored
     width = math.sqrt(variance)
@@ -78,6 +84,14 @@ def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Chan
         low=math.expm1(moved - width),
         high=math.expm1(moved + width),
     )
+
+
+def on_another_card(before: Speed, after: Sequence[Speed]) -> bool:
+    """Return whether a new measurement was not on the card of the stored one, as far as is known.
+
+    Where neither record names a card (the CPU, a GPU that does not tell) it is taken for the same.
+    """
+    return any(speed.card != before.card for speed in after)
 
 
 def _log_ratio(speed: Speed) -> tuple[float, float]:

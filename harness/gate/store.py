@@ -29,7 +29,7 @@ _KEPT = (
 _SPEED_KEPT = (
     "outcome", "speedup", "low", "high", "reference_ms", "candidate_ms", "batches",
     "calls_per_batch", "shape", "reference_latency_ms", "candidate_latency_ms", "noise_floor",
-    "capped", "baselines", "bound", "blocks",
+    "capped", "baselines", "bound", "card", "blocks",
 )  # fmt: skip
 _ENVIRONMENT_KEPT = (
     "harness", "commit", "date", "gpu", "driver", "torch", "cuda", "nvcc", "compiler", "cpu",

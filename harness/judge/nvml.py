@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,10 +30,12 @@ class GpuWatch:
 
     Attributes:
         blind: why something could not be seen, empty where all could.
+        card: which GPU of its kind this is, a hash; empty where torch does not tell.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.blind = ""
+        self.card = ""
         self._nvml: Any = None
         self._handle: Any = None
         self._seen: dict[str, list[float]] = {}
@@ -40,6 +43,13 @@ class GpuWatch:
         self._strangers = 0
         if device.type != "cuda":
             return
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+        if not uuid:
+            self.blind = (
+                "clocks and throttling were not watched: torch does not say which GPU it is"
+            )
+            return
+        self.card = hashlib.sha256(uuid.removeprefix("GPU-").encode()).hexdigest()[:12]
         try:
             import pynvml
         except ImportError:
@@ -47,7 +57,6 @@ class GpuWatch:
             return
         try:
             pynvml.nvmlInit()
-            uuid = str(torch.cuda.get_device_properties(device).uuid)
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(
                 uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
             )

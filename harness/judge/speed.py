@@ -26,6 +26,7 @@ class Measured:
         failed: why further baselines have no figure, by name.
         work: passes of one call.
         peaks: what the device can do; None where there is no GPU.
+        card: which GPU it was.
         gpu: what was seen of it meanwhile.
         notes: what the reader should know.
     """
@@ -40,6 +41,7 @@ class Measured:
     failed: Mapping[str, str]
     work: Sequence[roofline.Pass]
     peaks: roofline.Peaks | None
+    card: str
     gpu: Mapping[str, Any]
     notes: Sequence[str]
 
@@ -106,6 +108,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         capped=blocks.capped,
         baselines=tuple(baselines),
         bound=limit,
+        card=measured.card,
         gpu=measured.gpu,
         blocks={role: tuple(times) for role, times in blocks.ms.items()},
     )

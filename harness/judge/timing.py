@@ -175,6 +175,7 @@ class Stopwatch:
             failed=self._failed,
             work=self._survey.work,
             peaks=self._survey.peaks,
+            card=self._watch.card,
             gpu=self._watch.record(),
             notes=tuple(n for n in (self._cache_note(), self._seats, self._watch.blind) if n),
         )

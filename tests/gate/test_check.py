@@ -265,6 +265,40 @@ def test_untimed_pairs_on_the_cpu_runner_are_compared_by_everything_else() -> No
     assert worse.exit_code == 5
 
 
+def on_card(original: Verdict, card: str) -> Verdict:
+    return changed(original, speed=dataclasses.replace(original.speed, card=card))
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [
+        (0.0, GateClass.OK),
+        (0.02, GateClass.OK),  # two H200s differ by so much
+        (0.038, GateClass.UNDECIDED),
+        (0.05, GateClass.REGRESSED),
+    ],
+)
+@pytest.mark.parametrize("card", ["b" * 12, ""])
+def test_on_another_card_more_is_allowed_and_it_is_said(
+    by: float, expected: GateClass, card: str
+) -> None:
+    """An unchanged kernel, 1.7 % slower against eager on another H200, was REGRESSED."""
+    stored = stored_from_run(run(on_card(ADD, "a" * 12)))
+    now = on_card(slower(ADD, by), card)
+    decision, _ = check(stored, run(now), remeasure=_hands_out([now] * (by > 0.03)))
+    (found,) = decision.pairs
+    assert found.gate_class is expected
+    assert "stored on another card" in found.reason
+
+
+def test_on_the_same_card_3_percent_is_regressed() -> None:
+    stored = stored_from_run(run(on_card(ADD, "a" * 12)))
+    now = on_card(slower(ADD, 0.03), "a" * 12)
+    decision, _ = check(stored, run(now), remeasure=_hands_out([now]))
+    assert class_of(decision, ADD.pair) == (GateClass.REGRESSED, "speed")
+    assert "card" not in decision.pairs[0].reason
+
+
 def test_gpu_run_against_the_cpu_runners_results_is_incomparable() -> None:
     stored = stored_from_run(run(*emulated([ADD, NORM])))
     assert check(stored, run(ADD, NORM))[0].exit_code == 7
