@@ -50,15 +50,17 @@ class Stand:
             most=1,
             wants_whole=True,
             inputs_of=lambda timed: {0: "inputs"},
+            see_inputs=lambda slots: None,
             check=self.check,
         )
         self.batches.over(stage, checks, SimpleNamespace(poison=()))
         self.batches._cool = lambda: self.events.append("cool")  # type: ignore[method-assign]
 
     def baton(self, role: str, **changes: Callable[..., Any]) -> Any:
-        def run(order: Any, secret: Any, most: int, whole: bool) -> Timed:
+        def run(order: Any, secret: Any, most: int, whole: bool, see: Any) -> Timed:
             self.events.append("run")
             self.whole.append(whole)
+            assert (see is not None) == (role == CANDIDATE)
             return timed(10.0, 9.0)
 
         acts = {

@@ -29,6 +29,7 @@ EVERY_TIME = {
     "slows_the_reference",
     "spoils_the_inputs",
     "wakes_itself",
+    "writes_over_its_input",
 }
 FOUND_OUT = {
     "answers_when_asked",
@@ -41,6 +42,7 @@ FOUND_OUT = {
     "refines_afterwards",
     "skips_some",
     "wakes_itself",
+    "writes_over_its_input",
 }
 TAMPERED = {"describes_nothing", "wakes_itself"}
 EITHER = {"thread_fills_in"}
@@ -49,17 +51,17 @@ BOUND = 1.15
 """A CPU shared with others is noisy; on a GPU the bound is the one that the verdict states."""
 
 
-def timed(solution: Path, size: str = "small") -> Verdict:
-    """Evaluate a solution of the folder's problem on the CPU, briefly."""
-    pair = Pair(name=solution.stem, problem=FOLDER / "problem.py", solution=solution)
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
+def timed(name: str) -> Verdict:
+    """Evaluate one of the folder's solutions on the CPU, briefly."""
+    pair = Pair(name=name, problem=FOLDER / "problem.py", solution=FOLDER / f"{name}.py")
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
     return verdict
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [a for a in ATTACKS if FULL or a in EVERY_TIME])
 def test_attack_gains_nothing(name: str) -> None:
-    verdict = timed(FOLDER / f"{name}.py")
+    verdict = timed(name)
     told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
     if name in FOUND_OUT or (name in EITHER and verdict.status is not Status.PASSED):
         assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
@@ -71,18 +73,56 @@ def test_attack_gains_nothing(name: str) -> None:
         assert verdict.speed.low < BOUND, told
 
 
+SHORT = """
+import sys
+import torch
+class Model(torch.nn.Module):
+    def forward(self, a, b):
+        return a + b
+def get_inputs():
+    return [torch.randn(1, 128), torch.randn(1, 128)]
+def timed():
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "do_go":
+        frame = frame.f_back
+    return frame is not None
+class ModelNew(torch.nn.Module):
+    calls, last = 0, None
+    def forward(self, a, b):
+        {act}
+        return a + b
+"""
+
+
+SKIPS_IN_BLOCKS = """\
+self.calls += 1
+        if self.calls % 20 or self.calls < 6000 or not timed():
+            self.last = a + b
+        return self.last"""
+
+
 @pytest.mark.slow
-def test_who_skips_calls_in_blocks_of_short_calls_is_found_out(tmp_path: Path) -> None:
-    """What is timed there is checked after the block, against inputs that are gone by then."""
-    text = (FOLDER / "skips_some.py").read_text()
-    in_blocks = text.replace("self.calls % 8 == 0", "self.calls > 6000 and self.calls % 8 == 0")
-    assert in_blocks != text
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("pass", Status.PASSED),
+        # Not before blocks are measured: what is timed there is checked after the block, against
+        # inputs that are gone by then.
+        (SKIPS_IN_BLOCKS, Status.WRONG_VALUES),
+        ("if timed(): return a.add_(b)", Status.INPUT_MUTATED),
+    ],
+)
+def test_short_calls_are_looked_at_too(act: str, expected: Status, tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    solution = tmp_path / "skips_in_blocks.py"
-    solution.write_text(in_blocks)
-    verdict = timed(solution, "tiny")
-    assert verdict.status is Status.WRONG_VALUES, verdict.message
-    assert verdict.message.startswith("in a timed batch"), verdict.message
-    honest = timed(FOLDER / "honest.py", "tiny")
-    assert honest.status is Status.PASSED, honest.message
-    assert honest.speed.calls_per_batch > 100, "the calls are not short"
+    file = tmp_path / "both.py"
+    file.write_text(SHORT.format(act=act))
+    pair = Pair(name="short", problem=file, solution=file)
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    assert verdict.status is expected, verdict.message
+    if expected is Status.PASSED:
+        assert verdict.speed.reference_ms is not None
+        assert verdict.speed.reference_ms < 0.04, "too slow to be a short call: the test is void"
+        batch_ms = verdict.speed.reference_ms * verdict.speed.calls_per_batch
+        assert batch_ms < 25.0, "batches of short calls are short"
+    else:
+        assert verdict.message.startswith("in a timed batch"), verdict.message

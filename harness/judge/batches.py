@@ -203,7 +203,8 @@ class Batches:
             self._stage.write()
             self._cool()
             whole = like_candidate and self._checks.wants_whole
-            timed = baton.run(order, self._secret, self._checks.most, whole)
+            see = self._checks.see_inputs if role == CANDIDATE else None
+            timed = baton.run(order, self._secret, self._checks.most, whole, see)
         except WorkerFailed as failed:
             if role in (REFERENCE, CANDIDATE):
                 raise

@@ -34,6 +34,7 @@ class Seen:
             were on the clock.
         chosen: the position that is judged by more than these elements.
         whole: its tensors, read after the clock had stopped; None where they were not.
+        inputs: what was found where the inputs lie, by the same time; None where nobody asked.
         unseen: whether something lay in GPU memory that was allocated within the batch.
         blind: why some memory cannot be seen.
     """
@@ -43,6 +44,7 @@ class Seen:
     elements: Mapping[int, Sequence[torch.Tensor | None]]
     chosen: int
     whole: Sequence[torch.Tensor | None] | None
+    inputs: Any = None
     unseen: bool = False
     blind: str = ""
 
@@ -120,7 +122,14 @@ class Baton:
         self.worker.pause()
         self._resting = True
 
-    def run(self, order: Sequence[int], secret: random.Random, most: int, whole: bool) -> Timed:
+    def run(
+        self,
+        order: Sequence[int],
+        secret: random.Random,
+        most: int,
+        whole: bool,
+        see_inputs: Callable[[set[int]], Any] | None = None,
+    ) -> Timed:
         """Start the clock, let the worker run, look at its outputs when it is done, stop.
 
         Args:
@@ -130,6 +139,8 @@ class Baton:
                 one is always among them. Every role is looked at as often: what that takes must
                 cancel.
             whole: read one of them whole.
+            see_inputs: called with the slots of the outputs that are looked at, before the worker
+                can know that it has been looked at.
         """
         look = self._looker()
         positions = range(max(len(order) - self.keep, 0), len(order))
@@ -156,6 +167,7 @@ class Baton:
             elements=dict(zip(chosen, elements, strict=True)),
             chosen=chosen[one],
             whole=self._whole(where[chosen[one]]) if whole else None,
+            inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
             unseen=self._sight.missed > missed,
             blind=self._sight.blind,
         )

@@ -149,7 +149,7 @@ class Stage:
         draws = max(8, int(_MIX_S / self._draw_s))
         if self._mixable and self.count > draws and self.count * self.slot_bytes <= _MIX_BYTES:
             kept.mix(
-                [_flat(*self._base(which)) for which in range(draws)],
+                [flat(*self._base(which)) for which in range(draws)],
                 trials.derived(self._seed, "mixed", self._epoch),
             )
         else:
@@ -169,7 +169,7 @@ class Stage:
                     if not keep:
                         drawn.clear()
                     drawn[which] = self._base(which)
-                tensors = _flat(*self._made(drawn[which], slot, bases))
+                tensors = flat(*self._made(drawn[which], slot, bases))
                 for place, tensor in zip(places, tensors, strict=True):
                     _write(place, tensor)
                 del tensors
@@ -185,6 +185,10 @@ class Stage:
             base = self._base(slot % self._bases)
             inputs, grads = self._made(base, slot, self._bases)
         return inputs, grads if self._draw_grads else None
+
+    def places(self, slot: int) -> list[torch.Tensor]:
+        """Return where a slot's inputs and output gradients lie: whatever is there by now."""
+        return self._places[slot]
 
     def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
         seed = trials.derived(self._seed, "timed", self._epoch, which)
@@ -289,7 +293,8 @@ class _Kept:
             column.copy_(torch.lerp(drawn[one].to(wide), drawn[other].to(wide), way))
 
 
-def _flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tensor]:
+def flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tensor]:
+    """Return all tensors of a slot, in the order of their places."""
     return tensors_of(inputs) + [g for g in grads if g is not None]
 
 

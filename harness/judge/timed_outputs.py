@@ -18,10 +18,12 @@ from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import Outcome, Problem
 from harness.judge.sight import Layout
-from harness.judge.staging import Stage
+from harness.judge.staging import Stage, flat
 from harness.modules import differentiable, given_tensors, tensors_of, write_state
 
 _SAMPLE = 1 << 22
+_PART = 1 << 20
+"""Elements of an input that are looked at: all of it where there are no more."""
 _WHOLE_PART = 0.25
 _SLICE_PART = 0.05
 """Elements may be off by this part of their tensor's root mean square: they are there to
@@ -30,6 +32,8 @@ see work that is late, stale or left out; precision is judged on whole outputs."
 
 Staged = tuple[list[Any], list[torch.Tensor | None] | None]
 """Inputs of a slot, and its output gradients where there are any."""
+Part = tuple[torch.Tensor | None, torch.Tensor]
+"""Which elements of a tensor were read, None for all, and what they were."""
 
 
 class TimedWrongly(Exception):
@@ -95,6 +99,10 @@ class OutputCheck:
         """Have the next batch checked whole, whatever its turn."""
         self._batches = 0
 
+    def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
+        """Return what is found now where inputs of slots lie: all of it, or elements of much."""
+        return {slot: [_part(place) for place in self._stage.places(slot)] for slot in slots}
+
     def inputs_of(self, timed: Timed) -> Mapping[int, Staged]:
         """Return what those outputs of a batch that were looked at were computed from, by slot.
 
@@ -119,12 +127,16 @@ class OutputCheck:
         self._batches += 1
         for position in seen.elements:
             judged = position == seen.chosen
-            if not judged and self._large and seen.whole is None:
-                continue
             whole = seen.whole if judged else None
             slot = timed.order[position]
             staged = self._stage.values(slot) if inputs is None else inputs[slot]
+            touched = seen.inputs is not None and not _untouched(
+                seen.inputs[slot], staged, exact=True
+            )
             expected, oracle = self._expected(staged, whole is not None)
+            # Where the reference writes into its inputs, too, they are as it left them.
+            if touched and not _untouched(seen.inputs[slot], staged, exact=False):
+                raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
             wanted = self._wanted(expected, seen.layout)
             self._check_forms(wanted, seen.layout)
             if whole is not None:
@@ -254,9 +266,27 @@ class OutputCheck:
         return outcome, outcome.output if oracle is None else oracle
 
 
+def _part(place: torch.Tensor) -> Part:
+    if place.numel() <= _PART:
+        return None, place.clone()
+    chosen = torch.randint(place.numel(), (_PART,), device=place.device)
+    return chosen, torch.take(place, chosen)
+
+
+def _untouched(parts: Sequence[Part], staged: Staged, *, exact: bool) -> bool:
+    """Return whether inputs are as they were staged, or alike."""
+    for (chosen, got), tensor in zip(parts, flat(staged[0], staged[1] or []), strict=True):
+        want = tensor if chosen is None else torch.take(tensor, chosen.to(tensor.device))
+        got = got.to(want.device)
+        same = torch.equal(_bits(got), _bits(want))
+        if not same and (exact or not differentiable(want) or not alike(got, want)):
+            return False
+    return True
+
+
 def _bits(t: torch.Tensor) -> torch.Tensor:
-    """Return a vector's bytes: NaN is equal to itself there."""
-    return t.resolve_conj().resolve_neg().contiguous().view(torch.uint8)
+    """Return a tensor's bytes: NaN is equal to itself there."""
+    return t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _wrong(status: Status, message: str) -> TimedWrongly:
