@@ -21,6 +21,7 @@ MAX_TENSORS = 64
 """Tensors of one call that are looked at: outputs, gradients of inputs, gradients of parameters."""
 
 _ARMED, _GO, _DONE, _COUNT, _WIDTH = range(0, 40, 8)  # a cache line each
+_SEED = _COUNT + 1
 _ORDER_AT = 40
 _WHERE_AT = _ORDER_AT + MAX_CALLS
 _WORDS = _WHERE_AT + MAX_CALLS * MAX_TENSORS
@@ -45,15 +46,18 @@ class Bell:
 
     # --- the worker's end -----------------------------------------------------------------------
 
-    def arm(self, number: int) -> list[int]:
-        """Say that batch number may begin, wait for *go*, return the order of its calls."""
+    def arm(self, number: int) -> tuple[list[int], int]:
+        """Say that batch number may begin, wait for *go*, return the order of its calls and a seed.
+
+        The seed is of the first call; 0 where generators are left as they are.
+        """
         words = self._words
         words[_ARMED] = number
         while words[_GO] != number:
             pass
         count = int(words[_COUNT])
         order: list[int] = words[_ORDER_AT : _ORDER_AT + count].tolist()
-        return order
+        return order, int(words[_SEED])
 
     def done(self, number: int, where: Sequence[int], width: int) -> None:
         """Say *done*, and where each tensor of each call lies.
@@ -70,11 +74,12 @@ class Bell:
 
     # --- the judge's end ------------------------------------------------------------------------
 
-    def write_order(self, order: Sequence[int]) -> None:
-        """Write the order of the next batch; the worker reads it after *go*."""
+    def write_order(self, order: Sequence[int], seed: int = 0) -> None:
+        """Write the order and the seed of the next batch; the worker reads them after *go*."""
         if len(order) > MAX_CALLS:
             raise HarnessError(f"a batch has at most {MAX_CALLS} calls")
         self._words[_COUNT] = len(order)
+        self._words[_SEED] = seed
         self._words[_ORDER_AT : _ORDER_AT + len(order)] = order
 
     def go(self, number: int) -> None:

@@ -45,9 +45,10 @@ def seed_everything(seed: int) -> None:
     if numpy is not None:
         numpy.random.seed(seed % 2**32)
     # Not torch.manual_seed: it leaves a formatted stack with each backend that is not in use, which
-    # takes half a millisecond and as much memory as there are calls.
+    # takes half a millisecond and as much memory as there are calls. Nor is the driver asked for
+    # GPUs: runs on the CPU leave it alone.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
+    if torch.version.cuda and not torch.cuda._is_in_bad_fork():
         torch.cuda.manual_seed_all(seed)
 
 

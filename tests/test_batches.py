@@ -53,11 +53,11 @@ class Stand:
             see_inputs=lambda slots: None,
             check=self.check,
         )
-        self.batches.over(stage, checks, SimpleNamespace(poison=()))
+        self.batches.over(stage, checks, SimpleNamespace(poison=(), draws=False))
         self.batches._cool = lambda: self.events.append("cool")  # type: ignore[method-assign]
 
     def baton(self, role: str, **changes: Callable[..., Any]) -> Any:
-        def run(order: Any, secret: Any, most: int, whole: bool, see: Any) -> Timed:
+        def run(order: Any, secret: Any, most: int, whole: bool, see: Any, seed: int) -> Timed:
             self.events.append("run")
             self.whole.append(whole)
             assert (see is not None) == (role == CANDIDATE)

@@ -55,6 +55,12 @@ def test_a_steady_pair_has_its_figures_and_its_bounds() -> None:
     assert speed.note == "L2 cold"
 
 
+def test_what_cannot_be_checked_is_not_decided() -> None:
+    speed = speed_of(dataclasses.replace(MEASURED, repeats=False), ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED
+    assert "form and size alone" in speed.note
+
+
 def test_batches_that_are_all_handshake_decide_nothing() -> None:
     """A candidate can be slow until its calls are counted, and get one call a batch."""
     calls = {REFERENCE: 10, CANDIDATE: 1}

@@ -94,6 +94,48 @@ class ModelNew(torch.nn.Module):
 """
 
 
+RANDOM = """
+import sys
+import torch
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(torch.tanh(x), 0.5, training=True)
+def get_inputs():
+    return [torch.randn(4, 4096)]
+def timed():
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "do_go":
+        frame = frame.f_back
+    return frame is not None
+class ModelNew(torch.nn.Module):
+    def forward(self, x):
+        if timed():
+            {act}
+        return torch.nn.functional.dropout(torch.tanh(x), 0.5, training=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        ("pass", Status.PASSED),
+        ("return torch.empty_like(x)", Status.WRONG_VALUES),
+        ("return torch.tanh(x)", Status.WRONG_VALUES),  # as large, on the whole
+    ],
+)
+def test_what_a_reference_draws_is_drawn_again(act: str, expected: Status, tmp_path: Path) -> None:
+    """Each timed call has a seed of its own: nobody need be taken at their word for dropout."""
+    tmp_path.chmod(0o755)
+    file = tmp_path / "both.py"
+    file.write_text(RANDOM.format(act=act))
+    pair = Pair(name="random", problem=file, solution=file)
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    assert verdict.status is expected, verdict.message
+    if expected is not Status.PASSED:
+        assert verdict.message.startswith("in a timed batch"), verdict.message
+
+
 SKIPS_IN_BLOCKS = """\
 self.calls += 1
         if self.calls % 20 or self.calls < 6000 or not timed():

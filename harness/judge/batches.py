@@ -186,7 +186,7 @@ class Batches:
         self.running = role
         baton = self.batons[role]
         slots = list(range(self._stage.count))
-        if self._setting.warm_l2:
+        if self._setting.warm_l2 and self._on_gpu:
             slots = slots[: max(1, self._warm_slots())]
         rounds, rest = divmod(calls, len(slots))
         order = shuffled(slots * rounds + shuffled(slots, self._secret)[:rest], self._secret)
@@ -204,7 +204,8 @@ class Batches:
             self._cool()
             whole = like_candidate and self._checks.wants_whole
             see = self._checks.see_inputs if role == CANDIDATE else None
-            timed = baton.run(order, self._secret, self._checks.most, whole, see)
+            seed = 1 + self._secret.getrandbits(60) if self._survey.draws else 0
+            timed = baton.run(order, self._secret, self._checks.most, whole, see, seed)
         except WorkerFailed as failed:
             if role in (REFERENCE, CANDIDATE):
                 raise

@@ -57,6 +57,8 @@ class Timed:
         total_ms: from *go* until the judge had the elements that it wanted to see after *done*.
         claimed_ms: what the worker's own CUDA events say, None without a GPU.
         order: slots in the order of the calls.
+        seed: of the generators before the first call, one more before each further one; 0 where
+            they were left as they are.
         seen: what was found of the outputs.
     """
 
@@ -64,6 +66,7 @@ class Timed:
     claimed_ms: float | None
     order: tuple[int, ...]
     seen: Seen
+    seed: int = 0
 
 
 class Baton:
@@ -129,6 +132,7 @@ class Baton:
         most: int,
         whole: bool,
         see_inputs: Callable[[set[int]], Any] | None = None,
+        seed: int = 0,
     ) -> Timed:
         """Start the clock, let the worker run, look at its outputs when it is done, stop.
 
@@ -141,6 +145,7 @@ class Baton:
             whole: read one of them whole.
             see_inputs: called with the slots of the outputs that are looked at, before the worker
                 can know that it has been looked at.
+            seed: of the generators, 0 leaves them as they are.
         """
         look = self._looker()
         positions = range(max(len(order) - self.keep, 0), len(order))
@@ -148,7 +153,7 @@ class Baton:
         once = np.random.default_rng(secret.getrandbits(128))
         numbers = [once.integers(0, 1 << 62, _ELEMENTS) for _ in chosen]
         prepared = [self._prepared(n) for n in numbers]
-        self._bell.write_order(order)
+        self._bell.write_order(order, seed)
         self.worker.see_it_stood()
         began = self._clock()
         self.worker.resume_family()  # a helper's head start is on the clock
@@ -180,6 +185,7 @@ class Baton:
             total_ms=(seen_at - began) * 1e3,
             claimed_ms=self._milliseconds(answer.get("claimed_ms")),
             order=tuple(order),
+            seed=seed,
             seen=seen,
         )
 

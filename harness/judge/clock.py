@@ -102,12 +102,14 @@ class Blocks:
         jolted: blocks put aside, and whether a role that can be believed said so; empty when
             measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
+        short: their calls are short.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
     discarded: dict[str, int] = field(default_factory=dict)
     jolted: list[tuple[Mapping[str, float], bool]] = field(default_factory=list)
     capped: bool = False
+    short: bool = False
 
     def keep(self, block: Mapping[str, float]) -> None:
         """Add one block's milliseconds per call, by role."""
@@ -292,7 +294,7 @@ def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
     For short calls no less than two processes of the same code do.
     """
     _, low, high = blocks.ratio(REFERENCE, AGAIN)
-    least = policy.short_floor if short_calls(blocks.figures(), policy) else policy.least_floor
+    least = policy.short_floor if blocks.short else policy.least_floor
     return max(least, abs(low - 1), abs(high - 1))
 
 

@@ -29,6 +29,7 @@ class Measured:
         card: which GPU it was.
         gpu: what was seen of it meanwhile.
         notes: what the reader should know.
+        repeats: whether timed outputs could be held against the reference's.
     """
 
     blocks: Blocks
@@ -44,6 +45,7 @@ class Measured:
     card: str
     gpu: Mapping[str, Any]
     notes: Sequence[str]
+    repeats: bool = True
 
 
 def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
@@ -73,6 +75,12 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED
         notes.append("most blocks were throttled")
+    if not measured.repeats:
+        outcome = SpeedOutcome.UNDECIDED
+        notes.append(
+            "the reference carries something over from call to call: timed outputs were checked "
+            "for form and size alone"
+        )
     late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
     if late > policy.late_part:
         outcome = SpeedOutcome.UNDECIDED

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -29,7 +31,8 @@ class Survey:
         poison: sizes of the blocks that hold what a call returns, bytes.
         large: whether a call's tensors take gigabytes.
         repeats: whether a second process gives the same outputs for the same inputs: nothing is
-            drawn at random, nothing is carried over from the call before.
+            carried over from the call before, what is drawn at random comes from seeded generators.
+        draws: whether something is: each timed call has to have a seed of its own.
         draw_grads: draws output gradients for a seed; None where no gradients are asked.
         work: passes with their bytes and flops; empty where there is no GPU.
         peaks: what the device can do, None where there is no GPU.
@@ -38,6 +41,7 @@ class Survey:
     poison: tuple[int, ...]
     large: bool
     repeats: bool
+    draws: bool
     draw_grads: DrawGrads | None
     work: tuple[roofline.Pass, ...]
     peaks: roofline.Peaks | None
@@ -60,15 +64,12 @@ def survey(problem: Problem, mode: str, seed: int, precision: str) -> Survey:
     into = [t.numel() * t.element_size() for t in tensors_of(inputs)]
     large = sum(poison) + sum(into) > _LARGE_BYTES
     before = {n: t.detach().clone() for n, t in problem.state().items()}
-    for rng in (1, 2):
-        again = problem.call(problem.reference, mode, inputs, rng, None, private=True)
+    calling = partial(_outputs, problem, mode, inputs, private=large)
+    calling(1)  # a state that is carried over moves on
+    draws = not _same(outputs, calling(2))
+    repeats = not draws or _same(outputs, calling(0))
     write_state(problem.reference, before)
-    repeats = all(
-        alike(a, b)
-        for a, b in zip(outputs, tensors_of(again.output), strict=True)
-        if differentiable(a)
-    )
-    del outputs, again, outcome
+    del outputs, outcome, calling
     draw = _drawing(problem.device, forms) if mode == "train" else None
     on_gpu = problem.device.type == "cuda"
     work = roofline.passes(problem, mode, inputs, draw(0) if draw else None) if on_gpu else []
@@ -88,10 +89,23 @@ def survey(problem: Problem, mode: str, seed: int, precision: str) -> Survey:
         poison=tuple(poison + (into if draw else [])),
         large=large,
         repeats=repeats,
+        draws=draws and repeats,
         draw_grads=draw,
         work=tuple(work),
         peaks=peaks,
     )
+
+
+def _outputs(
+    problem: Problem, mode: str, inputs: list[Any], rng: int, *, private: bool
+) -> list[torch.Tensor]:
+    called = problem.call(problem.reference, mode, inputs, rng, None, private=private)
+    return tensors_of(called.output)
+
+
+def _same(outputs: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    pairs = zip(outputs, others, strict=True)
+    return all(alike(a, b) for a, b in pairs if differentiable(a))
 
 
 def settle(device: torch.device) -> None:

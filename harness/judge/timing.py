@@ -149,6 +149,7 @@ class Stopwatch:
                 self._fail(failed.role, str(failed))
                 batches.whose_jolts()  # of a block that is not there
         batches.alike = False
+        blocks.short = batches.short
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
         self._progress("latency")
@@ -177,6 +178,7 @@ class Stopwatch:
             peaks=self._survey.peaks,
             card=self._watch.card,
             gpu=self._watch.record(),
+            repeats=self._survey.repeats,
             notes=tuple(n for n in (self._cache_note(), self._seats, self._watch.blind) if n),
         )
         return speed_of(measured, self._policy)

@@ -182,7 +182,7 @@ class Batch:
         self.outputs = []
 
     def run(
-        self, module: torch.nn.Module, order: Sequence[int], each: bool, keep: int
+        self, module: torch.nn.Module, order: Sequence[int], each: bool, keep: int, seed: int
     ) -> float | None:
         """Call the module on the slots in order; return the milliseconds that CUDA events claim.
 
@@ -191,6 +191,8 @@ class Batch:
             order: slots, in the judge's secret order.
             each: synchronize after every call (latency), else once at the end (throughput).
             keep: outputs to keep, counted from the last.
+            seed: of all generators before the first call, one more before each further one; 0 where
+                the reference draws nothing.
         """
         device = self._device
         events = None
@@ -202,6 +204,8 @@ class Batch:
         where: list[int] = []
         for position, slot in enumerate(order):
             grads = self._grads[slot]
+            if seed:
+                modules.seed_everything(seed + position)
             if grads is None:
                 with torch.no_grad():
                     output = module(*self._inputs[slot])
