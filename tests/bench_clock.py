@@ -182,10 +182,15 @@ def seen_as(device: str) -> str:
 
 def attacks(arguments: argparse.Namespace) -> None:
     """Run every attack on the clock, the honest solution first and last."""
-    names = [p.stem for p in sorted(TIMING.glob("*.py")) if p.stem not in ("problem", "honest")]
+    problems = ("problem", "product")
+    names = [p.stem for p in sorted(TIMING.glob("*.py")) if p.stem not in (*problems, "honest")]
     names = [n for n in names if wanted(arguments, n)]
     pairs = [
-        Pair(name=n, problem=TIMING / "problem.py", solution=TIMING / f"{n}.py")
+        Pair(
+            name=n,
+            problem=TIMING / ("product.py" if n == "works_ahead" else "problem.py"),
+            solution=TIMING / f"{n}.py",
+        )
         for n in ["honest", *names]
     ]
     for few in range(0, len(pairs), 5):  # what was measured stays, should the rest be cut off

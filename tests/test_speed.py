@@ -24,7 +24,7 @@ MEASURED = Measured(
         }
     ),
     calls={REFERENCE: 10, CANDIDATE: 20},
-    latency_ms={REFERENCE: 2.05, CANDIDATE: 1.05},
+    latency_ms={REFERENCE: [2.1, 2.05, 2.0], CANDIDATE: [1.05, 1.05, 1.3]},
     claimed_ms=0.99,
     device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
     handshake_ms=0.4,
@@ -87,11 +87,19 @@ def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
 
 
 def test_overlapping_calls_are_judged_by_their_latency() -> None:
-    overlapping = dataclasses.replace(MEASURED, latency_ms={REFERENCE: 2.0, CANDIDATE: 2.0})
-    speed = speed_of(overlapping, ClockPolicy())
+    alone = {REFERENCE: [2.0, 2.1, 2.0], CANDIDATE: [2.0, 2.1, 2.0]}
+    speed = speed_of(dataclasses.replace(MEASURED, latency_ms=alone), ClockPolicy())
     assert speed.shape == "latency"
     assert speed.speedup == pytest.approx(1.0)
     assert speed.candidate_ms == 2.0
+    # Its batches against the compiler's would say what they must not say against the reference's.
+    assert [b.speedup for b in speed.baselines] == [None, None]
+
+
+def test_one_slow_single_call_is_no_overlap() -> None:
+    alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.1, 2.0, 2.0]}
+    speed = speed_of(dataclasses.replace(MEASURED, latency_ms=alone), ClockPolicy())
+    assert speed.shape == "throughput"
 
 
 @pytest.mark.parametrize(

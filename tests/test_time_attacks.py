@@ -17,10 +17,12 @@ from harness.fleet import run_pairs
 
 FOLDER = Path(__file__).parent / "fixtures" / "timing"
 FULL = os.environ.get("CORPUS") == "full"
+OTHERS = {"problem", "product", "works_ahead"}
+"""Not solutions, or of another problem."""
 ATTACKS = sorted(
     path.stem
     for path in FOLDER.glob("*.py")
-    if path.stem != "problem" and not path.read_text().startswith("# device: cuda")
+    if path.stem not in OTHERS and not path.read_text().startswith("# device: cuda")
 )
 EVERY_TIME = {
     "answers_when_asked",
@@ -71,6 +73,19 @@ def test_attack_gains_nothing(name: str) -> None:
         assert verdict.status is Status.PASSED, told
         assert verdict.speed.low is not None
         assert verdict.speed.low < BOUND, told
+
+
+@pytest.mark.slow
+def test_who_works_ahead_is_judged_by_single_calls() -> None:
+    """All inputs of a batch lie there at *go*: many rows cost hardly more than one."""
+    problem, solution = FOLDER / "product.py", FOLDER / "works_ahead.py"
+    pair = Pair(name="works_ahead", problem=problem, solution=solution)
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    assert verdict.status is Status.PASSED, verdict.message
+    assert verdict.speed.shape == "latency", verdict.speed
+    assert "worked on together" in verdict.speed.note
+    assert verdict.speed.low is not None
+    assert verdict.speed.low < BOUND
 
 
 SHORT = """

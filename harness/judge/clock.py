@@ -53,11 +53,12 @@ class ClockPolicy:
         short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
             changes within a second: batches take the second then. More blocks, each within one
             pace, are worth more than a small part of the hand-shake.
-        latency_blocks: blocks of synchronized calls, for the latency.
+        latency_batches, latency_s: batches of a single call, of reference and candidate each: at
+            most so many, and at least a third of them where they take more than so many seconds.
         claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
             milliseconds per batch) in most blocks is a lie.
-        overlap_part, overlap_ms: latency above throughput by more than this, and by more than
-            the reference's, means that calls overlap.
+        overlap_part, overlap_ms: a single call above throughput by more than the reference's and
+            this (relative, milliseconds) means that calls are worked on together.
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
             than this part were jolted, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
@@ -79,11 +80,12 @@ class ClockPolicy:
     short_call_ms: float = 0.05
     short_batch_ms: float = 12.0
     short_floor: float = 0.03
-    latency_blocks: int = 3
+    latency_batches: int = 15
+    latency_s: float = 1.0
     claim_part: float = 0.10
     claim_ms: float = 0.5
     overlap_part: float = 0.25
-    overlap_ms: float = 0.1
+    overlap_ms: float = 0.05
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25
@@ -354,16 +356,24 @@ def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: Clock
 
 
 def overlaps(
-    throughput_ms: Mapping[str, float], latency_ms: Mapping[str, float], policy: ClockPolicy
+    throughput_ms: Mapping[str, float], alone_ms: Mapping[str, Sequence[float]], policy: ClockPolicy
 ) -> bool:
-    """Return whether the candidate's back-to-back calls run side by side.
+    """Return whether the candidate's back-to-back calls are worked on together.
 
-    A call's throughput time is then far under the time of a call that is waited for: by more
-    than waiting costs, which the reference shows.
+    They run side by side, or the first has seen the inputs of all. A call's throughput time is then
+    far under the time of a call that is alone: by more than being alone costs, which the reference
+    shows.
+
+    Args:
+        throughput_ms: of a call, by role.
+        alone_ms: batches of one call, by role, in pairs that ran within a moment of each other.
+        policy: what may differ.
     """
 
-    def surplus(role: str) -> float:
-        return latency_ms[role] - throughput_ms[role]
+    def surplus(role: str) -> np.ndarray:
+        return np.asarray(alone_ms[role]) - throughput_ms[role]
 
-    allowed = max(policy.overlap_part * throughput_ms[CANDIDATE], policy.overlap_ms)
-    return surplus(CANDIDATE) > allowed + max(surplus(REFERENCE), 0.0)
+    extra = surplus(CANDIDATE) - np.maximum(surplus(REFERENCE), 0.0)
+    picks = np.random.default_rng(0).integers(0, len(extra), (_RESAMPLES, len(extra)))
+    least = float(np.percentile(middle_mean(extra[picks]), 2.5))
+    return least > max(policy.overlap_part * throughput_ms[CANDIDATE], policy.overlap_ms)

@@ -332,7 +332,7 @@ class Judge:
         workers = {CANDIDATE: worker, **others}
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:
-            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0, latency_blocks=1)
+            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":

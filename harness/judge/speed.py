@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.domain import Baseline, Speed, SpeedOutcome
 from harness.judge import clock, roofline
 from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
@@ -18,7 +20,7 @@ class Measured:
     Attributes:
         blocks: batches by role.
         calls: calls in a batch, by role.
-        latency_ms: of calls that are waited for, by role.
+        latency_ms: of batches of a single call, by role.
         claimed_ms: what the candidate's events say; None without a GPU.
         device_ms: what the GPU was busy, by role; None where it is not known.
         handshake_ms: of a batch: what was subtracted.
@@ -34,7 +36,7 @@ class Measured:
 
     blocks: Blocks
     calls: Mapping[str, int]
-    latency_ms: Mapping[str, float]
+    latency_ms: Mapping[str, Sequence[float]]
     claimed_ms: float | None
     device_ms: Mapping[str, float | None]
     handshake_ms: float
@@ -55,7 +57,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         measured: figures.
         policy: what counts.
     """
-    blocks, latency = measured.blocks, measured.latency_ms
+    blocks, alone = measured.blocks, measured.latency_ms
+    latency = {role: float(np.median(ms)) for role, ms in alone.items()}
     throughput = blocks.figures()
     dropped = dict(sorted(blocks.discarded.items()))
     count = len(blocks.ms[CANDIDATE])
@@ -65,11 +68,12 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     shape, figures, notes = "throughput", throughput, list(measured.notes)
-    if clock.overlaps(throughput, latency, policy):
-        shape, figures = "latency", dict(latency)
-        factor = (latency[REFERENCE] / latency[CANDIDATE]) / ratio
-        ratio, low, high = ratio * factor, low * factor, high * factor
-        notes.append("its calls run side by side back to back: the latency counts")
+    if clock.overlaps(throughput, alone, policy):
+        shape, figures = "latency", latency
+        ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
+        notes.append(
+            "its calls are worked on together, back to back: what a single one takes counts"
+        )
     outcome = clock.outcome(low, high, floor)
     throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
     if throttled > policy.discard_part * (throttled + count):
@@ -91,7 +95,12 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         limit = roofline.bound(list(measured.work), measured.peaks, figures[CANDIDATE])
         if limit.share > 1.0:
             notes.append(roofline.why_below(limit))
-    baselines = [_baseline(name, blocks, floor) for name in measured.baselines]
+    baselines = [
+        _baseline(name, blocks, floor)
+        if shape == "throughput"
+        else Baseline(name=name, note="single calls of it were not timed")
+        for name in measured.baselines
+    ]
     baselines += [Baseline(name=name, note=why) for name, why in measured.failed.items()]
     return Speed(
         outcome=outcome,

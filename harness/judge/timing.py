@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -153,7 +154,7 @@ class Stopwatch:
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
         self._progress("latency")
-        latency = {role: self._latency_ms(role, handshake_ms) for role in (REFERENCE, CANDIDATE)}
+        latency = self._latency_ms(handshake_ms, order)
         log = batches.logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
@@ -319,9 +320,22 @@ class Stopwatch:
             )
         )
 
-    def _latency_ms(self, role: str, handshake_ms: float) -> float:
-        times = [self._batches.run(role, each=True) for _ in range(self._policy.latency_blocks)]
-        return max(float(np.median(times)) - handshake_ms, 1e-6) / self._batches.calls_of(role)
+    def _latency_ms(self, handshake_ms: float, order: random.Random) -> dict[str, list[float]]:
+        """Return milliseconds of batches of one call, by role.
+
+        There is nothing to work ahead on: of all inputs that lie there the call is of one, and
+        before the candidate's next batch all are others.
+        """
+        times: dict[str, list[float]] = {REFERENCE: [], CANDIDATE: []}
+        most, until = self._policy.latency_batches, time.monotonic() + self._policy.latency_s
+        while len(times[CANDIDATE]) < most:
+            if time.monotonic() > until and 3 * len(times[CANDIDATE]) >= most:
+                break
+            roles = list(times)
+            order.shuffle(roles)
+            for role in roles:
+                times[role].append(self._batches.run(role, 1, each=True))
+        return {role: [max(t - handshake_ms, 1e-6) for t in ms] for role, ms in times.items()}
 
     # --- the record -----------------------------------------------------------------------------
 
