@@ -43,6 +43,7 @@ FOUND_OUT = {
     "lower_precision",
     "refines_afterwards",
     "skips_some",
+    "spoils_the_inputs",
     "wakes_itself",
     "writes_over_its_input",
 }

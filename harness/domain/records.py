@@ -143,7 +143,7 @@ class Speed:
         batches: how many batches of each went into the figures.
         calls_per_batch: calls in one batch of the candidate's.
         note: why untimed, or what bounds the figure.
-        shape: ``throughput`` (calls back to back) or ``latency`` (synchronized after each): which
+        shape: ``throughput`` (calls back to back) or ``latency`` (a single call): which
             of the two the figures above are.
         reference_latency_ms, candidate_latency_ms: median time of a batch of one call.
         reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it,
