@@ -85,7 +85,7 @@ class ClockPolicy:
     claim_part: float = 0.10
     claim_ms: float = 0.5
     overlap_part: float = 0.25
-    overlap_ms: float = 0.05
+    overlap_ms: float = 0.1
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25

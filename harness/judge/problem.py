@@ -168,6 +168,12 @@ class Problem:
             own = [mapped(v, lambda t: t.detach().clone()) for v in inputs]
         with self._user_code(f"calling Model in mode {mode}"):
             output, gradients = modules.call(module, mode, own, rng, output_grads)
+        odd = next((t for t in modules.tensors_of(output) if t.layout is not torch.strided), None)
+        if odd is not None:
+            raise InvalidReference(
+                f"{self.path}: Model returns a tensor of layout {odd.layout}; only dense ones are "
+                "compared. Next: return .to_dense()"
+            )
         gradients = gradients or modules.Gradients()
         if gradients.missing.startswith("backward raised"):
             raise InvalidReference(f"{self.path}: in mode {mode}, {gradients.missing}")
