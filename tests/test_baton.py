@@ -108,14 +108,14 @@ def batons() -> Iterator[Callable[..., Baton]]:
 
 
 def run(baton: Baton, order: list[int], most: int = 2, seed: int = 1, whole: bool = True) -> Timed:
-    baton.arm("eval", [], each=False)
+    baton.arm("eval", [])
     return baton.run(order, random.Random(seed), most, whole)
 
 
 def test_candidate_stands_still_until_go(batons: Callable[..., Baton]) -> None:
     worker = FakeWorker(compute)
     baton = batons(worker)
-    baton.arm("eval", [], each=False)
+    baton.arm("eval", [])
     assert worker.events == ["ready", "stopped"]
     timed = baton.run([2, 0, 1], random.Random(1), 2, whole=False)
     assert worker.events[1:] == ["stopped", "looked at", "family let go", "let go"]
@@ -147,7 +147,7 @@ def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -
 
     worker = FakeWorker(note)
     baton = batons(worker)
-    baton.arm("eval", [], each=False)
+    baton.arm("eval", [])
     assert worker.words[24] == 0
     baton.run([5, 3], random.Random(1), 1, whole=False)
     assert seen == [[5, 3]]
@@ -231,7 +231,7 @@ def test_elements_that_are_looked_at_differ_from_batch_to_batch(
     baton, secret = batons(FakeWorker(compute)), random.Random(1)
     numbers = []
     for _ in range(2):
-        baton.arm("eval", [], each=False)
+        baton.arm("eval", [])
         seen = baton.run([0], secret, 1, whole=False).seen
         numbers.append(seen.numbers[0])
     assert not np.array_equal(*numbers)

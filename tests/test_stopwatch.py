@@ -73,7 +73,7 @@ def test_a_baseline_that_does_not_rest_does_not_end_single_calls(watch: Stopwatc
     watch._batons = {"torch.compile": SimpleNamespace(worker=worker)}
     watch._failed = {}
 
-    def run(role: str, calls: int, *, each: bool) -> float:
+    def run(role: str, calls: int, *, logged: bool) -> float:
         if "torch.compile" in watch._batons:
             restless = WorkerFailed(Status.TAMPERED, "it does not stand still")
             raise BaselineFailed("torch.compile", restless)

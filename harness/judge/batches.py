@@ -176,8 +176,13 @@ class Batches:
                 )
             )
 
-    def run(self, role: str, calls: int | None = None, *, each: bool = False) -> float:
+    def run(self, role: str, calls: int | None = None, *, logged: bool = True) -> float:
         """Run one batch, of as many calls as chosen or said.
+
+        Args:
+            role: whose.
+            calls: None for as many as were chosen.
+            logged: whether it counts among the role's batches: one of a single call does not.
 
         Returns:
             Its milliseconds, the hand-shake included.
@@ -196,7 +201,7 @@ class Batches:
         self._rest_others(role)
         poison = list(self._survey.poison) * min(calls, baton.keep)
         try:
-            baton.arm(self._setting.mode, poison, each=each)
+            baton.arm(self._setting.mode, poison)
             # A candidate stands still only now: what it could have read until here is not what it
             # gets. For the others they are written again: the candidate may have left numbers
             # there that they are slow on. And all must stand for as long: caches grow cold.
@@ -215,12 +220,12 @@ class Batches:
                 # Its allocator took new memory. Now the judge knows it; this batch counts for
                 # nothing, or it would be one that nobody had looked at.
                 self.reruns -= 1
-                return self.run(role, calls, each=each)
+                return self.run(role, calls, logged=logged)
             if self.alike:
                 self._unchecked.append((timed, self._checks.inputs_of(timed)))
             else:
                 self._checks.check(timed)
-        if not each:
+        if logged:
             self.logs[role].total_ms.append(timed.total_ms)
             self.logs[role].claimed_ms.append(timed.claimed_ms)
             self._look_for_jolt(baton.role, timed)

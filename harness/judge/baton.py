@@ -107,18 +107,17 @@ class Baton:
         self._layout: Layout | None = None
         self._device = device
 
-    def arm(self, mode: str, poison: Sequence[int], *, each: bool) -> None:
+    def arm(self, mode: str, poison: Sequence[int]) -> None:
         """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
 
         Args:
             mode: forward, eval or train.
             poison: sizes of the blocks that the batch's outputs will take, bytes.
-            each: synchronize after each call.
         """
         self.wake()
         self._number += 1
         self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
-        self.worker.send("go", number=self._number, each=each, keep=self.keep)
+        self.worker.send("go", number=self._number, keep=self.keep)
         self._bell.wait_armed(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
         # batch, and in the hand-shake that is subtracted.

@@ -345,7 +345,7 @@ class Stopwatch:
         """Run a batch of one call; a baseline that cannot be stopped meanwhile is left out."""
         while True:
             try:
-                return self._batches.run(role, 1, each=True)
+                return self._batches.run(role, 1, logged=False)
             except BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
 

@@ -323,7 +323,7 @@ class Worker:
         gc.disable()
         try:
             order, seed = self._bell.arm(number)
-            claimed = batch.run(module, order, request["each"], request["keep"], seed)
+            claimed = batch.run(module, order, request["keep"], seed)
             self._bell.done(number, batch.where, batch.width)
         finally:
             gc.enable()
@@ -335,7 +335,7 @@ class Worker:
         modules.set_mode(self._model(), request["mode"])
         self._batch.outputs = []
         with launches.durations(self._device) as spent:
-            self._batch.run(self._model(), request["order"], False, 0, 0)
+            self._batch.run(self._model(), request["order"], 0, 0)
         return {"device_ms": sum(spent) / len(request["order"])}
 
     def do_again(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -182,14 +182,13 @@ class Batch:
         self.outputs = []
 
     def run(
-        self, module: torch.nn.Module, order: Sequence[int], each: bool, keep: int, seed: int
+        self, module: torch.nn.Module, order: Sequence[int], keep: int, seed: int
     ) -> float | None:
         """Call the module on the slots in order; return the milliseconds that CUDA events claim.
 
         Args:
             module: already in its mode.
             order: slots, in the judge's secret order.
-            each: synchronize after every call (latency), else once at the end (throughput).
             keep: outputs to keep, counted from the last.
             seed: of all generators before the first call, one more before each further one; 0 where
                 the reference draws nothing.
@@ -224,8 +223,6 @@ class Batch:
             del output
             if position >= keep:
                 kept[position - keep] = None  # with keep 0, this very one
-            if each:
-                synchronize(device)
         if events:
             events[1].record()
         synchronize(device)
