@@ -5,6 +5,7 @@
                                                processes, beside the usual protocol
     python tests/bench_clock.py --attacks      tests/fixtures/timing against their honest twin
     python tests/bench_clock.py --cap 3        seconds of blocks per evaluation
+    python tests/bench_clock.py --baselines eager   nothing beside the reference in the blocks
     python tests/bench_clock.py --size NAME    another size for --aa: example is launch-bound
     python tests/bench_clock.py --only NAMES   pairs of --aa (elementwise_add) and --repeat
                                                (elementwise_add:full), or attacks, by comma
@@ -50,10 +51,12 @@ reference, solution = load(sys.argv[1], "r"), load(sys.argv[2], "s")
 for change in sys.argv[3:]:
     name, value = change.split("=")
     setattr(reference, name, eval(value))
-inputs = [v.cuda() if torch.is_tensor(v) else v for v in reference.get_inputs()]
+with torch.device("cuda"):  # gigabytes are drawn in no time there
+    inputs = [v.cuda() if torch.is_tensor(v) else v for v in reference.get_inputs()]
 times = []
 for cls in (reference.Model, solution.ModelNew):
-    model = cls(*reference.get_init_inputs()).cuda().eval()
+    with torch.device("cuda"):
+        model = cls(*reference.get_init_inputs()).cuda().eval()
     with torch.no_grad():
         for _ in range(5):
             model(*inputs)
@@ -69,7 +72,13 @@ print("USUAL", times[0] / times[1])
 
 
 def evaluated(pairs: list[Pair], arguments: argparse.Namespace, size: str) -> list[Verdict]:
-    options = Options(device=arguments.device, size=size, quick=True, cap_s=arguments.cap)
+    options = Options(
+        device=arguments.device,
+        size=size,
+        quick=True,
+        cap_s=arguments.cap,
+        baselines=tuple(arguments.baselines.split(",")),
+    )
     verdicts = run_pairs(pairs, options)
     arguments.records.extend(to_json(v) for v in verdicts)
     if arguments.json:
@@ -182,19 +191,27 @@ def seen_as(device: str) -> str:
 
 def attacks(arguments: argparse.Namespace) -> None:
     """Run every attack on the clock, the honest solution first and last."""
-    problems = ("problem", "product")
+    problems = ("problem", "product", "short")
     names = [p.stem for p in sorted(TIMING.glob("*.py")) if p.stem not in (*problems, "honest")]
     names = [n for n in names if wanted(arguments, n)]
     pairs = [
         Pair(
             name=n,
-            problem=TIMING / ("product.py" if n == "works_ahead" else "problem.py"),
+            problem=TIMING / f"{problem_of(TIMING / f'{n}.py')}.py",
             solution=TIMING / f"{n}.py",
         )
         for n in ["honest", *names]
     ]
     for few in range(0, len(pairs), 5):  # what was measured stays, should the rest be cut off
         print_table(evaluated(pairs[few : few + 5], arguments, "full"))
+
+
+def problem_of(solution: Path) -> str:
+    """Return the problem that an attack's second line names, or the one that most are against."""
+    for line in solution.read_text().splitlines()[:3]:
+        if line.startswith("# problem: "):
+            return line.removeprefix("# problem: ")
+    return "problem"
 
 
 def main() -> None:
@@ -206,6 +223,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="pairs or attacks by name, with commas")
     parser.add_argument("--cap", type=float, default=3.0)
     parser.add_argument("--size", default="full", help="of the pairs of --aa")
+    parser.add_argument("--baselines", default="eager,compile")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.records = []

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
-NEUTRAL = {"bell", "domain", "modules", "pretend_cuda", "settings", "source", "toolchain"}
+NEUTRAL = {"bell", "domain", "modules", "pretend_cuda", "settings", "source", "toolchain", "tray"}
 NEUTRAL |= {"wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"domain"},
     "wire": {"domain", "wire"},
     "bell": {"domain", "wire"},
+    "tray": {"domain", "wire"},
     "wire_cuda": {"domain", "wire"},
     "nursery": set(),
     "discover": {"domain"},

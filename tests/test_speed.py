@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from harness.domain import SpeedOutcome, Status
 from harness.judge import clock, requirements
 from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
 from harness.judge.roofline import Pass, Peaks
-from harness.judge.speed import Measured, speed_of
+from harness.judge.speed import Latency, Measured, speed_of
 
 STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
 MEASURED = Measured(
@@ -24,7 +25,7 @@ MEASURED = Measured(
         }
     ),
     calls={REFERENCE: 10, CANDIDATE: 20},
-    latency_ms={REFERENCE: [2.1, 2.05, 2.0], CANDIDATE: [1.05, 1.05, 1.3]},
+    latency=Latency({REFERENCE: [2.1, 2.05, 2.0], CANDIDATE: [1.05, 1.05, 1.3]}, least_ms=0.1),
     claimed_ms=0.99,
     device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
     handshake_ms=0.4,
@@ -86,9 +87,36 @@ def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
     assert shaken.discarded == 6 and f"6 x {clock.JOLTED}" in shaken.note
 
 
+def alone_for(taken_ms: dict[str, list[float]], **more: Any) -> Measured:
+    return dataclasses.replace(MEASURED, latency=Latency(taken_ms, least_ms=0.1, **more))
+
+
+def test_what_handing_over_takes_is_no_part_of_a_call() -> None:
+    alone = {REFERENCE: [2.6, 2.7, 2.6], CANDIDATE: [1.6, 1.7, 1.6]}
+    speed = speed_of(alone_for(alone, over_ms=0.6), ClockPolicy())
+    assert speed.shape == "throughput"
+    assert speed.reference_latency_ms == pytest.approx(2.0)
+    assert speed.candidate_latency_ms == pytest.approx(1.0)
+    caught = alone_for({REFERENCE: [2.6] * 3, CANDIDATE: [2.1] * 3}, over_ms=0.6)
+    speed = speed_of(caught, ClockPolicy())
+    assert speed.shape == "latency"
+    assert speed.speedup == pytest.approx(2.0 / 1.5)
+
+
+def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
+    """On a GPU calls back to back take the longer of host and kernels, a single one takes both."""
+    alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.9] * 3}
+    assert speed_of(alone_for(alone, hidden=True), ClockPolicy()).shape == "throughput"
+    assert speed_of(alone_for(alone, hidden=False), ClockPolicy()).shape == "latency"
+    # More than all of its time cannot have been hidden, whatever its profiler claims.
+    busy = alone_for({REFERENCE: [2.0] * 3, CANDIDATE: [2.9] * 3}, hidden=True)
+    busy = dataclasses.replace(busy, device_ms={REFERENCE: 1.98, CANDIDATE: 50.0})
+    assert speed_of(busy, ClockPolicy()).shape == "latency"
+
+
 def test_overlapping_calls_are_judged_by_their_latency() -> None:
     alone = {REFERENCE: [2.0, 2.1, 2.0], CANDIDATE: [2.0, 2.1, 2.0]}
-    speed = speed_of(dataclasses.replace(MEASURED, latency_ms=alone), ClockPolicy())
+    speed = speed_of(alone_for(alone), ClockPolicy())
     assert speed.shape == "latency"
     assert speed.speedup == pytest.approx(1.0)
     assert speed.candidate_ms == 2.0
@@ -98,7 +126,7 @@ def test_overlapping_calls_are_judged_by_their_latency() -> None:
 
 def test_one_slow_single_call_is_no_overlap() -> None:
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.1, 2.0, 2.0]}
-    speed = speed_of(dataclasses.replace(MEASURED, latency_ms=alone), ClockPolicy())
+    speed = speed_of(alone_for(alone), ClockPolicy())
     assert speed.shape == "throughput"
 
 

@@ -17,7 +17,7 @@ from harness.fleet import run_pairs
 
 FOLDER = Path(__file__).parent / "fixtures" / "timing"
 FULL = os.environ.get("CORPUS") == "full"
-OTHERS = {"problem", "product", "works_ahead"}
+OTHERS = {"problem", "product", "short", "works_ahead", "adds_ahead"}
 """Not solutions, or of another problem."""
 ATTACKS = sorted(
     path.stem
@@ -77,11 +77,18 @@ def test_attack_gains_nothing(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_who_works_ahead_is_judged_by_single_calls() -> None:
+@pytest.mark.parametrize(
+    ("problem", "name", "size"),
+    [
+        ("product", "works_ahead", "full"),
+        ("product", "works_ahead", "tiny"),
+        ("short", "adds_ahead", "full"),
+    ],
+)
+def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size: str) -> None:
     """All inputs of a batch lie there at *go*: many rows cost hardly more than one."""
-    problem, solution = FOLDER / "product.py", FOLDER / "works_ahead.py"
-    pair = Pair(name="works_ahead", problem=problem, solution=solution)
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    pair = Pair(name=name, problem=FOLDER / f"{problem}.py", solution=FOLDER / f"{name}.py")
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
     assert verdict.status is Status.PASSED, verdict.message
     assert verdict.speed.shape == "latency", verdict.speed
     assert "worked on together" in verdict.speed.note
@@ -97,11 +104,13 @@ class Model(torch.nn.Module):
         return a + b
 def get_inputs():
     return [torch.randn(1, 128), torch.randn(1, 128)]
-def timed():
+def timed(by="do_go"):
     frame = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "do_go":
+    while frame is not None and frame.f_code.co_name != by:
         frame = frame.f_back
     return frame is not None
+def alone():
+    return timed("do_alone")
 class ModelNew(torch.nn.Module):
     calls, last = 0, None
     def forward(self, a, b):
@@ -168,6 +177,11 @@ self.calls += 1
         # inputs that are gone by then.
         (SKIPS_IN_BLOCKS, Status.WRONG_VALUES),
         ("if timed(): return a.add_(b)", Status.INPUT_MUTATED),
+        # Single calls are checked as whole batches are.
+        ("if alone(): return torch.empty_like(a)", Status.WRONG_VALUES),
+        ("if alone(): return (a.bfloat16() + b.bfloat16()).float()", Status.PRECISION_LOST),
+        ("if alone(): return a.add_(b)", Status.INPUT_MUTATED),
+        ("if alone(): raise ValueError('alone')", Status.CRASHED),
     ],
 )
 def test_short_calls_are_looked_at_too(act: str, expected: Status, tmp_path: Path) -> None:
@@ -183,4 +197,5 @@ def test_short_calls_are_looked_at_too(act: str, expected: Status, tmp_path: Pat
         batch_ms = verdict.speed.reference_ms * verdict.speed.calls_per_batch
         assert batch_ms < 25.0, "batches of short calls are short"
     else:
-        assert verdict.message.startswith("in a timed batch"), verdict.message
+        when = ("in a timed batch", "during time latency")
+        assert verdict.message.startswith(when), verdict.message

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,9 +22,10 @@ from harness.judge.compare import Mismatch
 from harness.judge.nvml import GpuWatch
 from harness.judge.precision import Standard
 from harness.judge.remote import WorkerFailed
-from harness.judge.staging import Stage
+from harness.judge.singles import SLOT, Hand, Singles
+from harness.judge.staging import Stage, Values
 from harness.judge.survey import Survey
-from harness.judge.timed_outputs import OutputCheck, Staged, TimedWrongly
+from harness.judge.timed_outputs import OutputCheck, TimedWrongly
 
 _FLUSH_TIMES = 4
 _BUSY_S = 3.0
@@ -113,8 +114,9 @@ class Batches:
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted: set[str] = set()
-        self._unchecked: list[tuple[Timed, Mapping[int, Staged]]] = []
+        self._unchecked: list[tuple[Timed, Mapping[int, Values]]] = []
         self._flush: torch.Tensor | None = None
+        self._singles: dict[str, Singles] = {}
 
     def over(self, stage: Stage, checks: OutputCheck, survey: Survey) -> None:
         """Say what batches run over.
@@ -230,6 +232,31 @@ class Batches:
             self.logs[role].claimed_ms.append(timed.claimed_ms)
             self._look_for_jolt(baton.role, timed)
         return timed.total_ms
+
+    def run_alone(self, role: str, hands: Sequence[Hand], keep: int) -> list[float]:
+        """Make single calls of a role, each with inputs that were nowhere before.
+
+        Args:
+            role: reference or candidate.
+            hands: a call each.
+            keep: how many of the candidate's are checked.
+
+        Returns:
+            Milliseconds of each, with what handing over takes.
+
+        Raises:
+            TimedWrongly: an output is not what the reference gives.
+        """
+        self.running = role
+        if role not in self._singles:
+            self._singles[role] = Singles(self.batons[role], self._stage.slot_bytes, self._secret)
+        self._rest_others(role)
+        self._cool()
+        checks = self._checks if role == CANDIDATE else None
+        times, kept = self._singles[role].run(self._setting.mode, hands, keep, checks)
+        for timed, values in kept:
+            self._checks.check(timed, {SLOT: values})
+        return times
 
     def _rest_others(self, role: str) -> None:
         """Stop who is not next: who does not stand still is to blame then."""

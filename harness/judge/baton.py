@@ -107,6 +107,11 @@ class Baton:
         self._layout: Layout | None = None
         self._device = device
 
+    @property
+    def layout(self) -> Layout | None:
+        """Return what a call gives, as the worker described it after its last batch."""
+        return self._layout
+
     def arm(self, mode: str, poison: Sequence[int]) -> None:
         """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
 

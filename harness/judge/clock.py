@@ -61,6 +61,11 @@ class ClockPolicy:
             this (relative, milliseconds) means that calls are worked on together. Medians of single
             calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
             2026-11-29; by 0.2 ms while only the candidate was treated as it is).
+        alone_below_ms, alone_bytes: of references quicker than the first, whose inputs and outputs
+            take no more than the second, single calls get their inputs one at a time. Longer ones
+            are told from each other by batches of a single call, within overlap_part.
+        handed_calls: so many in a round, about.
+        handed_ms: what takes the place of overlap_ms there.
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
             than this part were jolted, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
@@ -88,6 +93,10 @@ class ClockPolicy:
     claim_ms: float = 0.5
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
+    alone_below_ms: float = 0.4
+    alone_bytes: int = 16 << 20
+    handed_calls: int = 20
+    handed_ms: float = 0.002
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25
@@ -358,7 +367,11 @@ def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: Clock
 
 
 def overlaps(
-    throughput_ms: Mapping[str, float], alone_ms: Mapping[str, Sequence[float]], policy: ClockPolicy
+    throughput_ms: Mapping[str, float],
+    alone_ms: Mapping[str, Sequence[float]],
+    policy: ClockPolicy,
+    least_ms: float,
+    hidden_ms: float = 0.0,
 ) -> bool:
     """Return whether the candidate's back-to-back calls are worked on together.
 
@@ -368,8 +381,10 @@ def overlaps(
 
     Args:
         throughput_ms: of a call, by role.
-        alone_ms: batches of one call, by role, in pairs that ran within a moment of each other.
+        alone_ms: single calls, by role, in pairs that ran within a moment of each other.
         policy: what may differ.
+        least_ms: a smaller difference says nothing.
+        hidden_ms: what an honest call can hide behind the one before it.
     """
 
     def surplus(role: str) -> np.ndarray:
@@ -378,4 +393,4 @@ def overlaps(
     extra = surplus(CANDIDATE) - np.maximum(surplus(REFERENCE), 0.0)
     picks = np.random.default_rng(0).integers(0, len(extra), (_RESAMPLES, len(extra)))
     least = float(np.percentile(middle_mean(extra[picks]), 2.5))
-    return least > max(policy.overlap_part * throughput_ms[CANDIDATE], policy.overlap_ms)
+    return least - hidden_ms > max(policy.overlap_part * throughput_ms[CANDIDATE], least_ms)

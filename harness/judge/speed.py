@@ -13,6 +13,31 @@ from harness.judge import clock, roofline
 from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """What calls take that are alone.
+
+    Attributes:
+        taken_ms: by role, in pairs that ran within a moment of each other.
+        over_ms: how much of that is no part of a call.
+        least_ms: differences below this say nothing.
+        hidden: on a GPU the next call's way to it hides behind the kernels of the one before, and
+            no more than that is no sign of working ahead.
+    """
+
+    taken_ms: Mapping[str, Sequence[float]]
+    over_ms: float = 0.0
+    least_ms: float = 0.0
+    hidden: bool = False
+
+    def own_ms(self) -> dict[str, list[float]]:
+        """Return what calls take themselves, by role."""
+        return {
+            role: [max(ms - self.over_ms, 1e-6) for ms in taken]
+            for role, taken in self.taken_ms.items()
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """Everything that was measured of one pair. Times are milliseconds a call, unless a batch.
@@ -20,7 +45,7 @@ class Measured:
     Attributes:
         blocks: batches by role.
         calls: calls in a batch, by role.
-        latency_ms: of batches of a single call, by role.
+        latency: of single calls.
         claimed_ms: what the candidate's events say; None without a GPU.
         device_ms: what the GPU was busy, by role; None where it is not known.
         handshake_ms: of a batch: what was subtracted.
@@ -36,7 +61,7 @@ class Measured:
 
     blocks: Blocks
     calls: Mapping[str, int]
-    latency_ms: Mapping[str, Sequence[float]]
+    latency: Latency
     claimed_ms: float | None
     device_ms: Mapping[str, float | None]
     handshake_ms: float
@@ -57,7 +82,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         measured: figures.
         policy: what counts.
     """
-    blocks, alone = measured.blocks, measured.latency_ms
+    blocks, alone = measured.blocks, measured.latency.own_ms()
     latency = {role: float(np.median(ms)) for role, ms in alone.items()}
     throughput = blocks.figures()
     dropped = dict(sorted(blocks.discarded.items()))
@@ -68,7 +93,9 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     shape, figures, notes = "throughput", throughput, list(measured.notes)
-    if clock.overlaps(throughput, alone, policy):
+    hidden = min(measured.device_ms.get(CANDIDATE) or 0.0, throughput[CANDIDATE])
+    hidden = hidden if measured.latency.hidden else 0.0
+    if clock.overlaps(throughput, alone, policy, measured.latency.least_ms, hidden):
         shape, figures = "latency", latency
         ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(

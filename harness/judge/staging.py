@@ -31,6 +31,9 @@ _MIX_BYTES = 1 << 25
 _MIXED_LEAST = 32
 """Elements of a tensor that can be mixed: fewer do not give distinct ones for many calls."""
 
+Values = tuple[list[Any], list[torch.Tensor | None] | None]
+"""Inputs of a call, and its output gradients where there are any."""
+
 
 class Stage:
     """Distinct inputs for the calls of a batch, and the output gradients of gradient calls.
@@ -69,7 +72,13 @@ class Stage:
         self._arena: Any = None
         self._places: list[list[torch.Tensor]] = []
         self._kept: _Kept | None = None
+        self._image: wire.HostArena | None = None
         self.count = 0
+
+    @property
+    def draw_s(self) -> float:
+        """Return the seconds of one draw."""
+        return self._draw_s
 
     @property
     def slot_bytes(self) -> int:
@@ -175,7 +184,7 @@ class Stage:
                 del tensors
         self._bases = bases
 
-    def values(self, slot: int) -> tuple[list[Any], list[torch.Tensor | None] | None]:
+    def values(self, slot: int) -> Values:
         """Return the inputs and output gradients of a slot once more, as private tensors."""
         if self._kept is not None:
             found = iter([_private(place) for place in self._kept.places[slot]])
@@ -186,12 +195,36 @@ class Stage:
             inputs, grads = self._made(base, slot, self._bases)
         return inputs, grads if self._draw_grads else None
 
+    def fresh(self, number: int) -> tuple[torch.Tensor, Values]:
+        """Draw values that are in no slot.
+
+        Args:
+            number: which; the same number gives the same values.
+
+        Returns:
+            Them as bytes of a slot on the host, and as tensors.
+        """
+        if self._image is None:
+            self._image = wire.HostArena.create(max(self.slot_bytes, 1))
+            placer = wire.Placer(self._image)
+            placer.encode(self._template)
+            placer.encode(self._template_grads)
+            self._image_places = placer.places
+        inputs, grads = self._drawn(trials.derived(self._seed, "alone", number))
+        with torch.no_grad():
+            for place, tensor in zip(self._image_places, flat(inputs, grads), strict=True):
+                _write(place, tensor)
+        image = self._image.flat()[: self.slot_bytes].clone()
+        return image, (inputs, grads if self._draw_grads else None)
+
     def places(self, slot: int) -> list[torch.Tensor]:
         """Return where a slot's inputs and output gradients lie: whatever is there by now."""
         return self._places[slot]
 
     def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
-        seed = trials.derived(self._seed, "timed", self._epoch, which)
+        return self._drawn(trials.derived(self._seed, "timed", self._epoch, which))
+
+    def _drawn(self, seed: int) -> tuple[list[Any], list[torch.Tensor | None]]:
         inputs = self._problem.inputs(seed)
         if [t.shape for t in tensors_of(inputs)] != [t.shape for t in tensors_of(self._template)]:
             inputs = self._template

@@ -18,7 +18,7 @@ from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import Outcome, Problem
 from harness.judge.sight import Layout
-from harness.judge.staging import Stage, flat
+from harness.judge.staging import Stage, Values, flat
 from harness.modules import differentiable, given_tensors, tensors_of, write_state
 
 _SAMPLE = 1 << 22
@@ -31,9 +31,6 @@ see work that is late, stale or left out; precision is judged on whole outputs."
 _ROUNDING_PART = 0.01
 _PLAUSIBLE = 4.0
 
-
-Staged = tuple[list[Any], list[torch.Tensor | None] | None]
-"""Inputs of a slot, and its output gradients where there are any."""
 Part = tuple[torch.Tensor | None, torch.Tensor]
 """Which elements of a tensor were read, None for all, and what they were."""
 
@@ -106,7 +103,7 @@ class OutputCheck:
         """Return what is found now where inputs of slots lie: all of it, or elements of much."""
         return {slot: [_part(place) for place in self._stage.places(slot)] for slot in slots}
 
-    def inputs_of(self, timed: Timed) -> Mapping[int, Staged]:
+    def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
         """Return what those outputs of a batch that were looked at were computed from, by slot.
 
         Private copies: to check it when other inputs are staged.
@@ -114,7 +111,7 @@ class OutputCheck:
         slots = {timed.order[position] for position in timed.seen.elements}
         return {slot: self._stage.values(slot) for slot in slots}
 
-    def check(self, timed: Timed, inputs: Mapping[int, Staged] | None = None) -> None:
+    def check(self, timed: Timed, inputs: Mapping[int, Values] | None = None) -> None:
         """Check a batch of the candidate's.
 
         Args:
@@ -257,7 +254,7 @@ class OutputCheck:
         if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
 
-    def _expected(self, staged: Staged, whole: bool, rng: int) -> tuple[Outcome, Any]:
+    def _expected(self, staged: Values, whole: bool, rng: int) -> tuple[Outcome, Any]:
         problem, mode = self._problem, self._mode
         before: Mapping[str, torch.Tensor] = {
             n: t.detach().clone() for n, t in problem.state().items()
@@ -296,7 +293,7 @@ def _part(place: torch.Tensor) -> Part:
     return chosen, torch.take(place, chosen)
 
 
-def _untouched(parts: Sequence[Part], staged: Staged, *, exact: bool) -> bool:
+def _untouched(parts: Sequence[Part], staged: Values, *, exact: bool) -> bool:
     """Return whether inputs are as they were staged, or alike."""
     for (chosen, got), tensor in zip(parts, flat(staged[0], staged[1] or []), strict=True):
         want = tensor if chosen is None else torch.take(tensor, chosen.to(tensor.device))

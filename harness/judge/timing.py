@@ -22,7 +22,8 @@ from harness.judge.compare import Mismatch
 from harness.judge.oracle import Oracle
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
-from harness.judge.speed import Measured, speed_of
+from harness.judge.singles import Hand, out_bytes
+from harness.judge.speed import Latency, Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
 from harness.judge.timed_outputs import OutputCheck, TimedWrongly
@@ -34,6 +35,10 @@ _UNSEEN, _UNSEEN_COUNTED = 20, 2
 they are prepared, and when they count. It may choose which."""
 _PROFILED_MS = 1.0
 """Below this a call's host time may hide its kernels' time: the profiler separates them."""
+_HANDED_FIRST = 3
+"""Single calls of a round that do not count: the worker wakes up."""
+_HANDED_CHECKED = 4
+_HANDED_DRAW_S = 0.03
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 
@@ -154,7 +159,7 @@ class Stopwatch:
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
         self._progress("latency")
-        latency = self._latency_ms(handshake_ms, order)
+        latency = self._latency(blocks.figures(), handshake_ms)
         log = batches.logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
@@ -165,7 +170,7 @@ class Stopwatch:
         measured = Measured(
             blocks=blocks,
             calls=batches.calls,
-            latency_ms=latency,
+            latency=latency,
             claimed_ms=self._claimed_ms(CANDIDATE),
             device_ms={
                 role: self._device_ms(role, figures[role])
@@ -320,26 +325,79 @@ class Stopwatch:
             )
         )
 
-    def _latency_ms(self, handshake_ms: float, order: random.Random) -> dict[str, list[float]]:
-        """Return milliseconds of batches of one call, by role.
+    def _latency(self, figures: Mapping[str, float], handshake_ms: float) -> Latency:
+        """Return what a call takes that has nothing to work ahead on.
 
-        There is nothing to work ahead on: of all inputs that lie there the call is of one, and
-        before the candidate's next batch all are others. Caches count for more here than anywhere:
-        everybody is treated alike.
+        Args:
+            figures: milliseconds of a call back to back, by role.
+            handshake_ms: of a batch.
         """
+        policy = self._policy
+        short = figures[REFERENCE] < policy.alone_below_ms
+        batons = self._batons[REFERENCE], self._batons[CANDIDATE]
+        small = max(self._stage.slot_bytes, out_bytes(batons[0])) <= policy.alone_bytes
         self._batches.alike = True
+        if short and small and all(baton.layout for baton in batons):
+            times = self._rounds(policy.latency_batches, self._handed_over)
+            # What the reference takes more than back to back is the way over the tray, and what
+            # being alone costs.
+            over = float(clock.middle_mean(np.array(times[REFERENCE]))) - figures[REFERENCE]
+            latency = Latency(times, over, policy.handed_ms, hidden=True)
+        else:
+            times = self._rounds(policy.latency_batches, self._batches_of_one)
+            latency = Latency(times, handshake_ms, policy.overlap_ms)
+        self._batches.alike = False
+        return latency
+
+    def _rounds(
+        self, most: int, run: Callable[[int, list[str]], dict[str, float]]
+    ) -> dict[str, list[float]]:
+        """Run rounds of single calls of reference and candidate until there are enough.
+
+        Caches count for more here than anywhere: everybody is treated alike.
+        """
         times: dict[str, list[float]] = {REFERENCE: [], CANDIDATE: []}
-        most, until = self._policy.latency_batches, time.monotonic() + self._policy.latency_s
-        while len(times[CANDIDATE]) < most:
-            if time.monotonic() > until and 3 * len(times[CANDIDATE]) >= most:
+        until = time.monotonic() + self._policy.latency_s
+        for number in range(most):
+            if time.monotonic() > until and 3 * number >= most:
                 break
             roles = list(times)
-            order.shuffle(roles)
-            for role in roles:
-                times[role].append(self._alone(role))
-            self._batches.check_pending()
-        self._batches.alike = False
-        return {role: [max(t - handshake_ms, 1e-6) for t in ms] for role, ms in times.items()}
+            self._secret.shuffle(roles)
+            for role, ms in run(number, roles).items():
+                times[role].append(ms)
+        return times
+
+    def _batches_of_one(self, number: int, roles: list[str]) -> dict[str, float]:
+        """Run a batch of one call of each: of all inputs that lie there it is of one.
+
+        Before the candidate's next batch all are others.
+        """
+        taken = {role: self._alone(role) for role in roles}
+        self._batches.check_pending()
+        return taken
+
+    def _handed_over(self, number: int, roles: list[str]) -> dict[str, float]:
+        """Make some calls of each, one after the other, whose inputs were nowhere before."""
+        policy, draws = self._policy, self._survey.draws
+        wanted = min(policy.handed_calls, int(_HANDED_DRAW_S / self._stage.draw_s))
+        # Nobody is to know which call is the last: its inputs are looked at.
+        calls = _HANDED_FIRST + max(wanted, 1) + self._secret.randrange(_HANDED_FIRST)
+        hands = []
+        for i in range(calls):
+            image, values = self._stage.fresh(number * (policy.handed_calls * 2) + i)
+            seed = 1 + self._secret.getrandbits(60) if draws else 0
+            hands.append(Hand(image=image, staged=values, seed=seed))
+        return {
+            role: float(clock.middle_mean(np.array(self._handed(role, hands)[_HANDED_FIRST:])))
+            for role in roles
+        }
+
+    def _handed(self, role: str, hands: list[Hand]) -> list[float]:
+        while True:
+            try:
+                return self._batches.run_alone(role, hands, _HANDED_CHECKED)
+            except BaselineFailed as failed:
+                self._fail(failed.role, str(failed))
 
     def _alone(self, role: str) -> float:
         """Run a batch of one call; a baseline that cannot be stopped meanwhile is left out."""

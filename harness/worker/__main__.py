@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness import bell, modules, pretend_cuda, wire
+from harness import bell, modules, pretend_cuda, tray, wire
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
 from harness.worker import calls, launches, sandbox
 from harness.worker.build import Builder
@@ -160,6 +160,11 @@ class Worker:
             self._bell = bell.Bell(arena)
         else:
             self._shared[which] = arena
+            if which == "tray" and self._device.type == "cuda":
+                # Pinned, or copies to and from it would not wait their turn in the stream.
+                memory = arena.flat()
+                code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), len(memory), 0)
+                torch.cuda.check_error(code)
 
     def do_import_compiler(self, request: dict[str, Any]) -> None:
         """Import what torch.compile imports at its first use; touches no device."""
@@ -329,6 +334,18 @@ class Worker:
             gc.enable()
         allocations = self._allocations(batch.where)
         return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
+
+    def do_alone(self, request: dict[str, Any]) -> None:
+        """Make single calls, each when its inputs have come over the tray."""
+        arena = self._shared["tray"]
+        assert isinstance(arena, wire.HostArena)
+        pages = tray.Tray(arena, request["bytes"])
+        place = self._shared["stage"].flat()[: request["bytes"]]
+        gc.disable()
+        try:
+            self._batch.run_alone(self._model(), pages, place, request["number"])
+        finally:
+            gc.enable()
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say how long the kernels of one call take, by torch's profiler."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from harness import bell, modules, wire
+from harness import bell, modules, tray, wire
 from harness.modules import require_grad
 
 _POISON_BYTE = 0xFF
@@ -230,6 +230,40 @@ class Batch:
         self.outputs, self.where = kept, where
         self.width = len(where) // max(len(order), 1)
         return float(events[0].elapsed_time(events[1])) if events else claimed
+
+    def run_alone(
+        self,
+        module: torch.nn.Module,
+        pages: tray.Tray,
+        place: torch.Tensor,
+        number: int,
+    ) -> None:
+        """Call the module on slot 0, whose inputs come over the tray, until there are no more.
+
+        Args:
+            module: already in its mode.
+            pages: where inputs come from and outputs go to.
+            place: the bytes of slot 0.
+            number: of the first call.
+        """
+        inputs, grads, device = self._inputs[0], self._grads[0], self._device
+        outlay = tray.Outlay(pages.outputs)
+        while (seed := pages.wait(number)) != tray.END:
+            place.copy_(pages.inputs, non_blocking=True)
+            if seed:
+                modules.seed_everything(seed)
+            if grads is None:
+                with torch.no_grad():
+                    output = module(*inputs)
+                given = modules.given_tensors(output, None)
+            else:
+                output = module(*inputs)
+                found = modules.differentiate(output, inputs, module, grads)
+                given = modules.given_tensors(modules.mapped(output, torch.Tensor.detach), found)
+            outlay.put(given[: bell.MAX_TENSORS])
+            synchronize(device)
+            pages.done(number)
+            number += 1
 
     def forms(self) -> dict[str, Any]:
         """Describe the tensors of the last call, in the order of their addresses.
