@@ -95,7 +95,7 @@ class Outlay:
             self._places = [_once(t) for t in laid_out(self._pages, described) if t is not None]
             self._forms = forms
         for place, tensor in zip(self._places, given, strict=True):
-            place.copy_(_once(tensor), non_blocking=True)
+            place.copy_(_once(tensor.detach()), non_blocking=True)
 
 
 def _once(tensor: torch.Tensor) -> torch.Tensor:

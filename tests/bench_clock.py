@@ -5,7 +5,7 @@
                                                processes, beside the usual protocol
     python tests/bench_clock.py --attacks      tests/fixtures/timing against their honest twin
     python tests/bench_clock.py --cap 3        seconds of blocks per evaluation
-    python tests/bench_clock.py --baselines eager   nothing beside the reference in the blocks
+    python tests/bench_clock.py --eager        torch.compile left out
     python tests/bench_clock.py --size NAME    another size for --aa: example is launch-bound
     python tests/bench_clock.py --only NAMES   pairs of --aa (elementwise_add) and --repeat
                                                (elementwise_add:full), or attacks, by comma
@@ -77,7 +77,7 @@ def evaluated(pairs: list[Pair], arguments: argparse.Namespace, size: str) -> li
         size=size,
         quick=True,
         cap_s=arguments.cap,
-        baselines=tuple(arguments.baselines.split(",")),
+        baselines=() if arguments.eager else None,
     )
     verdicts = run_pairs(pairs, options)
     arguments.records.extend(to_json(v) for v in verdicts)
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="pairs or attacks by name, with commas")
     parser.add_argument("--cap", type=float, default=3.0)
     parser.add_argument("--size", default="full", help="of the pairs of --aa")
-    parser.add_argument("--baselines", default="eager,compile")
+    parser.add_argument("--eager", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.records = []

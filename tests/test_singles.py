@@ -75,6 +75,7 @@ class Peer:
 
     def __init__(self, run: Callable[[tray.Tray, int], None], into: int) -> None:
         self._run, self._into = run, into
+        self.max_outbox_bytes = 1 << 20
         self.thread: threading.Thread
 
     def share(self, which: str, arena: wire.HostArena) -> None:

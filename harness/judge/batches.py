@@ -239,13 +239,10 @@ class Batches:
         Args:
             role: reference or candidate.
             hands: a call each.
-            keep: how many of the candidate's are checked.
+            keep: how many of the candidate's wait to be checked (``check_pending``).
 
         Returns:
             Milliseconds of each, with what handing over takes.
-
-        Raises:
-            TimedWrongly: an output is not what the reference gives.
         """
         self.running = role
         if role not in self._singles:
@@ -254,8 +251,7 @@ class Batches:
         self._cool()
         checks = self._checks if role == CANDIDATE else None
         times, kept = self._singles[role].run(self._setting.mode, hands, keep, checks)
-        for timed, values in kept:
-            self._checks.check(timed, {SLOT: values})
+        self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
         return times
 
     def _rest_others(self, role: str) -> None:
@@ -273,7 +269,7 @@ class Batches:
         self.running = role
 
     def check_pending(self) -> None:
-        """Check what was timed in the last block: between blocks nobody's next batch pays for it.
+        """Check what was timed since: between blocks nobody's next batch pays for it.
 
         Raises:
             TimedWrongly: an output was wrong.

@@ -95,8 +95,8 @@ class ClockPolicy:
     overlap_ms: float = 0.1
     alone_below_ms: float = 0.4
     alone_bytes: int = 16 << 20
-    handed_calls: int = 20
-    handed_ms: float = 0.002
+    handed_calls: int = 40
+    handed_ms: float = 0.001
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25

@@ -61,7 +61,8 @@ class Singles:
         self._clock = clock
         self._number = 0
         self._into = into
-        self._out = out_bytes(baton)
+        # What a worker claims to give beyond that is not there.
+        self._out = min(out_bytes(baton), baton.worker.max_outbox_bytes)
         arena = wire.HostArena.create(tray.size_bytes(into, self._out))
         self._tray = tray.Tray(arena, into)
         baton.wake()

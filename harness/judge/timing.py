@@ -35,8 +35,9 @@ _UNSEEN, _UNSEEN_COUNTED = 20, 2
 they are prepared, and when they count. It may choose which."""
 _PROFILED_MS = 1.0
 """Below this a call's host time may hide its kernels' time: the profiler separates them."""
-_HANDED_FIRST = 3
-"""Single calls of a round that do not count: the worker wakes up."""
+_HANDED_FIRST, _HANDED_MORE = 10, 4
+"""Single calls of a round that do not count, since the worker wakes up, and fewer than so many
+beyond those that were wanted."""
 _HANDED_CHECKED = 4
 _HANDED_DRAW_S = 0.03
 _COMPILE_S = 300.0
@@ -342,7 +343,7 @@ class Stopwatch:
             # What the reference takes more than back to back is the way over the tray, and what
             # being alone costs.
             over = float(clock.middle_mean(np.array(times[REFERENCE]))) - figures[REFERENCE]
-            latency = Latency(times, over, policy.handed_ms, hidden=True)
+            latency = Latency(times, max(over, 0.0), policy.handed_ms, hidden=True)
         else:
             times = self._rounds(policy.latency_batches, self._batches_of_one)
             latency = Latency(times, handshake_ms, policy.overlap_ms)
@@ -381,16 +382,15 @@ class Stopwatch:
         policy, draws = self._policy, self._survey.draws
         wanted = min(policy.handed_calls, int(_HANDED_DRAW_S / self._stage.draw_s))
         # Nobody is to know which call is the last: its inputs are looked at.
-        calls = _HANDED_FIRST + max(wanted, 1) + self._secret.randrange(_HANDED_FIRST)
+        calls = _HANDED_FIRST + max(wanted, 1) + self._secret.randrange(_HANDED_MORE)
         hands = []
         for i in range(calls):
             image, values = self._stage.fresh(number * (policy.handed_calls * 2) + i)
             seed = 1 + self._secret.getrandbits(60) if draws else 0
             hands.append(Hand(image=image, staged=values, seed=seed))
-        return {
-            role: float(clock.middle_mean(np.array(self._handed(role, hands)[_HANDED_FIRST:])))
-            for role in roles
-        }
+        taken = {role: self._handed(role, hands)[_HANDED_FIRST:] for role in roles}
+        self._batches.check_pending()
+        return {role: float(clock.middle_mean(np.array(ms))) for role, ms in taken.items()}
 
     def _handed(self, role: str, hands: list[Hand]) -> list[float]:
         while True:
