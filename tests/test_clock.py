@@ -338,10 +338,8 @@ def test_small_difference_of_a_short_batch_is_no_lie() -> None:
 
 def test_overlapping_calls_are_noticed() -> None:
     reference = {REFERENCE: 2.0, CANDIDATE: 0.5}
-    assert clock.overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5}, POLICY, 0.1)
-    assert not clock.overlaps(
-        reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5}, POLICY, 0.1
-    )
+    assert clock.overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5}, 0.25, 0.1)
+    assert not clock.overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5}, 0.25, 0.1)
 
 
 def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
@@ -351,12 +349,12 @@ def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
     for _ in range(200):
         cold = {role: list(0.4 + 0.3 * rng.random(15)) for role in ROLES}
         honest = {role: [1.0 + c for c in cold[role]] for role in ROLES}
-        flagged += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest, POLICY, 0.1)
-        caught += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest, POLICY, 0.1)
+        flagged += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest, 0.25, 0.1)
+        caught += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest, 0.25, 0.1)
     assert flagged <= 4
     assert caught >= 160
 
 
 def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:
     short = {REFERENCE: 0.010, CANDIDATE: 0.008}
-    assert not clock.overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3}, POLICY, 0.1)
+    assert not clock.overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3}, 0.25, 0.1)

@@ -25,7 +25,9 @@ MEASURED = Measured(
         }
     ),
     calls={REFERENCE: 10, CANDIDATE: 20},
-    latency=Latency({REFERENCE: [2.1, 2.05, 2.0], CANDIDATE: [1.05, 1.05, 1.3]}, least_ms=0.1),
+    latency=Latency(
+        {REFERENCE: [2.1, 2.05, 2.0], CANDIDATE: [1.05, 1.05, 1.3]}, 0.0, part=0.25, least_ms=0.1
+    ),
     claimed_ms=0.99,
     device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
     handshake_ms=0.4,
@@ -87,8 +89,9 @@ def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
     assert shaken.discarded == 6 and f"6 x {clock.JOLTED}" in shaken.note
 
 
-def alone_for(taken_ms: dict[str, list[float]], **more: Any) -> Measured:
-    return dataclasses.replace(MEASURED, latency=Latency(taken_ms, least_ms=0.1, **more))
+def alone_for(taken_ms: dict[str, list[float]], over_ms: float = 0.0, **more: Any) -> Measured:
+    latency = Latency(taken_ms, over_ms, part=0.25, least_ms=0.1, **more)
+    return dataclasses.replace(MEASURED, latency=latency)
 
 
 def test_what_handing_over_takes_is_no_part_of_a_call() -> None:

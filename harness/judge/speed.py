@@ -20,14 +20,15 @@ class Latency:
     Attributes:
         taken_ms: by role, in pairs that ran within a moment of each other.
         over_ms: how much of that is no part of a call.
-        least_ms: differences below this say nothing.
+        part, least_ms: smaller differences, relative or in milliseconds, say nothing.
         hidden: on a GPU the next call's way to it hides behind the kernels of the one before, and
             no more than that is no sign of working ahead.
     """
 
     taken_ms: Mapping[str, Sequence[float]]
-    over_ms: float = 0.0
-    least_ms: float = 0.0
+    over_ms: float
+    part: float
+    least_ms: float
     hidden: bool = False
 
     def own_ms(self) -> dict[str, list[float]]:
@@ -95,7 +96,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     hidden = min(measured.device_ms.get(CANDIDATE) or 0.0, throughput[CANDIDATE])
     hidden = hidden if measured.latency.hidden else 0.0
-    if clock.overlaps(throughput, alone, policy, measured.latency.least_ms, hidden):
+    single = measured.latency
+    if clock.overlaps(throughput, alone, single.part, single.least_ms, hidden):
         shape, figures = "latency", latency
         ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(

@@ -343,10 +343,13 @@ class Stopwatch:
             # What the reference takes more than back to back is the way over the tray, and what
             # being alone costs.
             over = float(clock.middle_mean(np.array(times[REFERENCE]))) - figures[REFERENCE]
-            latency = Latency(times, max(over, 0.0), policy.handed_ms, hidden=True)
+            part, least_ms = policy.handed_part, policy.handed_ms
+            if self._on_gpu:
+                part, least_ms = policy.overlap_part, policy.handed_gpu_ms
+            latency = Latency(times, max(over, 0.0), part, least_ms, hidden=self._on_gpu)
         else:
             times = self._rounds(policy.latency_batches, self._batches_of_one)
-            latency = Latency(times, handshake_ms, policy.overlap_ms)
+            latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
         self._batches.alike = False
         return latency
 
