@@ -117,6 +117,18 @@ def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
     assert speed_of(busy, ClockPolicy()).shape == "latency"
 
 
+def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:
+    """A host that changes its pace once in a few blocks: the candidate's calls look quick."""
+    moody = changed({CANDIDATE: [1.0, 1.9, 1.0, 1.9, 1.2]})
+    alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.8] * 5}
+    latency = Latency(alone, 0.0, part=0.1, least_ms=0.001)
+    assert (
+        speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy()).shape == "throughput"
+    )
+    steady = dataclasses.replace(MEASURED, latency=latency)
+    assert speed_of(steady, ClockPolicy()).shape == "latency"
+
+
 def test_overlapping_calls_are_judged_by_their_latency() -> None:
     alone = {REFERENCE: [2.0, 2.1, 2.0], CANDIDATE: [2.0, 2.1, 2.0]}
     speed = speed_of(alone_for(alone), ClockPolicy())

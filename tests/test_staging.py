@@ -200,3 +200,25 @@ def test_few_elements_are_not_mixed() -> None:
     before = problem.draws
     stage.renew()
     assert problem.draws - before == COUNT
+
+
+def views() -> list[Any]:
+    """A transpose, every second column, one row many times: gaps, and bytes that serve twice."""
+    return [torch.randn(13, 9).t(), torch.randn(9, 26)[:, ::2], torch.randn(1, 5).expand(7, 5)]
+
+
+@pytest.mark.parametrize("draw", [normal, views])
+@pytest.mark.parametrize("grads", [False, True])
+def test_the_image_of_fresh_values_is_a_slot(draw: Callable[[], list[Any]], grads: bool) -> None:
+    stage, _ = staged(draw, grads=grads)
+    batch = torch.cat([t.reshape(-1) for t in tensors_of(stage.values(0)[0])])
+    image, values = stage.fresh(5)
+    assert len(image) == stage.slot_bytes
+    stage._arena.flat()[: stage.slot_bytes].copy_(image)
+    given = staging.flat(values[0], values[1] or [])
+    assert len(given) == len(stage.places(0)) == len(tensors_of(draw())) + grads
+    for place, tensor in zip(stage.places(0), given, strict=True):
+        assert torch.equal(place, tensor)
+    again, other = stage.fresh(5)[0], stage.fresh(6)[0]
+    assert torch.equal(image, again) and not torch.equal(image, other)
+    assert not torch.equal(batch, torch.cat([t.reshape(-1) for t in tensors_of(values[0])]))

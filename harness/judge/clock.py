@@ -64,7 +64,8 @@ class ClockPolicy:
         alone_below_ms, alone_bytes: of references quicker than the first, whose inputs and outputs
             take no more than the second, single calls get their inputs one at a time. Of others
             batches of a single call tell enough.
-        handed_calls: so many in a round, about.
+        handed_rounds: what takes the place of latency_batches there.
+        handed_calls: of a round, about.
         handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there, on a CPU:
             same code was within 0.4 us and 2 % (twenty evaluations on two cores, 2026-11-29).
         handed_gpu_ms: on a GPU overlap_part stays, and this is the least. A solution's single calls
@@ -99,6 +100,7 @@ class ClockPolicy:
     overlap_ms: float = 0.1
     alone_below_ms: float = 0.4
     alone_bytes: int = 16 << 20
+    handed_rounds: int = 45
     handed_calls: int = 40
     handed_part: float = 0.1
     handed_ms: float = 0.001

@@ -42,6 +42,10 @@ class Stage:
         problem: draws inputs.
         grads: draws output gradients for a seed; None where no gradients are asked.
         seed: secret until the verdict is written.
+
+    Attributes:
+        count: slots.
+        slot_bytes: of one of them.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Stage:
         small = sum(t.numel() * t.element_size() for t in tensors_of(template)) < _KEEP_BYTES
         self._template = template if small else [mapped(v, _form) for v in template]
         self._template_grads = [g if g is None else _form(g) for g in grads(0)] if grads else None
+        self.slot_bytes = self._placed(None).needed_bytes
         del template
         began = time.perf_counter()
         self._base(0)
@@ -80,10 +85,12 @@ class Stage:
         """Return the seconds of one draw."""
         return self._draw_s
 
-    @property
-    def slot_bytes(self) -> int:
-        """Return the bytes of one slot."""
-        return sum(wire.aligned(t.numel() * t.element_size()) for t in self._template_tensors())
+    def _placed(self, arena: wire.Arena | None) -> wire.Placer:
+        """Return what lays out one slot at an arena's beginning."""
+        placer = wire.Placer(arena)
+        placer.encode(self._template)
+        placer.encode(self._template_grads)
+        return placer
 
     def _template_tensors(self) -> list[torch.Tensor]:
         return tensors_of(self._template) + tensors_of(self._template_grads)
@@ -91,12 +98,9 @@ class Stage:
     def place(self, count: int, batons: list[Baton]) -> None:
         """Allocate count slots and let every worker map them."""
         grads = self._template_grads
-        measured = wire.Placer(None)
-        for _ in range(count):
-            measured.encode(self._template)
-            measured.encode(grads)
+        needed = count * self.slot_bytes
         self.close(batons)
-        arena = self._new_arena(max(measured.needed_bytes, 1 << 12))
+        arena = self._new_arena(max(needed, 1 << 12))
         placer = wire.Placer(arena)
         self._places, args, described = [], [], []
         for _ in range(count):
@@ -107,8 +111,8 @@ class Stage:
         self._arena = arena
         self.count = count
         dense = all(0 not in t.stride() for t in self._template_tensors())
-        if dense and placer.table and measured.needed_bytes <= _KEEP_BYTES:
-            self._kept = _Kept(placer.table, count, measured.needed_bytes, self._problem.device)
+        if dense and placer.table and needed <= _KEEP_BYTES:
+            self._kept = _Kept(placer.table, count, needed, self._problem.device)
         for baton in batons:
             baton.stage(arena, placer.table, args, described)
 
@@ -205,11 +209,8 @@ class Stage:
             Them as bytes of a slot on the host, and as tensors.
         """
         if self._image is None:
-            self._image = wire.HostArena.create(max(self.slot_bytes, 1))
-            placer = wire.Placer(self._image)
-            placer.encode(self._template)
-            placer.encode(self._template_grads)
-            self._image_places = placer.places
+            self._image = wire.HostArena.create(self.slot_bytes)
+            self._image_places = self._placed(self._image).places
         inputs, grads = self._drawn(trials.derived(self._seed, "alone", number))
         with torch.no_grad():
             for place, tensor in zip(self._image_places, flat(inputs, grads), strict=True):

@@ -339,7 +339,7 @@ class Stopwatch:
         small = max(self._stage.slot_bytes, out_bytes(batons[0])) <= policy.alone_bytes
         self._batches.alike = True
         if short and small and all(baton.layout for baton in batons):
-            times = self._rounds(policy.latency_batches, self._handed_over)
+            times = self._rounds(policy.handed_rounds, self._handed_over)
             # What the reference takes more than back to back is the way over the tray, and what
             # being alone costs.
             over = float(clock.middle_mean(np.array(times[REFERENCE]))) - figures[REFERENCE]
