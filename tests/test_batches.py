@@ -86,7 +86,7 @@ def batches(stand: Stand) -> Batches:
 
 
 def test_a_batch_that_ran_on_beyond_its_events_is_a_jolt(batches: Batches) -> None:
-    batches._on_gpu = True
+    batches.on_gpu = True
     for total in (28.4, 28.5, 45.0, 28.4):
         batches._look_for_jolt(REFERENCE, timed(total, 28.0))
     assert batches.whose_jolts() == {REFERENCE}

@@ -12,7 +12,15 @@ import pytest
 
 from harness.domain import HarnessError, SpeedOutcome
 from harness.judge import clock
-from harness.judge.clock import AGAIN, CANDIDATE, CANDIDATE_AGAIN, REFERENCE, Blocks, ClockPolicy
+from harness.judge.clock import (
+    AGAIN,
+    CANDIDATE,
+    CANDIDATE_AGAIN,
+    REFERENCE,
+    Blocks,
+    ClockPolicy,
+    Latency,
+)
 
 ROLES = (REFERENCE, CANDIDATE)
 POLICY = ClockPolicy(cap_s=10.0, min_blocks=4, max_blocks=50)
@@ -336,10 +344,14 @@ def test_small_difference_of_a_short_batch_is_no_lie() -> None:
     assert clock.lying([1.0] * 6, [0.7] * 6, POLICY) == ""
 
 
+def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool:
+    return clock.overlaps(throughput_ms, Latency(alone_ms, 0.0, part=0.25, least_ms=0.1), 0.0)
+
+
 def test_overlapping_calls_are_noticed() -> None:
     reference = {REFERENCE: 2.0, CANDIDATE: 0.5}
-    assert clock.overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5}, 0.25, 0.1)
-    assert not clock.overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5}, 0.25, 0.1)
+    assert overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5})
+    assert not overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5})
 
 
 def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
@@ -349,12 +361,12 @@ def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
     for _ in range(200):
         cold = {role: list(0.4 + 0.3 * rng.random(15)) for role in ROLES}
         honest = {role: [1.0 + c for c in cold[role]] for role in ROLES}
-        flagged += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest, 0.25, 0.1)
-        caught += clock.overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest, 0.25, 0.1)
+        flagged += overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest)
+        caught += overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest)
     assert flagged <= 4
     assert caught >= 160
 
 
 def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:
     short = {REFERENCE: 0.010, CANDIDATE: 0.008}
-    assert not clock.overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3}, 0.25, 0.1)
+    assert not overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3})

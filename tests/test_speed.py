@@ -10,9 +10,9 @@ import torch
 
 from harness.domain import SpeedOutcome, Status
 from harness.judge import clock, requirements
-from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
+from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy, Latency
 from harness.judge.roofline import Pass, Peaks
-from harness.judge.speed import Latency, Measured, speed_of
+from harness.judge.speed import Measured, speed_of
 
 STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
 MEASURED = Measured(
@@ -109,10 +109,10 @@ def test_what_handing_over_takes_is_no_part_of_a_call() -> None:
 def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
     """On a GPU calls back to back take the longer of host and kernels, a single one takes both."""
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.9] * 3}
-    assert speed_of(alone_for(alone, hidden=True), ClockPolicy()).shape == "throughput"
-    assert speed_of(alone_for(alone, hidden=False), ClockPolicy()).shape == "latency"
+    assert speed_of(alone_for(alone, hides=True), ClockPolicy()).shape == "throughput"
+    assert speed_of(alone_for(alone, hides=False), ClockPolicy()).shape == "latency"
     # More than all of its time cannot have been hidden, whatever its profiler claims.
-    busy = alone_for({REFERENCE: [2.0] * 3, CANDIDATE: [2.9] * 3}, hidden=True)
+    busy = alone_for({REFERENCE: [2.0] * 3, CANDIDATE: [2.9] * 3}, hides=True)
     busy = dataclasses.replace(busy, device_ms={REFERENCE: 1.98, CANDIDATE: 50.0})
     assert speed_of(busy, ClockPolicy()).shape == "latency"
 

@@ -11,7 +11,7 @@ import torch
 
 from harness.domain import Status
 from harness.judge import cores
-from harness.judge.batches import BaselineFailed, Log
+from harness.judge.batches import Log
 from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.cores import Seats
 from harness.judge.remote import WorkerFailed
@@ -65,20 +65,3 @@ def test_handshake_is_what_the_clock_saw_beyond_the_events_of_the_reference(
         CANDIDATE: Log([99.0], [1.0]),
     }
     assert watch._handshake_ms() == pytest.approx(0.475)
-
-
-def test_a_baseline_that_does_not_rest_does_not_end_single_calls(watch: Stopwatch) -> None:
-    closed: list[str] = []
-    worker = SimpleNamespace(close=lambda: closed.append("torch.compile"))
-    watch._batons = {"torch.compile": SimpleNamespace(worker=worker)}
-    watch._failed = {}
-
-    def run(role: str, calls: int, *, logged: bool) -> float:
-        if "torch.compile" in watch._batons:
-            restless = WorkerFailed(Status.TAMPERED, "it does not stand still")
-            raise BaselineFailed("torch.compile", restless)
-        return 1.5
-
-    watch._batches.run = run
-    assert watch._alone(REFERENCE) == 1.5
-    assert closed == ["torch.compile"] and "stand still" in watch._failed["torch.compile"]

@@ -86,6 +86,7 @@ class Batches:
         running: who is to blame should a worker fail.
         reruns: how often the candidate's outputs may yet lie in memory that is new to the judge.
         short: calls take the host's time alone: no batch is jolted.
+        on_gpu: whether workers run on one.
         alike: what is done for the candidate's sake is done for everybody: in blocks of short calls
             it moves their caches by as much as the difference that is looked for.
     """
@@ -106,7 +107,7 @@ class Batches:
         self.reruns = 0
         self.short = self.alike = False
         self._device = device
-        self._on_gpu = device.type == "cuda"
+        self.on_gpu = device.type == "cuda"
         self._setting = setting
         self._policy = policy
         self._watch = watch
@@ -127,7 +128,7 @@ class Batches:
             survey: what a call takes.
         """
         self._stage, self._checks, self._survey = stage, checks, survey
-        if self._on_gpu and not self._setting.warm_l2:
+        if self.on_gpu and not self._setting.warm_l2:
             properties = torch.cuda.get_device_properties(self._device)
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._device)
@@ -153,7 +154,7 @@ class Batches:
         Raises:
             TimedWrongly: something keeps it busy although the candidate stands still.
         """
-        if not self._on_gpu:
+        if not self.on_gpu:
             return
         device = self._device
         torch.cuda.synchronize(device)
@@ -193,7 +194,7 @@ class Batches:
         self.running = role
         baton = self.batons[role]
         slots = list(range(self._stage.count))
-        if self._setting.warm_l2 and self._on_gpu:
+        if self._setting.warm_l2 and self.on_gpu:
             slots = slots[: max(1, self._warm_slots())]
         rounds, rest = divmod(calls, len(slots))
         order = shuffled(slots * rounds + shuffled(slots, self._secret)[:rest], self._secret)
@@ -233,16 +234,17 @@ class Batches:
             self._look_for_jolt(baton.role, timed)
         return timed.total_ms
 
-    def run_alone(self, role: str, hands: Sequence[Hand], keep: int) -> list[float]:
+    def run_alone(self, role: str, hands: Sequence[Hand], first: int, keep: int) -> list[float]:
         """Make single calls of a role, each with inputs that were nowhere before.
 
         Args:
             role: reference or candidate.
             hands: a call each.
-            keep: how many of the candidate's wait to be checked (``check_pending``).
+            first: how many of them do not count.
+            keep: how many of the candidate's others wait to be checked (``check_pending``).
 
         Returns:
-            Milliseconds of each, with what handing over takes.
+            Milliseconds of each that counts, with what handing over takes.
         """
         self.running = role
         if role not in self._singles:
@@ -250,7 +252,7 @@ class Batches:
         self._rest_others(role)
         self._cool()
         checks = self._checks if role == CANDIDATE else None
-        times, kept = self._singles[role].run(self._setting.mode, hands, keep, checks)
+        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep, checks)
         self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
         return times
 
@@ -279,7 +281,7 @@ class Batches:
             self._checks.check(timed, inputs)
 
     def _look_for_jolt(self, role: str, timed: Timed) -> None:
-        if timed.claimed_ms is None or self.short or (role == CANDIDATE and not self._on_gpu):
+        if timed.claimed_ms is None or self.short or (role == CANDIDATE and not self.on_gpu):
             return  # off the GPU nothing holds a candidate to what it claims
         beyond = timed.total_ms - timed.claimed_ms
         best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))

@@ -112,6 +112,34 @@ class ClockPolicy:
     jolt_ms: float = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """What calls take that are alone.
+
+    Attributes:
+        taken_ms: by role, in pairs that ran within a moment of each other.
+        over_ms: how much of that is no part of a call.
+        part: a candidate's calls may take so much longer, of what they take back to back, before
+            that says something.
+        least_ms: and this much.
+        hides: kernels of a call back to back hide the host's work for the next one: what its
+            kernels take an honest call may take longer, too.
+    """
+
+    taken_ms: Mapping[str, Sequence[float]]
+    over_ms: float
+    part: float
+    least_ms: float
+    hides: bool = False
+
+    def own_ms(self) -> dict[str, list[float]]:
+        """Return what calls take themselves, by role."""
+        return {
+            role: [max(ms - self.over_ms, 1e-6) for ms in taken]
+            for role, taken in self.taken_ms.items()
+        }
+
+
 @dataclass(slots=True)
 class Blocks:
     """What was measured.
@@ -374,13 +402,7 @@ def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: Clock
     return beyond_ms - best_ms > max(policy.jolt_ms, policy.jolt_part * clocked_ms)
 
 
-def overlaps(
-    throughput_ms: Mapping[str, float],
-    alone_ms: Mapping[str, Sequence[float]],
-    part: float,
-    least_ms: float,
-    hidden_ms: float = 0.0,
-) -> bool:
+def overlaps(throughput_ms: Mapping[str, float], latency: Latency, kernels_ms: float) -> bool:
     """Return whether the candidate's back-to-back calls are worked on together.
 
     They run side by side, or the first has seen the inputs of all. A call's throughput time is then
@@ -389,11 +411,10 @@ def overlaps(
 
     Args:
         throughput_ms: of a call, by role.
-        alone_ms: single calls, by role, in pairs that ran within a moment of each other.
-        part: a smaller difference, relative to the candidate's time, says nothing.
-        least_ms: nor does one of less than this.
-        hidden_ms: what an honest call can hide behind the one before it.
+        latency: of single calls.
+        kernels_ms: of a call, as the candidate claims.
     """
+    alone_ms = latency.own_ms()
 
     def surplus(role: str) -> np.ndarray:
         return np.asarray(alone_ms[role]) - throughput_ms[role]
@@ -401,4 +422,6 @@ def overlaps(
     extra = surplus(CANDIDATE) - np.maximum(surplus(REFERENCE), 0.0)
     picks = np.random.default_rng(0).integers(0, len(extra), (_RESAMPLES, len(extra)))
     least = float(np.percentile(middle_mean(extra[picks]), 2.5))
-    return least - hidden_ms > max(part * throughput_ms[CANDIDATE], least_ms)
+    if latency.hides:
+        least -= min(kernels_ms, throughput_ms[CANDIDATE])
+    return least > max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)

@@ -30,12 +30,12 @@ class Hand:
 
     Attributes:
         image: its inputs as they lie in a slot, uint8, on the host.
-        staged: the same as tensors.
+        values: the same as tensors.
         seed: of all generators, 0 leaves them as they are.
     """
 
     image: torch.Tensor
-    staged: Values
+    values: Values
     seed: int
 
 
@@ -69,25 +69,27 @@ class Singles:
         baton.worker.share("tray", arena)
 
     def run(
-        self, mode: str, hands: Sequence[Hand], keep: int, checks: OutputCheck | None
+        self, mode: str, hands: Sequence[Hand], first: int, keep: int, checks: OutputCheck | None
     ) -> tuple[list[float], list[tuple[Timed, Values]]]:
         """Make one call after the other.
 
         Args:
             mode: forward, eval or train.
             hands: a call each.
-            keep: how many calls to keep the outputs of: the last, and others that the secret
-                chooses. What it takes to copy them is on the clock, for all calls alike.
+            first: how many of them do not count.
+            keep: of how many others to keep the outputs: the last, and what the secret chooses.
+                What it takes to copy them is on the clock, for all calls alike.
             checks: sees whether the last call left its inputs as they were; None for a worker that
                 is believed.
 
         Returns:
-            Milliseconds of each, from before its inputs were handed over until its outputs were
-            the judge's; what is to be checked, with its inputs.
+            Milliseconds of each that counts, from before its inputs were handed over until its
+            outputs were the judge's; what is to be checked, with its inputs.
         """
         baton, pages = self._baton, self._tray
         last = len(hands) - 1
-        kept = {last, *self._secret.sample(range(last), min(keep - 1, last))}
+        counted = range(first, last)
+        kept = {last, *self._secret.sample(counted, min(keep - 1, len(counted)))}
         buffers = {p: torch.zeros(self._out, dtype=torch.uint8) for p in (*kept, -1)}
         baton.wake()
         baton.worker.ask("ready", mode=mode, poison=[])
@@ -107,12 +109,12 @@ class Singles:
         pages.go(self._number, tray.END)
         baton.worker.answer()
         if checks is None:
-            return times, []
+            return times[first:], []
         found = checks.see_inputs({SLOT})
-        return times, [
+        return times[first:], [
             (
                 self._timed(buffers[p], times[p], hands[p].seed, found if p == last else None),
-                hands[p].staged,
+                hands[p].values,
             )
             for p in sorted(kept)
         ]

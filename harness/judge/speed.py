@@ -10,33 +10,7 @@ import numpy as np
 
 from harness.domain import Baseline, Speed, SpeedOutcome
 from harness.judge import clock, roofline
-from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """What calls take that are alone.
-
-    Attributes:
-        taken_ms: by role, in pairs that ran within a moment of each other.
-        over_ms: how much of that is no part of a call.
-        part, least_ms: smaller differences, relative or in milliseconds, say nothing.
-        hidden: on a GPU the next call's way to it hides behind the kernels of the one before, and
-            no more than that is no sign of working ahead.
-    """
-
-    taken_ms: Mapping[str, Sequence[float]]
-    over_ms: float
-    part: float
-    least_ms: float
-    hidden: bool = False
-
-    def own_ms(self) -> dict[str, list[float]]:
-        """Return what calls take themselves, by role."""
-        return {
-            role: [max(ms - self.over_ms, 1e-6) for ms in taken]
-            for role, taken in self.taken_ms.items()
-        }
+from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy, Latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +70,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     # In a few blocks the host can change its pace: then calls back to back say little, too.
     at_most = {**throughput, CANDIDATE: throughput[REFERENCE] / low}
-    hidden = min(measured.device_ms.get(CANDIDATE) or 0.0, at_most[CANDIDATE])
-    hidden = hidden if measured.latency.hidden else 0.0
-    single = measured.latency
-    if clock.overlaps(at_most, alone, single.part, single.least_ms, hidden):
+    if clock.overlaps(at_most, measured.latency, measured.device_ms.get(CANDIDATE) or 0.0):
         shape, figures = "latency", latency
         ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -19,11 +18,11 @@ from harness.judge.batches import BaselineFailed, Batches, Setting
 from harness.judge.baton import Baton
 from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
+from harness.judge.latency import SingleCalls
 from harness.judge.oracle import Oracle
 from harness.judge.problem import InvalidReference, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
-from harness.judge.singles import Hand, out_bytes
-from harness.judge.speed import Latency, Measured, speed_of
+from harness.judge.speed import Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
 from harness.judge.timed_outputs import OutputCheck, TimedWrongly
@@ -35,11 +34,6 @@ _UNSEEN, _UNSEEN_COUNTED = 20, 2
 they are prepared, and when they count. It may choose which."""
 _PROFILED_MS = 1.0
 """Below this a call's host time may hide its kernels' time: the profiler separates them."""
-_HANDED_FIRST, _HANDED_MORE = 10, 4
-"""Single calls of a round that do not count, since the worker wakes up, and fewer than so many
-beyond those that were wanted."""
-_HANDED_CHECKED = 4
-_HANDED_DRAW_S = 0.03
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 
@@ -160,7 +154,10 @@ class Stopwatch:
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
         self._progress("latency")
-        latency = self._latency(blocks.figures(), handshake_ms)
+        alone = SingleCalls(
+            batches, self._stage, self._policy, self._secret, self._fail, draws=self._survey.draws
+        )
+        latency = alone.latency(blocks.figures()[REFERENCE], handshake_ms)
         log = batches.logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
@@ -325,90 +322,6 @@ class Stopwatch:
                 ]
             )
         )
-
-    def _latency(self, figures: Mapping[str, float], handshake_ms: float) -> Latency:
-        """Return what a call takes that has nothing to work ahead on.
-
-        Args:
-            figures: milliseconds of a call back to back, by role.
-            handshake_ms: of a batch.
-        """
-        policy = self._policy
-        short = figures[REFERENCE] < policy.alone_below_ms
-        batons = self._batons[REFERENCE], self._batons[CANDIDATE]
-        small = max(self._stage.slot_bytes, out_bytes(batons[0])) <= policy.alone_bytes
-        self._batches.alike = True
-        if short and small and all(baton.layout for baton in batons):
-            times = self._rounds(policy.handed_rounds, self._handed_over)
-            # What the reference takes more than back to back is the way over the tray, and what
-            # being alone costs.
-            over = float(clock.middle_mean(np.array(times[REFERENCE]))) - figures[REFERENCE]
-            part, least_ms = policy.handed_part, policy.handed_ms
-            if self._on_gpu:
-                part, least_ms = policy.overlap_part, policy.handed_gpu_ms
-            latency = Latency(times, max(over, 0.0), part, least_ms, hidden=self._on_gpu)
-        else:
-            times = self._rounds(policy.latency_batches, self._batches_of_one)
-            latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
-        self._batches.alike = False
-        return latency
-
-    def _rounds(
-        self, most: int, run: Callable[[int, list[str]], dict[str, float]]
-    ) -> dict[str, list[float]]:
-        """Run rounds of single calls of reference and candidate until there are enough.
-
-        Caches count for more here than anywhere: everybody is treated alike.
-        """
-        times: dict[str, list[float]] = {REFERENCE: [], CANDIDATE: []}
-        until = time.monotonic() + self._policy.latency_s
-        for number in range(most):
-            if time.monotonic() > until and 3 * number >= most:
-                break
-            roles = list(times)
-            self._secret.shuffle(roles)
-            for role, ms in run(number, roles).items():
-                times[role].append(ms)
-        return times
-
-    def _batches_of_one(self, number: int, roles: list[str]) -> dict[str, float]:
-        """Run a batch of one call of each: of all inputs that lie there it is of one.
-
-        Before the candidate's next batch all are others.
-        """
-        taken = {role: self._alone(role) for role in roles}
-        self._batches.check_pending()
-        return taken
-
-    def _handed_over(self, number: int, roles: list[str]) -> dict[str, float]:
-        """Make some calls of each, one after the other, whose inputs were nowhere before."""
-        policy, draws = self._policy, self._survey.draws
-        wanted = min(policy.handed_calls, int(_HANDED_DRAW_S / self._stage.draw_s))
-        # Nobody is to know which call is the last: its inputs are looked at.
-        calls = _HANDED_FIRST + max(wanted, 1) + self._secret.randrange(_HANDED_MORE)
-        hands = []
-        for i in range(calls):
-            image, values = self._stage.fresh(number * (policy.handed_calls * 2) + i)
-            seed = 1 + self._secret.getrandbits(60) if draws else 0
-            hands.append(Hand(image=image, staged=values, seed=seed))
-        taken = {role: self._handed(role, hands)[_HANDED_FIRST:] for role in roles}
-        self._batches.check_pending()
-        return {role: float(clock.middle_mean(np.array(ms))) for role, ms in taken.items()}
-
-    def _handed(self, role: str, hands: list[Hand]) -> list[float]:
-        while True:
-            try:
-                return self._batches.run_alone(role, hands, _HANDED_CHECKED)
-            except BaselineFailed as failed:
-                self._fail(failed.role, str(failed))
-
-    def _alone(self, role: str) -> float:
-        """Run a batch of one call; a baseline that cannot be stopped meanwhile is left out."""
-        while True:
-            try:
-                return self._batches.run(role, 1, logged=False)
-            except BaselineFailed as failed:
-                self._fail(failed.role, str(failed))
 
     # --- the record -----------------------------------------------------------------------------
 

@@ -1,0 +1,141 @@
+"""Single calls of reference and candidate: what a call takes that has nothing to work ahead on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from harness.judge import clock
+from harness.judge.batches import BaselineFailed, Batches
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy, Latency
+from harness.judge.singles import Hand, out_bytes
+from harness.judge.staging import Stage
+
+_FIRST = 10
+"""Calls of a round that do not count: the worker wakes up."""
+_MORE = 4
+"""A round has up to so many calls less one beyond those that are wanted: nobody is to know which
+is the last, whose inputs are looked at."""
+_CHECKED = 4
+_DRAW_S = 0.03
+"""For the draws of a round, of which there is one in any case."""
+
+T = TypeVar("T")
+
+
+class SingleCalls:
+    """Measures the latency of one pair.
+
+    Args:
+        batches: of both roles; all have run over the inputs that are staged now.
+        stage: draws further inputs.
+        policy: how many, and what counts.
+        secret: source of the order of roles, and of seeds.
+        fail: told of a baseline that cannot be stopped meanwhile, and why.
+        draws: whether the reference draws random numbers.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        stage: Stage,
+        policy: ClockPolicy,
+        secret: random.Random,
+        fail: Callable[[str, str], None],
+        *,
+        draws: bool,
+    ) -> None:
+        self._batches = batches
+        self._stage = stage
+        self._policy = policy
+        self._secret = secret
+        self._fail = fail
+        self._draws = draws
+        self._used: list[Hand] = []
+        self._drawn = 0
+
+    def latency(self, reference_ms: float, handshake_ms: float) -> Latency:
+        """Return what single calls take.
+
+        Args:
+            reference_ms: of a call of the reference's, back to back.
+            handshake_ms: of a batch.
+        """
+        policy, batches = self._policy, self._batches
+        batches.alike = True  # caches count for more here than anywhere
+        if self._goes_over_the_tray(reference_ms):
+            times = self._rounds(policy.handed_rounds, self._handed_over)
+            # What the reference takes more than back to back is the way over the tray, and what
+            # being alone costs.
+            over = float(clock.middle_mean(np.array(times[REFERENCE]))) - reference_ms
+            part, least_ms = policy.handed_part, policy.handed_ms
+            if batches.on_gpu:
+                part, least_ms = policy.overlap_part, policy.handed_gpu_ms
+            latency = Latency(times, max(over, 0.0), part, least_ms, hides=batches.on_gpu)
+        else:
+            times = self._rounds(policy.latency_batches, self._of_batches)
+            latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
+        batches.alike = False
+        return latency
+
+    def _goes_over_the_tray(self, reference_ms: float) -> bool:
+        reference, candidate = (self._batches.batons[r] for r in (REFERENCE, CANDIDATE))
+        if reference.layout is None or candidate.layout is None:
+            return False
+        most = max(self._stage.slot_bytes, out_bytes(reference))
+        return reference_ms < self._policy.alone_below_ms and most <= self._policy.alone_bytes
+
+    def _rounds(
+        self, most: int, run: Callable[[list[str]], dict[str, float]]
+    ) -> dict[str, list[float]]:
+        """Run rounds until there are enough; at least a third of them, however long they take."""
+        times: dict[str, list[float]] = {REFERENCE: [], CANDIDATE: []}
+        until = time.monotonic() + self._policy.latency_s
+        for number in range(most):
+            if time.monotonic() > until and 3 * number >= most:
+                break
+            roles = list(times)
+            self._secret.shuffle(roles)
+            for role, ms in run(roles).items():
+                times[role].append(ms)
+            self._batches.check_pending()
+        return times
+
+    def _of_batches(self, roles: list[str]) -> dict[str, float]:
+        """Run a batch of one call of each: of all inputs that lie there it is of one.
+
+        Before the candidate's next batch all are others.
+        """
+        run = partial(self._batches.run, calls=1, logged=False)
+        return {role: self._unless_baselines_fail(run, role) for role in roles}
+
+    def _handed_over(self, roles: list[str]) -> dict[str, float]:
+        """Make some calls of each, one after the other, whose inputs were nowhere before."""
+        wanted = min(self._policy.handed_calls, int(_DRAW_S / self._stage.draw_s))
+        new = self._hands(max(wanted, 1) + self._secret.randrange(_MORE))
+        first = self._used or self._hands(_FIRST)
+        self._used = (new + first)[:_FIRST]
+        run = partial(self._batches.run_alone, hands=first + new, first=len(first), keep=_CHECKED)
+        taken = {role: self._unless_baselines_fail(run, role) for role in roles}
+        return {role: float(clock.middle_mean(np.array(ms))) for role, ms in taken.items()}
+
+    def _hands(self, count: int) -> list[Hand]:
+        hands = []
+        for _ in range(count):
+            self._drawn += 1
+            image, values = self._stage.fresh(self._drawn)
+            seed = 1 + self._secret.getrandbits(60) if self._draws else 0
+            hands.append(Hand(image=image, values=values, seed=seed))
+        return hands
+
+    def _unless_baselines_fail(self, run: Callable[[str], T], role: str) -> T:
+        while True:
+            try:
+                return run(role)
+            except BaselineFailed as failed:
+                self._fail(failed.role, str(failed))

@@ -1,0 +1,141 @@
+"""Rounds of single calls: how many, over what, and what is subtracted."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from harness.domain import Status
+from harness.judge.batches import BaselineFailed
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.latency import SingleCalls
+from harness.judge.remote import WorkerFailed
+from harness.judge.sight import Layout
+
+POLICY = ClockPolicy()
+
+
+class FakeBatches:
+    """Every call takes what it is said to: no process runs."""
+
+    def __init__(self, alone_ms: dict[str, float], *, on_gpu: bool = False) -> None:
+        self.alone_ms = alone_ms
+        self.on_gpu = on_gpu
+        self.alike = False
+        self.batons = {role: SimpleNamespace(layout=Layout()) for role in alone_ms}
+        self.rounds: list[tuple[str, list[int], int]] = []
+        self.of_one: list[str] = []
+        self.checks = 0
+
+    def run(self, role: str, calls: int, *, logged: bool) -> float:
+        assert self.alike and calls == 1 and not logged
+        self.of_one.append(role)
+        return self.alone_ms[role]
+
+    def run_alone(self, role: str, hands: list[Any], first: int, keep: int) -> list[float]:
+        assert self.alike
+        self.rounds.append((role, [int(h.image[0]) for h in hands], first))
+        return [self.alone_ms[role]] * (len(hands) - first)
+
+    def check_pending(self) -> None:
+        self.checks += 1
+
+
+def single(batches: Any, *, draw_s: float = 1e-4, slot_bytes: int = 64, **more: Any) -> SingleCalls:
+    def fresh(number: int) -> tuple[torch.Tensor, Any]:
+        return torch.tensor([number]), ([], None)
+
+    stage: Any = SimpleNamespace(draw_s=draw_s, slot_bytes=slot_bytes, fresh=fresh)
+    policy = dataclasses.replace(POLICY, **more)
+    return SingleCalls(batches, stage, policy, random.Random(1), no_baseline, draws=False)
+
+
+def no_baseline(role: str, why: str) -> None:
+    raise AssertionError(f"{role} failed: {why}")
+
+
+def test_way_over_the_tray_is_what_the_reference_says_it_is() -> None:
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
+    latency = single(batches).latency(0.02, 1.0)
+    assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.handed_rounds)
+    assert latency.own_ms()[CANDIDATE] == pytest.approx([0.015] * POLICY.handed_rounds)
+    assert not batches.of_one and not batches.alike
+    assert batches.checks == POLICY.handed_rounds
+
+
+def test_a_reference_that_is_quicker_alone_gives_nothing_away() -> None:
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.06})
+    assert single(batches).latency(0.08, 1.0).own_ms()[CANDIDATE][0] == pytest.approx(0.06)
+
+
+@pytest.mark.parametrize(("reference_ms", "slot_bytes"), [(0.5, 64), (0.02, 17 << 20)])
+def test_long_or_large_calls_go_by_batches_of_one(reference_ms: float, slot_bytes: int) -> None:
+    batches = FakeBatches({REFERENCE: 1.6, CANDIDATE: 1.5})
+    latency = single(batches, slot_bytes=slot_bytes).latency(reference_ms, 1.0)
+    assert len(batches.of_one) == 2 * POLICY.latency_batches and not batches.rounds
+    assert latency.own_ms()[CANDIDATE] == pytest.approx([0.5] * POLICY.latency_batches)
+    assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.overlap_ms)
+
+
+def test_what_the_reference_gives_decides_no_claim_of_the_candidate() -> None:
+    """One that claims large outputs is not let off with batches of one."""
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
+    form = SimpleNamespace(span_bytes=1 << 40)
+    batches.batons[CANDIDATE].layout = Layout(forms=(form,))  # type: ignore[arg-type]
+    single(batches).latency(0.02, 1.0)
+    assert batches.rounds
+
+
+def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
+    single(batches).latency(0.02, 1.0)
+    counted: list[int] = []
+    for one, other in zip(batches.rounds[::2], batches.rounds[1::2], strict=True):
+        assert {one[0], other[0]} == {REFERENCE, CANDIDATE} and one[1:] == other[1:]
+        counted += one[1][one[2] :]
+    assert len(counted) == len(set(counted)) >= POLICY.handed_rounds * POLICY.handed_calls
+    assert {role for role, _, _ in batches.rounds[::2]} == {REFERENCE, CANDIDATE}, "random order"
+
+
+def test_slow_draws_make_short_rounds() -> None:
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
+    single(batches, draw_s=0.05, latency_s=0.0).latency(0.02, 1.0)
+    assert len(batches.rounds) == 2 * POLICY.handed_rounds / 3
+    drawn = {number for _, numbers, _ in batches.rounds for number in numbers}
+    assert len(drawn) <= 10 + 4 * POLICY.handed_rounds / 3
+
+
+def test_on_a_gpu_more_is_allowed() -> None:
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05}, on_gpu=True)
+    latency = single(batches).latency(0.02, 1.0)
+    assert latency.hides
+    assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.handed_gpu_ms)
+
+
+@pytest.mark.parametrize("reference_ms", [0.02, 2.0])
+def test_a_baseline_that_does_not_rest_does_not_end_single_calls(reference_ms: float) -> None:
+    failed: list[str] = []
+
+    class Restless(FakeBatches):
+        def check(self) -> None:
+            if not failed:
+                restless = WorkerFailed(Status.TAMPERED, "it does not stand still")
+                raise BaselineFailed("torch.compile", restless)
+
+        def run(self, role: str, calls: int, *, logged: bool) -> float:
+            self.check()
+            return super().run(role, calls, logged=logged)
+
+        def run_alone(self, role: str, hands: list[Any], first: int, keep: int) -> list[float]:
+            self.check()
+            return super().run_alone(role, hands, first, keep)
+
+    calls = single(Restless({REFERENCE: 3.0, CANDIDATE: 3.0}))
+    calls._fail = lambda role, why: failed.append(f"{role}: {why}")
+    assert calls.latency(reference_ms, 1.0).taken_ms[REFERENCE][0] == 3.0
+    assert failed == ["torch.compile: it does not stand still"]
