@@ -1,7 +1,9 @@
 """The tray: shared pages over which single calls get their inputs and give their outputs.
 
 In a batch the inputs of all calls lie there at *go*. Here there is one call at a time: its inputs
-reach the worker with the word that starts it, and the next ones follow when the outputs lie here.
+reach the worker with the word that starts it, and the next ones follow when its outputs are the
+judge's. On a CPU the module reads its inputs here, and the judge is told where the outputs lie. A
+GPU's memory the judge cannot reach without taking turns on it: there the worker copies both.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from harness import wire
 from harness.domain import HarnessError
 
 _GO, _DONE, _SEED = range(0, 24, 8)  # a cache line each
+_WHERE_AT = 64
 _HEAD_BYTES = 4096
 _SPINS = 2000
 END = -1
@@ -34,7 +37,10 @@ class Tray:
 
     Attributes:
         inputs, outputs: the pages, uint8.
+        inputs_at: where in the arena the inputs begin.
     """
+
+    inputs_at = _HEAD_BYTES
 
     def __init__(self, arena: wire.HostArena, into: int) -> None:
         if arena.size_bytes < size_bytes(into, 0):
@@ -51,9 +57,22 @@ class Tray:
             pass
         return int(words[_SEED])
 
-    def done(self, number: int) -> None:
-        """Say, as the worker, that a call's outputs lie on the tray."""
-        self._words[_DONE] = number
+    def done(self, number: int, where: Sequence[int] = ()) -> None:
+        """Say, as the worker, that a call's outputs lie on the tray, or where they lie.
+
+        Args:
+            number: of the call.
+            where: addresses, bell.MAX_TENSORS at most.
+        """
+        words = self._words
+        if where:
+            words[_WHERE_AT : _WHERE_AT + len(where)] = where
+        words[_DONE] = number
+
+    def where(self, count: int) -> np.ndarray:
+        """Return so many addresses, as they were when this was called."""
+        found: np.ndarray = self._words[_WHERE_AT : _WHERE_AT + count].copy()
+        return found
 
     def go(self, number: int, seed: int) -> None:
         """Let the worker make a call whose inputs lie on the tray; END: there are no more."""
@@ -61,7 +80,7 @@ class Tray:
         self._words[_GO] = number
 
     def is_done(self, number: int) -> bool:
-        """Return whether a call's outputs are said to lie here."""
+        """Return whether a call is said to be done."""
         return bool(self._words[_DONE] == number)
 
     def wait_done(self, number: int, look: Callable[[], None]) -> None:
@@ -107,16 +126,25 @@ def _once(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def laid_out(pages: torch.Tensor, forms: Sequence[wire.Form | None]) -> list[torch.Tensor | None]:
+def laid_out(
+    pages: torch.Tensor, forms: Sequence[wire.Form | None], most_bytes: int = 1 << 46
+) -> list[torch.Tensor | None]:
     """Return the tensors of such forms that lie one behind the other on pages.
 
-    None for what has no memory, and for what does not fit: forms are claims.
+    Args:
+        pages: bytes.
+        forms: claims.
+        most_bytes: a tensor that would take more as a copy is not there.
+
+    Returns:
+        None for what has no memory, and for what does not fit.
     """
     found: list[torch.Tensor | None] = []
     at = 0
     for form in forms:
         end = at if form is None else at + form.span_bytes
-        fits = at < end <= len(pages)
-        found.append(form.over(pages[at:end]) if form is not None and fits else None)
+        fits = form is not None and form.elements * form.dtype.itemsize <= most_bytes
+        there = fits and at < end <= len(pages)
+        found.append(form.over(pages[at:end]) if form is not None and there else None)
         at = wire.aligned(end)
     return found

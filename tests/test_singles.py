@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
 import threading
 from collections.abc import Callable
@@ -13,8 +15,9 @@ import torch
 
 from harness import tray, wire
 from harness.judge.baton import Timed
-from harness.judge.sight import Layout
+from harness.judge.sight import Layout, Sight
 from harness.judge.singles import Hand, Singles
+from harness.judge.staging import Stage
 from harness.worker.calls import Batch
 
 CPU = torch.device("cpu")
@@ -70,24 +73,32 @@ def test_what_does_not_fit_is_not_there() -> None:
     assert [t is None for t in tray.laid_out(pages(4096).outputs, claims)] == [False, True, True]
 
 
+def test_what_takes_more_as_a_copy_is_not_there() -> None:
+    claims = forms([VALUES[:1].expand(1 << 20), VALUES])
+    found = tray.laid_out(pages(4096).outputs, claims, 1 << 16)
+    assert [t is None for t in found] == [True, False]
+
+
 class Peer:
     """A worker of the test's in a thread, which runs what it is given over the tray."""
 
+    max_outbox_bytes = 1 << 20
+
     def __init__(self, run: Callable[[tray.Tray, int], None], into: int) -> None:
         self._run, self._into = run, into
-        self.max_outbox_bytes = 1 << 20
         self.thread: threading.Thread
 
     def share(self, which: str, arena: wire.HostArena) -> None:
         assert which == "tray"
-        self._tray = tray.Tray(arena, self._into)
+        self.arena = arena
 
     def ask(self, do: str, **fields: Any) -> dict[str, Any]:
         return {}
 
     def send(self, do: str, **fields: Any) -> None:
         assert do == "alone"
-        work = (self._tray, fields["number"])
+        self.told = fields
+        work = (tray.Tray(self.arena, self._into), fields["number"])
         self.thread = threading.Thread(target=self._run, args=work, daemon=True)
         self.thread.start()
 
@@ -106,61 +117,113 @@ class Doubles(torch.nn.Module):
         return 2 * x
 
 
-def staged(values: torch.Tensor) -> Hand:
-    return Hand(image=values.view(torch.uint8), values=([values], None), seed=0)
+class Bench:
+    """Singles over a worker in a thread, whose tensors lie in this process.
+
+    Args:
+        run: what the worker does.
+        on_gpu: whether it has to copy, as one whose tensors lie in a GPU's memory.
+    """
+
+    def __init__(self, run: Callable[[Bench, tray.Tray, int], None], *, on_gpu: bool) -> None:
+        problem: Any = SimpleNamespace(
+            path="reference.py", device=CPU, inputs=lambda seed: [torch.randn(8)]
+        )
+        self.stage = Stage(problem, None, seed=3)
+        self.place = torch.zeros(self.stage.slot_bytes, dtype=torch.uint8)
+        self.stage._places = [[self.place[:32].view(torch.float32)]]
+        self.peer = Peer(lambda over, number: run(self, over, number), self.stage.slot_bytes)
+        layout = Layout(forms=tuple(forms([VALUES[:8]])))
+        self._memory = os.open("/proc/self/mem", os.O_RDONLY)
+        sight = Sight(self._memory, CPU, 1 << 20)
+        baton: Any = SimpleNamespace(
+            on_gpu=on_gpu,
+            layout=layout,
+            worker=self.peer,
+            wake=lambda: None,
+            timeout_s=10.0,
+            claims=contextlib.nullcontext,
+            whole=lambda where: [sight.whole(int(where[0]), layout.forms[0])],
+        )
+        self.singles = Singles(baton, self.stage, random.Random(3))
+
+    def timed(self, count: int = 6) -> list[tuple[Timed, torch.Tensor]]:
+        """Return what the judge takes of some calls, each with its input."""
+        hands = []
+        for number in range(count):
+            image, values = self.stage.fresh(number)
+            hands.append(Hand(image=image, values=values, seed=0))
+        times, kept = self.singles.run("eval", hands, 2, 3)
+        os.close(self._memory)
+        assert len(times) == count - 2 and min(times) > 0
+        assert [t.seen.inputs is not None for t, _ in kept] == [False, False, True]
+        return [(timed, values[0][0]) for timed, values in kept]
 
 
-def timed(run: Callable[[tray.Tray, int], None], hands: list[Hand]) -> list[tuple[Timed, Any]]:
-    """Return what the judge takes from a worker that gives one tensor of eight numbers."""
-    into = hands[0].image.numel()
-    layout = Layout(forms=tuple(forms([VALUES[:8]])))
-    baton: Any = SimpleNamespace(
-        layout=layout, worker=Peer(run, into), wake=lambda: None, timeout_s=10.0
-    )
-    checks: Any = SimpleNamespace(see_inputs=lambda slots: {slot: [] for slot in slots})
-    times, kept = Singles(baton, into, random.Random(3)).run("eval", hands, 2, 3, checks)
-    assert len(times) == len(hands) - 2 and min(times) > 0
-    assert [t.seen.inputs is not None for t, _ in kept] == [False, False, True]
-    return kept
-
-
-@pytest.fixture
-def hands() -> list[Hand]:
-    return [staged(torch.randn(8)) for _ in range(6)]
-
-
-def test_each_call_has_its_own_inputs_and_gives_their_outputs(hands: list[Hand]) -> None:
-    place = torch.zeros(32, dtype=torch.uint8)
+def honest(bench: Bench, over: tray.Tray, number: int) -> None:
     batch = Batch(CPU)
-    batch.stage([place.view(torch.float32)], None)
+    if bench.singles._baton.on_gpu:
+        batch.stage([bench.place[:32].view(torch.float32)], None)
+        batch.run_alone(Doubles(), over, bench.place, number)
+    else:
+        decoder = wire.Placed(bench.peer.arena, bench.peer.told["table"])
+        batch.stage(decoder.decode(bench.peer.told["args"]), None)
+        batch.run_alone(Doubles(), over, None, number)
 
-    def run(over: tray.Tray, number: int) -> None:
-        batch.run_alone(Doubles(), over, place, number)
 
-    for one, ((x,), _) in timed(run, hands):
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_each_call_has_its_own_inputs_and_gives_their_outputs(on_gpu: bool) -> None:
+    for one, x in Bench(honest, on_gpu=on_gpu).timed():
         assert one.seen.whole is not None and one.seen.whole[0] is not None
         assert torch.equal(one.seen.whole[0], 2 * x)
         (got,) = one.seen.elements[0]
         assert got is not None
         assert torch.equal(got, torch.take(2 * x, torch.from_numpy(one.seen.numbers[0]) % 8))
+    ((_, found),) = one.seen.inputs[0]
+    assert torch.equal(found, x)
 
 
-def test_who_is_done_before_the_work_is_has_nothing_to_show(hands: list[Hand]) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_who_is_done_before_the_work_is_has_nothing_to_show(on_gpu: bool) -> None:
     """Nobody who gathers calls to make them at once sees the next before this one is done."""
 
-    def run(over: tray.Tray, number: int) -> None:
-        gathered = []
+    def run(bench: Bench, over: tray.Tray, number: int) -> None:
+        gathered, outputs = [], []
         while over.wait(number) != tray.END:
-            gathered.append(over.inputs.clone())
-            over.done(number)
+            gathered.append(over.inputs[:32].view(torch.float32).clone())
+            outputs.append(torch.zeros(8))
+            over.done(number, [outputs[-1].data_ptr()])
             number += 1
-        over.outputs[:32] = (2 * gathered[-1].view(torch.float32)).view(torch.uint8)
+        for output, x in zip(outputs, gathered, strict=True):
+            output.copy_(2 * x)
+        if on_gpu:
+            over.outputs[:32] = outputs[-1].view(torch.uint8)
 
-    for one, ((x,), _) in timed(run, hands):
+    for one, x in Bench(run, on_gpu=on_gpu).timed():
         assert one.seen.whole is not None and one.seen.whole[0] is not None
         assert not torch.equal(one.seen.whole[0], 2 * x)
 
 
-def test_a_worker_that_ends_early_is_noticed(hands: list[Hand]) -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_inputs_are_looked_at_before_the_worker_learns_that_it_was_the_last(on_gpu: bool) -> None:
+    def run(bench: Bench, over: tray.Tray, number: int) -> None:
+        outputs = []
+        while over.wait(number) != tray.END:
+            inputs = over.inputs[:32].view(torch.float32)
+            outputs.append(2 * inputs)
+            if on_gpu:
+                over.outputs[:32] = outputs[-1].view(torch.uint8)
+                inputs = bench.place[:32].view(torch.float32)
+            inputs.fill_(7.0)
+            over.done(number, [outputs[-1].data_ptr()])
+            number += 1
+        inputs.zero_()
+
+    *_, (one, _) = Bench(run, on_gpu=on_gpu).timed()
+    ((_, found),) = one.seen.inputs[0]
+    assert torch.equal(found, torch.full((8,), 7.0))
+
+
+def test_a_worker_that_ends_early_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="ended early"):
-        timed(lambda over, number: None, hands)
+        Bench(lambda bench, over, number: None, on_gpu=False).timed()

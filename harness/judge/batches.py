@@ -248,12 +248,12 @@ class Batches:
         """
         self.running = role
         if role not in self._singles:
-            self._singles[role] = Singles(self.batons[role], self._stage.slot_bytes, self._secret)
+            self._singles[role] = Singles(self.batons[role], self._stage, self._secret)
         self._rest_others(role)
         self._cool()
-        checks = self._checks if role == CANDIDATE else None
-        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep, checks)
-        self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
+        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep)
+        if role == CANDIDATE:
+            self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
         return times
 
     def _rest_others(self, role: str) -> None:

@@ -108,6 +108,11 @@ class Baton:
         self._device = device
 
     @property
+    def on_gpu(self) -> bool:
+        """Return whether the worker's memory is a GPU's."""
+        return self._device.type == "cuda"
+
+    @property
     def layout(self) -> Layout | None:
         """Return what a call gives, as the worker described it after its last batch."""
         return self._layout
@@ -175,7 +180,7 @@ class Baton:
             numbers=dict(zip(chosen, numbers, strict=True)),
             elements=dict(zip(chosen, elements, strict=True)),
             chosen=chosen[one],
-            whole=self._whole(where[chosen[one]]) if whole else None,
+            whole=self.whole(where[chosen[one]]) if whole else None,
             inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
             unseen=self._sight.missed > missed,
             blind=self._sight.blind,
@@ -183,7 +188,7 @@ class Baton:
         self._wait()
         answer = self.worker.answer()
         self._map(answer, whole=True)
-        with self._claims():
+        with self.claims():
             self._layout = Layout.of(answer)
         return Timed(
             total_ms=(seen_at - began) * 1e3,
@@ -194,7 +199,7 @@ class Baton:
         )
 
     @contextlib.contextmanager
-    def _claims(self) -> Iterator[None]:
+    def claims(self) -> Iterator[None]:
         """Take what the worker says for a claim: what cannot be is its fault, not the judge's."""
         try:
             yield
@@ -203,14 +208,14 @@ class Baton:
 
     def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
         """Note where the worker's memory is."""
-        with self._claims():
+        with self.claims():
             self._sight.learn(answer.get("allocations"), whole=whole)
 
     def _milliseconds(self, said: Any) -> float | None:
         """Return a time that a worker claims."""
         if said is None:
             return None
-        with self._claims():
+        with self.claims():
             if type(said) not in (int, float) or not 0 <= said < _MOST_MS:
                 raise wire.WireViolation("a time that is none")
             return float(said)
@@ -219,7 +224,7 @@ class Baton:
         """Return what it takes to read these elements of each tensor that a call gives."""
         if self._layout is None:
             return []
-        with self._claims():
+        with self.claims():
             return [
                 self._sight.prepared(form, numbers) if form is not None and form.elements else None
                 for form in self._layout.forms
@@ -229,8 +234,12 @@ class Baton:
         """Read some elements of each tensor of one call."""
         return self._read(where, lambda sight, i, at, form: sight.elements(at, form, prepared[i]))
 
-    def _whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
-        """Read each tensor of one call."""
+    def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
+        """Read each tensor of one call.
+
+        Args:
+            where: its addresses.
+        """
         return self._read(where, lambda sight, i, at, form: sight.whole(at, form))
 
     def _read(
@@ -242,7 +251,7 @@ class Baton:
         forms = self._layout.forms if self._layout else ()
         found: list[torch.Tensor | None] = [None] * len(forms)
         look = self._looker()
-        with self._claims():
+        with self.claims():
             for i, (at, form) in enumerate(zip(where, forms, strict=False)):
                 if form is not None and form.elements and at:
                     found[i] = how(self._sight, i, int(at), form)
@@ -250,7 +259,7 @@ class Baton:
         return found
 
     def _wait(self) -> None:
-        if self._device.type == "cuda":
+        if self.on_gpu:
             torch.cuda.synchronize(self._device)
 
     def rest(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,21 @@ Values = tuple[list[Any], list[torch.Tensor | None] | None]
 """Inputs of a call, and its output gradients where there are any."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """Where the inputs and output gradients of one call lie.
+
+    Attributes:
+        places: tensors over the arena; none where there is no arena.
+        nbytes: from the first to behind the last.
+        described: ``table``, ``args`` and ``grads`` for a worker that maps the arena.
+    """
+
+    places: list[torch.Tensor]
+    nbytes: int
+    described: dict[str, Any]
+
+
 class Stage:
     """Distinct inputs for the calls of a batch, and the output gradients of gradient calls.
 
@@ -59,7 +75,7 @@ class Stage:
         small = sum(t.numel() * t.element_size() for t in tensors_of(template)) < _KEEP_BYTES
         self._template = template if small else [mapped(v, _form) for v in template]
         self._template_grads = [g if g is None else _form(g) for g in grads(0)] if grads else None
-        self.slot_bytes = self._placed(None).needed_bytes
+        self.slot_bytes = self.slot(None).nbytes
         del template
         began = time.perf_counter()
         self._base(0)
@@ -85,12 +101,16 @@ class Stage:
         """Return the seconds of one draw."""
         return self._draw_s
 
-    def _placed(self, arena: wire.Arena | None) -> wire.Placer:
-        """Return what lays out one slot at an arena's beginning."""
-        placer = wire.Placer(arena)
-        placer.encode(self._template)
-        placer.encode(self._template_grads)
-        return placer
+    def slot(self, arena: wire.Arena | None, at: int = 0) -> Slot:
+        """Return one slot laid out in an arena, as in this one's; None only counts its bytes."""
+        placer = wire.Placer(arena, at)
+        args = placer.encode(self._template)
+        grads = None if self._template_grads is None else placer.encode(self._template_grads)
+        return Slot(
+            places=placer.places,
+            nbytes=placer.needed_bytes - at,
+            described={"table": placer.table, "args": args, "grads": grads},
+        )
 
     def _template_tensors(self) -> list[torch.Tensor]:
         return tensors_of(self._template) + tensors_of(self._template_grads)
@@ -210,7 +230,7 @@ class Stage:
         """
         if self._image is None:
             self._image = wire.HostArena.create(self.slot_bytes)
-            self._image_places = self._placed(self._image).places
+            self._image_places = self.slot(self._image).places
         inputs, grads = self._drawn(trials.derived(self._seed, "alone", number))
         with torch.no_grad():
             for place, tensor in zip(self._image_places, flat(inputs, grads), strict=True):

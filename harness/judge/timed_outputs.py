@@ -101,7 +101,7 @@ class OutputCheck:
 
     def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
         """Return what is found now where inputs of slots lie: all of it, or elements of much."""
-        return {slot: [_part(place) for place in self._stage.places(slot)] for slot in slots}
+        return {slot: parts(self._stage.places(slot)) for slot in slots}
 
     def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
         """Return what those outputs of a batch that were looked at were computed from, by slot.
@@ -286,6 +286,11 @@ def _slice_bound(tensor: torch.Tensor, want: torch.Tensor) -> float:
     return min(_SLICE_PART * size, max(_SLICE_PART * spread, _ROUNDING_PART * size))
 
 
+def parts(places: Sequence[torch.Tensor]) -> list[Part]:
+    """Return what is found at places now: all of it, or elements of much."""
+    return [_part(place) for place in places]
+
+
 def _part(place: torch.Tensor) -> Part:
     if place.numel() <= _PART:
         return None, place.clone()
@@ -293,9 +298,9 @@ def _part(place: torch.Tensor) -> Part:
     return chosen, torch.take(place, chosen)
 
 
-def _untouched(parts: Sequence[Part], staged: Values, *, exact: bool) -> bool:
+def _untouched(found: Sequence[Part], staged: Values, *, exact: bool) -> bool:
     """Return whether inputs are as they were staged, or alike."""
-    for (chosen, got), tensor in zip(parts, flat(staged[0], staged[1] or []), strict=True):
+    for (chosen, got), tensor in zip(found, flat(staged[0], staged[1] or []), strict=True):
         want = tensor if chosen is None else torch.take(tensor, chosen.to(tensor.device))
         got = got.to(want.device)
         same = torch.equal(_bits(got), _bits(want))

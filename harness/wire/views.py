@@ -96,6 +96,9 @@ def form(said: Any) -> Form | None:
             raise WireViolation("a tensor with malformed sizes")
         flags = [said[name] is True for name in ("on_gpu", "conjugate", "negative")]
         found = Form(DTYPES[said["dtype"]], shape, strides, *flags)
+        floating = found.dtype.is_floating_point or found.dtype.is_complex
+        if (found.conjugate and not found.dtype.is_complex) or (found.negative and not floating):
+            raise WireViolation(f"conjugated or negated elements of {found.dtype}")
     except (KeyError, TypeError) as error:
         raise WireViolation(f"a malformed description of a tensor: {error!r}") from None
     if found.span_bytes > _MOST_BYTES or found.elements > _MOST_BYTES:

@@ -337,13 +337,21 @@ class Worker:
 
     def do_alone(self, request: dict[str, Any]) -> None:
         """Make single calls, each when its inputs have come over the tray."""
-        arena = self._shared["tray"]
+        arena, nbytes = self._shared["tray"], request["bytes"]
         assert isinstance(arena, wire.HostArena)
-        pages = tray.Tray(arena, request["bytes"])
-        place = self._shared["stage"].flat()[: request["bytes"]]
+        pages, place, batch = tray.Tray(arena, nbytes), None, self._batch
+        if self._device.type == "cuda":
+            place = self._shared["stage"].flat()[:nbytes]
+        else:
+            batch = calls.Batch(self._device)
+            decoder = wire.Placed(arena, request["table"])
+            grads = request["grads"]
+            batch.stage(
+                decoder.decode(request["args"]), None if grads is None else decoder.decode(grads)
+            )
         gc.disable()
         try:
-            self._batch.run_alone(self._model(), pages, place, request["number"])
+            batch.run_alone(self._model(), pages, place, request["number"])
         finally:
             gc.enable()
 

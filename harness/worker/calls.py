@@ -149,6 +149,9 @@ def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[to
 
 
 def _addresses(output: Any, gradients: modules.Gradients | None) -> list[int]:
+    # Most modules return one tensor, and calls can be short: no detour for them.
+    if gradients is None and type(output) is torch.Tensor and output.layout is torch.strided:
+        return [output.data_ptr()]
     return [wire.address(t) for t in modules.given_tensors(output, gradients)[: bell.MAX_TENSORS]]
 
 
@@ -209,11 +212,7 @@ class Batch:
                 with torch.no_grad():
                     output = module(*self._inputs[slot])
                 kept.append((output, None))
-                # Most modules return one tensor, and calls can be short: no detour for them.
-                if type(output) is torch.Tensor and output.layout is torch.strided:
-                    where.append(output.data_ptr())
-                else:
-                    where += _addresses(output, None)
+                where += _addresses(output, None)
             else:
                 output = module(*self._inputs[slot])
                 found = modules.differentiate(output, self._inputs[slot], module, grads)
@@ -235,7 +234,7 @@ class Batch:
         self,
         module: torch.nn.Module,
         pages: tray.Tray,
-        place: torch.Tensor,
+        place: torch.Tensor | None,
         number: int,
     ) -> None:
         """Call the module on slot 0, whose inputs come over the tray, until there are no more.
@@ -243,26 +242,30 @@ class Batch:
         Args:
             module: already in its mode.
             pages: where inputs come from and outputs go to.
-            place: the bytes of slot 0.
+            place: the bytes of slot 0, where they are not the tray's own.
             number: of the first call.
         """
         inputs, grads, device = self._inputs[0], self._grads[0], self._device
-        outlay = tray.Outlay(pages.outputs)
+        outlay = None if place is None else tray.Outlay(pages.outputs)
         while (seed := pages.wait(number)) != tray.END:
-            place.copy_(pages.inputs, non_blocking=True)
+            if place is not None:
+                place.copy_(pages.inputs, non_blocking=True)
             if seed:
                 modules.seed_everything(seed)
+            found = None
             if grads is None:
                 with torch.no_grad():
                     output = module(*inputs)
-                given = modules.given_tensors(output, None)
             else:
                 output = module(*inputs)
                 found = modules.differentiate(output, inputs, module, grads)
-                given = modules.given_tensors(modules.mapped(output, torch.Tensor.detach), found)
-            outlay.put(given[: bell.MAX_TENSORS])
-            synchronize(device)
-            pages.done(number)
+                output = modules.mapped(output, torch.Tensor.detach)
+            if outlay is not None:
+                outlay.put(modules.given_tensors(output, found)[: bell.MAX_TENSORS])
+                synchronize(device)
+                pages.done(number)
+            else:
+                pages.done(number, _addresses(output, found))
             number += 1
 
     def forms(self) -> dict[str, Any]:
