@@ -96,55 +96,44 @@ class Tray:
 class Outlay:
     """Where a call's tensors go on the tray: one behind the other, as far as they have memory.
 
+    Without strides: tensors of the same shapes take as many bytes, whoever made them.
+
     Args:
         pages: the tray's outputs.
     """
 
     def __init__(self, pages: torch.Tensor) -> None:
         self._pages = pages
-        self._forms: list[tuple[torch.dtype, torch.Size, tuple[int, ...]]] = []
+        self._forms: list[tuple[torch.dtype, torch.Size]] = []
         self._places: list[torch.Tensor] = []
 
     def put(self, tensors: Sequence[torch.Tensor | None]) -> None:
-        """Copy tensors to the tray, strides and all; on a GPU, when their stream comes to it."""
+        """Copy tensors to the tray; on a GPU, when their stream comes to it."""
         given = [t for t in tensors if t is not None and t.numel() and wire.address(t)]
-        forms = [(t.dtype, t.shape, t.stride()) for t in given]
+        forms = [(t.dtype, t.shape) for t in given]
         if forms != self._forms:
             described = [wire.form(wire.described(t)) for t in given]
-            self._places = [_once(t) for t in laid_out(self._pages, described) if t is not None]
+            self._places = [t for t in laid_out(self._pages, described) if t is not None]
             self._forms = forms
         for place, tensor in zip(self._places, given, strict=True):
-            place.copy_(_once(tensor.detach()), non_blocking=True)
+            place.copy_(tensor.detach(), non_blocking=True)
 
 
-def _once(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor without the elements that lie where others do."""
-    if 0 in tensor.stride():
-        for d, step in enumerate(tensor.stride()):
-            if step == 0 and tensor.shape[d] > 1:
-                tensor = tensor.narrow(d, 0, 1)
-    return tensor
+def laid_out_bytes(form: wire.Form | None) -> int:
+    """Return what a tensor of a form takes on the tray."""
+    return 0 if form is None else form.elements * form.dtype.itemsize
 
 
-def laid_out(
-    pages: torch.Tensor, forms: Sequence[wire.Form | None], most_bytes: int = 1 << 46
-) -> list[torch.Tensor | None]:
+def laid_out(pages: torch.Tensor, forms: Sequence[wire.Form | None]) -> list[torch.Tensor | None]:
     """Return the tensors of such forms that lie one behind the other on pages.
 
-    Args:
-        pages: bytes.
-        forms: claims.
-        most_bytes: a tensor that would take more as a copy is not there.
-
-    Returns:
-        None for what has no memory, and for what does not fit.
+    None for what has no memory, and for what does not fit: forms are claims.
     """
     found: list[torch.Tensor | None] = []
     at = 0
     for form in forms:
-        end = at if form is None else at + form.span_bytes
-        fits = form is not None and form.elements * form.dtype.itemsize <= most_bytes
-        there = fits and at < end <= len(pages)
-        found.append(form.over(pages[at:end]) if form is not None and there else None)
+        end = at + laid_out_bytes(form)
+        there = form is not None and at < end <= len(pages)
+        found.append(pages[at:end].view(form.dtype).view(form.shape) if form and there else None)
         at = wire.aligned(end)
     return found

@@ -102,7 +102,7 @@ def main() -> None:
         used = children_s() - before
         rows.append(("one extension", f"{seconds:.1f} s (processor {used:.1f} s)", "4 to 5 s"))
         runtime = cuda_on_cpu.Runtime(support, answer_cuda=True)
-        runtime.install_allocator()
+        runtime.guard_allocations(True)
         spec = importlib.util.spec_from_file_location("bench", library)
         assert spec is not None and spec.loader is not None
         module: Any = importlib.util.module_from_spec(spec)

@@ -18,6 +18,11 @@ from harness.judge.remote import WorkerFailed
 from harness.judge.sight import Layout
 
 POLICY = ClockPolicy()
+WAY_MS = 0.03
+
+
+def figures(reference_ms: float, candidate_ms: float = 0.01) -> dict[str, float]:
+    return {REFERENCE: reference_ms, CANDIDATE: candidate_ms}
 
 
 class FakeBatches:
@@ -37,10 +42,14 @@ class FakeBatches:
         self.of_one.append(role)
         return self.alone_ms[role]
 
-    def run_alone(self, role: str, hands: list[Any], first: int, keep: int) -> list[float]:
+    def run_alone(
+        self, role: str, hands: list[Any], first: int, keep: int, *, empty: bool = False
+    ) -> list[float]:
         assert self.alike
-        self.rounds.append((role, [int(h.image[0]) for h in hands], first))
-        return [self.alone_ms[role]] * (len(hands) - first)
+        name = "way" if empty else role
+        assert not empty or role == REFERENCE, "who is not believed does not know"
+        self.rounds.append((name, [int(h.image[0]) for h in hands], first))
+        return [WAY_MS if empty else self.alone_ms[role]] * (len(hands) - first)
 
     def check_pending(self) -> None:
         self.checks += 1
@@ -59,24 +68,20 @@ def no_baseline(role: str, why: str) -> None:
     raise AssertionError(f"{role} failed: {why}")
 
 
-def test_way_over_the_tray_is_what_the_reference_says_it_is() -> None:
+def test_way_over_the_tray_is_what_it_takes_without_a_call() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
-    latency = single(batches).latency(0.02, 1.0)
+    latency = single(batches).latency(figures(0.02), 1.0)
     assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.handed_rounds)
     assert latency.own_ms()[CANDIDATE] == pytest.approx([0.015] * POLICY.handed_rounds)
+    assert set(latency.taken_ms) == {REFERENCE, CANDIDATE}
     assert not batches.of_one and not batches.alike
     assert batches.checks == POLICY.handed_rounds
-
-
-def test_a_reference_that_is_quicker_alone_gives_nothing_away() -> None:
-    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.06})
-    assert single(batches).latency(0.08, 1.0).own_ms()[CANDIDATE][0] == pytest.approx(0.06)
 
 
 @pytest.mark.parametrize(("reference_ms", "slot_bytes"), [(0.5, 64), (0.02, 17 << 20)])
 def test_long_or_large_calls_go_by_batches_of_one(reference_ms: float, slot_bytes: int) -> None:
     batches = FakeBatches({REFERENCE: 1.6, CANDIDATE: 1.5})
-    latency = single(batches, slot_bytes=slot_bytes).latency(reference_ms, 1.0)
+    latency = single(batches, slot_bytes=slot_bytes).latency(figures(reference_ms), 1.0)
     assert len(batches.of_one) == 2 * POLICY.latency_batches and not batches.rounds
     assert latency.own_ms()[CANDIDATE] == pytest.approx([0.5] * POLICY.latency_batches)
     assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.overlap_ms)
@@ -87,32 +92,41 @@ def test_what_the_reference_gives_decides_no_claim_of_the_candidate() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
     form = SimpleNamespace(span_bytes=1 << 40)
     batches.batons[CANDIDATE].layout = Layout(forms=(form,))  # type: ignore[arg-type]
-    single(batches).latency(0.02, 1.0)
+    single(batches).latency(figures(0.02), 1.0)
     assert batches.rounds
 
 
 def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches).latency(0.02, 1.0)
+    single(batches).latency(figures(0.02), 1.0)
     counted: list[int] = []
-    for one, other in zip(batches.rounds[::2], batches.rounds[1::2], strict=True):
-        assert {one[0], other[0]} == {REFERENCE, CANDIDATE} and one[1:] == other[1:]
+    rounds = batches.rounds
+    for one, other, way in zip(rounds[::3], rounds[1::3], rounds[2::3], strict=True):
+        assert {one[0], other[0]} == {REFERENCE, CANDIDATE} and one[1:] == other[1:] == way[1:]
+        assert way[0] == "way"
         counted += one[1][one[2] :]
     assert len(counted) == len(set(counted)) >= POLICY.handed_rounds * POLICY.handed_calls
-    assert {role for role, _, _ in batches.rounds[::2]} == {REFERENCE, CANDIDATE}, "random order"
+    assert {role for role, _, _ in rounds[::3]} == {REFERENCE, CANDIDATE}, "random order"
 
 
-def test_slow_draws_make_short_rounds() -> None:
+def test_slow_draws_make_short_and_few_rounds() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches, draw_s=0.05, latency_s=0.0).latency(0.02, 1.0)
-    assert len(batches.rounds) == 2 * POLICY.handed_rounds / 3
+    single(batches, draw_s=0.05, latency_s=0.0).latency(figures(0.02), 1.0)
+    assert len(batches.rounds) == 3 * POLICY.latency_least
     drawn = {number for _, numbers, _ in batches.rounds for number in numbers}
-    assert len(drawn) <= 10 + 4 * POLICY.handed_rounds / 3
+    assert len(drawn) <= 4 * (POLICY.latency_least + 1)
+
+
+def test_a_slow_candidate_makes_short_and_few_rounds() -> None:
+    """At 0.2 s a call, fifteen rounds of fifty calls would take minutes, without a sign of life."""
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 200.0})
+    single(batches, latency_s=0.0).latency(figures(0.02, 200.0), 1.0)
+    assert sum(len(numbers) for _, numbers, _ in batches.rounds) <= 8 * 3 * POLICY.latency_least
 
 
 def test_on_a_gpu_more_is_allowed() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05}, on_gpu=True)
-    latency = single(batches).latency(0.02, 1.0)
+    latency = single(batches).latency(figures(0.02), 1.0)
     assert latency.hides
     assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.handed_gpu_ms)
 
@@ -131,11 +145,11 @@ def test_a_baseline_that_does_not_rest_does_not_end_single_calls(reference_ms: f
             self.check()
             return super().run(role, calls, logged=logged)
 
-        def run_alone(self, role: str, hands: list[Any], first: int, keep: int) -> list[float]:
+        def run_alone(self, role: str, *words: Any, **named: Any) -> list[float]:
             self.check()
-            return super().run_alone(role, hands, first, keep)
+            return super().run_alone(role, *words, **named)
 
     calls = single(Restless({REFERENCE: 3.0, CANDIDATE: 3.0}))
     calls._fail = lambda role, why: failed.append(f"{role}: {why}")
-    assert calls.latency(reference_ms, 1.0).taken_ms[REFERENCE][0] == 3.0
+    assert calls.latency(figures(reference_ms), 1.0).taken_ms[REFERENCE][0] == 3.0
     assert failed == ["torch.compile: it does not stand still"]

@@ -222,3 +222,15 @@ def test_the_image_of_fresh_values_is_a_slot(draw: Callable[[], list[Any]], grad
     again, other = stage.fresh(5)[0], stage.fresh(6)[0]
     assert torch.equal(image, again) and not torch.equal(image, other)
     assert not torch.equal(batch, torch.cat([t.reshape(-1) for t in tensors_of(values[0])]))
+
+
+def test_fresh_values_share_no_memory_with_what_was_drawn() -> None:
+    """A reference that writes into its inputs must not change what others are held to."""
+    always = torch.randn(6, 4)
+    stage, _ = staged(lambda: [always, always])
+    (_, (one, _)), (_, (other, _)) = stage.fresh(0), stage.fresh(1)
+    one[0].add_(1)
+    assert torch.equal(one[1], always) and torch.equal(other[0], always)
+    expanded, _ = staged(views)
+    (_, _, row), _ = expanded.fresh(0)[1]
+    assert row.stride() == (0, 1)

@@ -234,13 +234,16 @@ class Batches:
             self._look_for_jolt(baton.role, timed)
         return timed.total_ms
 
-    def run_alone(self, role: str, hands: Sequence[Hand], first: int, keep: int) -> list[float]:
+    def run_alone(
+        self, role: str, hands: Sequence[Hand], first: int, keep: int, *, empty: bool = False
+    ) -> list[float]:
         """Make single calls of a role, each with inputs that were nowhere before.
 
         Args:
             role: reference or candidate.
             hands: a call each.
             first: how many of them do not count.
+            empty: without the calls, for what the way over the tray takes: the reference's alone.
             keep: how many of the candidate's others wait to be checked (``check_pending``).
 
         Returns:
@@ -251,7 +254,7 @@ class Batches:
             self._singles[role] = Singles(self.batons[role], self._stage, self._secret)
         self._rest_others(role)
         self._cool()
-        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep)
+        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep, empty=empty)
         if role == CANDIDATE:
             self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
         return times

@@ -161,7 +161,7 @@ class Baton:
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
         once = np.random.default_rng(secret.getrandbits(128))
         numbers = [once.integers(0, 1 << 62, _ELEMENTS) for _ in chosen]
-        prepared = [self._prepared(n) for n in numbers]
+        prepared = [self.prepared(n) for n in numbers]
         self._bell.write_order(order, seed)
         self.worker.see_it_stood()
         began = self._clock()
@@ -171,7 +171,7 @@ class Baton:
         self._resting = False
         self._bell.wait_done(self._number, look)
         where, missed = self._bell.where(len(order)), self._sight.missed
-        elements = [self._elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
+        elements = [self.elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
         self._wait()
         seen_at = self._clock()
         one = secret.randrange(most)
@@ -220,8 +220,12 @@ class Baton:
                 raise wire.WireViolation("a time that is none")
             return float(said)
 
-    def _prepared(self, numbers: np.ndarray) -> list[Any]:
-        """Return what it takes to read these elements of each tensor that a call gives."""
+    def prepared(self, numbers: np.ndarray) -> list[Any]:
+        """Return what it takes to read these elements of each tensor that a call gives.
+
+        Args:
+            numbers: modulo a tensor's length.
+        """
         if self._layout is None:
             return []
         with self.claims():
@@ -230,8 +234,13 @@ class Baton:
                 for form in self._layout.forms
             ]
 
-    def _elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
-        """Read some elements of each tensor of one call."""
+    def elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
+        """Read some elements of each tensor of one call.
+
+        Args:
+            where: its addresses.
+            prepared: which.
+        """
         return self._read(where, lambda sight, i, at, form: sight.elements(at, form, prepared[i]))
 
     def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:

@@ -53,8 +53,9 @@ class ClockPolicy:
         short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
             changes within a second: batches take the second then. More blocks, each within one
             pace, are worth more than a small part of the hand-shake.
-        latency_batches, latency_s: batches of a single call, of reference and candidate each: at
-            most so many, and at least a third of them where they take more than so many seconds.
+        latency_batches, latency_s, latency_least: batches of a single call, of reference and
+            candidate each: at most so many, and at least the last where they take more than so
+            many seconds.
         claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
             milliseconds per batch) in most blocks is a lie.
         overlap_part, overlap_ms: a single call above throughput by more than the reference's and
@@ -94,16 +95,17 @@ class ClockPolicy:
     short_floor: float = 0.03
     latency_batches: int = 15
     latency_s: float = 1.0
+    latency_least: int = 5
     claim_part: float = 0.10
     claim_ms: float = 0.5
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     alone_below_ms: float = 0.4
-    alone_bytes: int = 16 << 20
+    alone_bytes: int = 4 << 20
     handed_rounds: int = 45
     handed_calls: int = 40
     handed_part: float = 0.1
-    handed_ms: float = 0.001
+    handed_ms: float = 0.0003
     handed_gpu_ms: float = 0.008
     discard_part: float = 0.5
     claimed_part: float = 0.1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -22,8 +22,9 @@ _MORE = 4
 """A round has up to so many calls less one beyond those that are wanted: nobody is to know which
 is the last, whose inputs are looked at."""
 _CHECKED = 4
-_DRAW_S = 0.03
-"""For the draws of a round, of which there is one in any case."""
+_DRAW_S, _CALLS_S = 0.03, 0.1
+"""For the draws of a round, and for the calls of a role in it: there is one in any case."""
+_WAY = "way"
 
 T = TypeVar("T")
 
@@ -58,25 +59,30 @@ class SingleCalls:
         self._draws = draws
         self._used: list[Hand] = []
         self._drawn = 0
+        self._wanted = 1
 
-    def latency(self, reference_ms: float, handshake_ms: float) -> Latency:
+    def latency(self, figures_ms: Mapping[str, float], handshake_ms: float) -> Latency:
         """Return what single calls take.
 
         Args:
-            reference_ms: of a call of the reference's, back to back.
+            figures_ms: of calls back to back, by role.
             handshake_ms: of a batch.
         """
         policy, batches = self._policy, self._batches
         batches.alike = True  # caches count for more here than anywhere
-        if self._goes_over_the_tray(reference_ms):
+        if self._goes_over_the_tray(figures_ms[REFERENCE]):
+            most_ms = max(figures_ms.values())
+            self._wanted = min(
+                policy.handed_calls,
+                int(_DRAW_S / self._stage.draw_s),
+                int(_CALLS_S * 1e3 / most_ms),
+            )
             times = self._rounds(policy.handed_rounds, self._handed_over)
-            # What the reference takes more than back to back is the way over the tray, and what
-            # being alone costs.
-            over = float(clock.middle_mean(np.array(times[REFERENCE]))) - reference_ms
+            way = float(clock.middle_mean(np.array(times.pop(_WAY))))
             part, least_ms = policy.handed_part, policy.handed_ms
             if batches.on_gpu:
                 part, least_ms = policy.overlap_part, policy.handed_gpu_ms
-            latency = Latency(times, max(over, 0.0), part, least_ms, hides=batches.on_gpu)
+            latency = Latency(times, way, part, least_ms, hides=batches.on_gpu)
         else:
             times = self._rounds(policy.latency_batches, self._of_batches)
             latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
@@ -93,16 +99,16 @@ class SingleCalls:
     def _rounds(
         self, most: int, run: Callable[[list[str]], dict[str, float]]
     ) -> dict[str, list[float]]:
-        """Run rounds until there are enough; at least a third of them, however long they take."""
-        times: dict[str, list[float]] = {REFERENCE: [], CANDIDATE: []}
+        """Run rounds until there are enough; some of them however long they take."""
+        times: dict[str, list[float]] = {}
         until = time.monotonic() + self._policy.latency_s
         for number in range(most):
-            if time.monotonic() > until and 3 * number >= most:
+            if time.monotonic() > until and number >= self._policy.latency_least:
                 break
-            roles = list(times)
+            roles = [REFERENCE, CANDIDATE]
             self._secret.shuffle(roles)
             for role, ms in run(roles).items():
-                times[role].append(ms)
+                times.setdefault(role, []).append(ms)
             self._batches.check_pending()
         return times
 
@@ -115,13 +121,16 @@ class SingleCalls:
         return {role: self._unless_baselines_fail(run, role) for role in roles}
 
     def _handed_over(self, roles: list[str]) -> dict[str, float]:
-        """Make some calls of each, one after the other, whose inputs were nowhere before."""
-        wanted = min(self._policy.handed_calls, int(_DRAW_S / self._stage.draw_s))
-        new = self._hands(max(wanted, 1) + self._secret.randrange(_MORE))
-        first = self._used or self._hands(_FIRST)
-        self._used = (new + first)[:_FIRST]
+        """Make some calls of each, one after the other, whose inputs were nowhere before.
+
+        And as many that are none, in the reference's worker, for what the way takes.
+        """
+        new = self._hands(max(self._wanted, 1) + self._secret.randrange(_MORE))
+        first = self._used or self._hands(min(_FIRST, len(new)))
+        self._used = (new + first)[: len(first)]
         run = partial(self._batches.run_alone, hands=first + new, first=len(first), keep=_CHECKED)
         taken = {role: self._unless_baselines_fail(run, role) for role in roles}
+        taken[_WAY] = self._unless_baselines_fail(partial(run, empty=True), REFERENCE)
         return {role: float(clock.middle_mean(np.array(ms))) for role, ms in taken.items()}
 
     def _hands(self, count: int) -> list[Hand]:

@@ -19,7 +19,8 @@ from harness.judge.baton import Baton, Seen, Timed
 from harness.judge.staging import Stage, Values
 from harness.judge.timed_outputs import parts
 
-_ELEMENTS = 64
+_ELEMENTS = 8
+"""Of each tensor, read on the clock: each is a system call on a CPU."""
 SLOT = 0
 """Where the inputs of single calls lie in the stage."""
 
@@ -37,6 +38,19 @@ class Hand:
     image: torch.Tensor
     values: Values
     seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """Of one call: which elements were read on the clock, what they were, and all of them."""
+
+    numbers: np.ndarray
+    elements: list[torch.Tensor | None]
+    whole: list[torch.Tensor | None]
+
+
+_Take = Callable[[], Callable[[], _Outputs]]
+"""Takes on the clock what proves that a call is done; what it returns gets the rest later."""
 
 
 class Singles:
@@ -71,7 +85,7 @@ class Singles:
         baton.worker.share("tray", arena)
 
     def run(
-        self, mode: str, hands: Sequence[Hand], first: int, keep: int
+        self, mode: str, hands: Sequence[Hand], first: int, keep: int, *, empty: bool = False
     ) -> tuple[list[float], list[tuple[Timed, Values]]]:
         """Make one call after the other.
 
@@ -80,7 +94,9 @@ class Singles:
             hands: a call each.
             first: how many of them do not count.
             keep: of how many others to keep the outputs: the last, and what the secret chooses.
-                What it takes to copy them is on the clock, for all calls alike.
+                What it takes to see them is on the clock, for all calls alike.
+            empty: have the worker give again what the first call gave: what the way takes. Only
+                one that is believed may know.
 
         Returns:
             Milliseconds of each that counts, from before its inputs were handed over until its
@@ -89,70 +105,90 @@ class Singles:
         baton, pages, last = self._baton, self._tray, len(hands) - 1
         counted = range(first, last)
         kept = {last, *self._secret.sample(counted, min(keep - 1, len(counted)))}
-        take = self._taker(kept)
+        looking = self._on_tray(kept) if baton.on_gpu else self._in_memory
         baton.wake()
         baton.worker.ask("ready", mode=mode, poison=[])
         baton.worker.send(
-            "alone", number=self._number + 1, bytes=len(pages.inputs), **self._slot.described
+            "alone",
+            number=self._number + 1,
+            bytes=len(pages.inputs),
+            empty=empty,
+            **self._slot.described,
         )
         times: list[float] = []
-        found: dict[int, list[torch.Tensor | None]] = {}
+        seen: dict[int, _Outputs] = {}
         for position, hand in enumerate(hands):
             self._number += 1
-            look = self._looker()
+            look, take = self._looker(), looking(position)
             began = self._clock()
             pages.inputs.copy_(hand.image)
             pages.go(self._number, hand.seed)
             pages.wait_done(self._number, look)
-            found[position if position in kept else -1] = take(position)
+            rest = take()
             times.append((self._clock() - began) * 1e3)
+            if position in kept:
+                seen[position] = rest()
         # As long as it may be asked for more: inputs must be as they were before it is not.
         inputs = {SLOT: parts(self._places)}
         self._number += 1
         pages.go(self._number, tray.END)
         baton.worker.answer()
-        return times[first:], [
-            (
-                self._timed(found[p], times[p], hands[p].seed, inputs if p == last else None),
-                hands[p].values,
+        checked = []
+        for p in sorted(kept):
+            outputs = Seen(
+                layout=baton.layout,
+                numbers={0: seen[p].numbers},
+                elements={0: seen[p].elements},
+                chosen=0,
+                whole=seen[p].whole,
+                inputs=inputs if p == last else None,
             )
-            for p in sorted(kept)
-        ]
+            one = Timed(
+                total_ms=times[p], claimed_ms=None, order=(SLOT,), seed=hands[p].seed, seen=outputs
+            )
+            checked.append((one, hands[p].values))
+        return times[first:], checked
 
-    def _taker(self, kept: set[int]) -> Callable[[int], list[torch.Tensor | None]]:
-        """Return what takes the outputs of the call at a position, when it is done."""
+    def _forms(self) -> tuple[wire.Form | None, ...]:
         layout = self._baton.layout
-        forms = layout.forms[: bell.MAX_TENSORS] if layout else ()
-        if not self._baton.on_gpu:
-            return lambda position: self._baton.whole(self._tray.where(len(forms)))
-        most = self._baton.worker.max_outbox_bytes
-        buffers = {p: torch.zeros(self._out, dtype=torch.uint8) for p in (*kept, -1)}
+        return layout.forms[: bell.MAX_TENSORS] if layout else ()
 
-        def take(position: int) -> list[torch.Tensor | None]:
-            buffer = buffers.get(position, buffers[-1])
-            buffer.copy_(self._tray.outputs[: self._out])
-            return tray.laid_out(buffer, forms, most) if position in kept else []
+    def _numbers(self) -> np.ndarray:
+        once = np.random.default_rng(self._secret.getrandbits(128))
+        return once.integers(0, 1 << 62, _ELEMENTS)
+
+    def _in_memory(self, position: int) -> _Take:
+        """Return what looks at outputs where they lie: at some elements, then at all of them."""
+        baton, count, numbers = self._baton, len(self._forms()), self._numbers()
+        prepared = baton.prepared(numbers)
+
+        def take() -> Callable[[], _Outputs]:
+            where = self._tray.where(count)
+            elements = baton.elements(where, prepared)
+            return lambda: _Outputs(numbers, elements, baton.whole(where))
 
         return take
 
-    def _timed(
-        self, whole: list[torch.Tensor | None], ms: float, seed: int, inputs: object
-    ) -> Timed:
-        numbers = np.random.default_rng(self._secret.getrandbits(128)).integers(
-            0, 1 << 62, _ELEMENTS
-        )
-        chosen = torch.from_numpy(numbers)
-        with self._baton.claims():
-            elements = [None if t is None else torch.take(t, chosen % t.numel()) for t in whole]
-        seen = Seen(
-            layout=self._baton.layout,
-            numbers={0: numbers},
-            elements={0: elements},
-            chosen=0,
-            whole=whole,
-            inputs=inputs,
-        )
-        return Timed(total_ms=ms, claimed_ms=None, order=(SLOT,), seed=seed, seen=seen)
+    def _on_tray(self, kept: set[int]) -> Callable[[int], _Take]:
+        """Return what makes ready to take the outputs of a call from the tray, by its position."""
+        buffers = {p: torch.zeros(self._out, dtype=torch.uint8) for p in (*kept, -1)}
+
+        def looking(position: int) -> _Take:
+            buffer = buffers.get(position, buffers[-1])
+
+            def take() -> Callable[[], _Outputs]:
+                buffer.copy_(self._tray.outputs[: self._out])
+                return lambda: self._outputs(buffer)
+
+            return take
+
+        return looking
+
+    def _outputs(self, buffer: torch.Tensor) -> _Outputs:
+        whole, numbers = tray.laid_out(buffer, self._forms()), self._numbers()
+        at = torch.from_numpy(numbers)
+        elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
+        return _Outputs(numbers, elements, whole)
 
     def _looker(self) -> Callable[[], None]:
         number, deadline = self._number, time.monotonic() + self._baton.timeout_s
@@ -162,5 +198,5 @@ class Singles:
 def out_bytes(baton: Baton) -> int:
     """Return what the tensors of one call take on a tray, as the worker describes them."""
     layout = baton.layout
-    forms = layout.forms if layout else ()
-    return sum(wire.aligned(f.span_bytes) for f in forms if f is not None)
+    forms = layout.forms[: bell.MAX_TENSORS] if layout else ()
+    return sum(wire.aligned(tray.laid_out_bytes(form)) for form in forms)

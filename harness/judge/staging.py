@@ -231,12 +231,18 @@ class Stage:
         if self._image is None:
             self._image = wire.HostArena.create(self.slot_bytes)
             self._image_places = self.slot(self._image).places
-        inputs, grads = self._drawn(trials.derived(self._seed, "alone", number))
+        drawn = self._drawn(trials.derived(self._seed, "alone", number))
         with torch.no_grad():
-            for place, tensor in zip(self._image_places, flat(inputs, grads), strict=True):
+            for place, tensor in zip(self._image_places, flat(*drawn), strict=True):
                 _write(place, tensor)
-        image = self._image.flat()[: self.slot_bytes].clone()
-        return image, (inputs, grads if self._draw_grads else None)
+        # What get_inputs() returns may be the same memory each time, or twice in one call: what
+        # the reference does to its inputs must not reach what others are held to.
+        inputs = [mapped(v, _private) for v in drawn[0]]
+        grads = [g if g is None else _private(g) for g in drawn[1]]
+        return self._image.flat()[: self.slot_bytes].clone(), (
+            inputs,
+            grads if self._draw_grads else None,
+        )
 
     def places(self, slot: int) -> list[torch.Tensor]:
         """Return where a slot's inputs and output gradients lie: whatever is there by now."""
@@ -352,11 +358,13 @@ def flat(inputs: list[Any], grads: list[torch.Tensor | None]) -> list[torch.Tens
     return tensors_of(inputs) + [g for g in grads if g is not None]
 
 
-def _private(place: torch.Tensor) -> torch.Tensor:
+def _private(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy with the same strides."""
-    return torch.empty_strided(
-        place.shape, place.stride(), dtype=place.dtype, device=place.device
-    ).copy_(place)
+    copy = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    _write(copy, tensor)
+    return copy
 
 
 def _form(t: torch.Tensor) -> torch.Tensor:

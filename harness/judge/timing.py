@@ -157,7 +157,7 @@ class Stopwatch:
         alone = SingleCalls(
             batches, self._stage, self._policy, self._secret, self._fail, draws=self._survey.draws
         )
-        latency = alone.latency(blocks.figures()[REFERENCE], handshake_ms)
+        latency = alone.latency(_of_both(blocks.figures()), handshake_ms)
         log = batches.logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
@@ -351,6 +351,10 @@ class Stopwatch:
         if self._setting.warm_l2:
             return f"{calls} calls a batch over inputs that fit the L2 cache (warm)"
         return f"{text}; L2 cold"
+
+
+def _of_both(figures: Mapping[str, float]) -> dict[str, float]:
+    return {role: figures[role] for role in (REFERENCE, CANDIDATE)}
 
 
 def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:

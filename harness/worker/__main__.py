@@ -206,7 +206,7 @@ class Worker:
                 answer_cuda=self._kind == "emulated",
                 findings_path=Path(request["findings"]),
             )
-            self._runtime.install_allocator()
+            self._runtime.guard_allocations(True)
         with self._user_code():
             module = load_module(
                 path, request["class_name"], init, request["seed"], request["overrides"]
@@ -325,13 +325,10 @@ class Worker:
         """Run a batch between *go* and *done*; then say what there was to see, and where."""
         assert self._bell is not None
         number, module, batch = request["number"], self._model(), self._batch
-        gc.disable()
-        try:
+        with self._timed():
             order, seed = self._bell.arm(number)
             claimed = batch.run(module, order, request["keep"], seed)
             self._bell.done(number, batch.where, batch.width)
-        finally:
-            gc.enable()
         allocations = self._allocations(batch.where)
         return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
 
@@ -349,11 +346,8 @@ class Worker:
             batch.stage(
                 decoder.decode(request["args"]), None if grads is None else decoder.decode(grads)
             )
-        gc.disable()
-        try:
-            batch.run_alone(self._model(), pages, place, request["number"])
-        finally:
-            gc.enable()
+        with self._timed():
+            batch.run_alone(self._model(), pages, place, request["number"], request["empty"])
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
         """Say how long the kernels of one call take, by torch's profiler."""
@@ -385,6 +379,19 @@ class Worker:
         )
 
     # --- helpers --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Keep what is no part of a call off the clock: collections, guarded allocations."""
+        gc.disable()
+        if self._runtime is not None:
+            self._runtime.guard_allocations(False)
+        try:
+            yield
+        finally:
+            if self._runtime is not None:
+                self._runtime.guard_allocations(True)
+            gc.enable()
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:

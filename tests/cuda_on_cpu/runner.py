@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(1)
     library = build(support, folder, source_name)
     runtime = Runtime(support, answer_cuda=True)
-    runtime.install_allocator()
+    runtime.guard_allocations(True)
     spec = importlib.util.spec_from_file_location(source_name.removesuffix(".cu"), library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

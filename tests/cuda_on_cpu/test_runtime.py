@@ -66,7 +66,7 @@ from harness.domain import to_json
 from harness.worker.cuda_on_cpu import Runtime
 support, library, answer, path = sys.argv[1:5]
 runtime = Runtime(Path(support), answer_cuda=answer == "yes", findings_path=Path(path))
-runtime.install_allocator()
+runtime.guard_allocations(True)
 spec = importlib.util.spec_from_file_location("ext", library)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)

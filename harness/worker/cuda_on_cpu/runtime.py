@@ -68,9 +68,9 @@ class Runtime:
             raise HarnessError(f"thread order {order!r}: not one of {sorted(_ORDERS)}")
         self._library.emu_set_order(_ORDERS[order], seed & (2**64 - 1))
 
-    def install_allocator(self) -> None:
-        """Replace torch's CPU allocator in this process: guard pages and NaN poison."""
-        self._library.emu_install_allocator()
+    def guard_allocations(self, guarded: bool) -> None:
+        """Replace torch's CPU allocator in this process: guard pages and NaN poison; or undo it."""
+        self._library.emu_guard_allocations(int(guarded))
 
     def initialised(self, tensor: torch.Tensor, name: str = "") -> None:
         """Tell the bounds of memory that the allocator did not hand out, and name it in findings.
