@@ -222,7 +222,7 @@ class AnswerJudge:
             return None
         gap = to_double(other).to(oracle.device) - oracle
         if gap.is_complex():
-            gap = torch.view_as_real(gap)
+            gap = torch.view_as_real(gap.resolve_conj())
         return torch.nan_to_num(gap.abs(), nan=0.0, posinf=0.0)
 
     def _record(self, check: Check) -> None:

@@ -172,7 +172,9 @@ def tensor(
     Source: the allclose bound is |got - expected| <= atol + rtol * |expected|.
     """
     if got.is_complex():
-        got, reference, oracle = (torch.view_as_real(t) for t in (got, reference, oracle))
+        got, reference, oracle = (
+            torch.view_as_real(t.resolve_conj()) for t in (got, reference, oracle)
+        )
     if got.shape != reference.shape or got.shape != oracle.shape:
         raise HarnessError(f"{what}: comparing shapes {got.shape} and {oracle.shape}")
     if not reference.is_floating_point():

@@ -66,7 +66,7 @@ def near(a: Any, b: Any, relative: float = 1e-4) -> bool:
             continue
         if x.numel() == 0:
             continue
-        x, y = (torch.view_as_real(t) if t.is_complex() else t for t in (x, y))
+        x, y = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (x, y))
         low = min(x.element_size(), y.element_size()) < 4
         bound = max(relative, 2e-2) if low else relative
         gap = size = 0.0

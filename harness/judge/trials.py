@@ -287,7 +287,7 @@ def _is_binary(x: torch.Tensor) -> bool:
 
 
 def _is_sorted(x: torch.Tensor) -> bool:
-    if x.numel() < 4 or x.shape[-1] < 4:
+    if x.is_complex() or x.numel() < 4 or x.shape[-1] < 4:
         return False
     rows = x.reshape(-1, x.shape[-1])[:256]
     step = rows[:, 1:] >= rows[:, :-1]

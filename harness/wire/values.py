@@ -112,7 +112,8 @@ class Encoder:
         Raises:
             TooSmall: the arena does not hold them; nothing was written.
         """
-        if not self._copies:
+        if not self._offset:  # nothing, or nothing that has elements
+            self._copies.clear()
             return
         if self._arena is None or self._offset > self._arena.size_bytes:
             raise TooSmall(self._offset)
