@@ -68,7 +68,8 @@ class ClockPolicy:
         handed_rounds: what takes the place of latency_batches there.
         handed_calls: of a round, about.
         handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there, on a CPU:
-            same code was within 0.4 us and 2 % (twenty evaluations on two cores, 2026-11-29).
+            single calls of the same code took no more than calls back to back said (69 references
+            on two cores, 2026-11-29).
         handed_gpu_ms: on a GPU overlap_part stays, and this is the least. A solution's single calls
             were up to 6 us slower and 3 us quicker than its calls back to back said (eight
             evaluations on an H200, 2026-11-29).
