@@ -15,7 +15,7 @@ from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Sensitivity, Standard, unit_roundoff
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
-from harness.modules import mapped, tensors_of, write_state
+from harness.modules import differentiable, mapped, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Above this, tensors are not kept or sent back for checks that can do without."""
@@ -158,7 +158,9 @@ class AnswerJudge:
             check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name)
             if mismatch is not None and r.is_floating_point():
                 moved = Sensitivity(
-                    by_element=self._moved(trial, case, what, name, o), terms=_terms(case, o)
+                    by_element=self._moved(trial, case, what, name, o),
+                    terms=_terms(case, o),
+                    magnitude=_magnitude(case),
                 )
                 check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name, moved)
             self._record(check)
@@ -396,6 +398,13 @@ def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None 
     return dataclasses.replace(
         mismatch, status=status, message=prefix + (message or mismatch.message)
     )
+
+
+def _magnitude(case: Case) -> float:
+    """Return the largest absolute value of all inputs."""
+    floating = [t for t in tensors_of(case.inputs) if differentiable(t) and t.numel()]
+    sizes = [float(torch.nan_to_num(t.abs(), posinf=0.0).max()) for t in floating]
+    return max(sizes, default=0.0)
 
 
 def _terms(case: Case, oracle: torch.Tensor) -> float:

@@ -84,10 +84,13 @@ class Sensitivity:
         by_element: the movement of each element, None where it is not known.
         terms: how many inputs there are for each output: a sum of them from left to right may err
             by the square root of as many roundings.
+        magnitude: of the largest input: what lies between inputs and outputs may be as large, and
+            is rounded there: exp(x - logsumexp(x)) is a softmax, too.
     """
 
     by_element: torch.Tensor | None = None
     terms: float = 0.0
+    magnitude: float = 0.0
 
     def largest(self, oracle: torch.Tensor, unit: float) -> float:
         """Return one figure for a whole tensor.
@@ -98,7 +101,9 @@ class Sensitivity:
         """
         if not oracle.numel():
             return 0.0
-        summed = 0.5 * float(self.terms) ** 0.5 * unit * float(oracle.abs().max())
+        # Eight times this is allowed (sensitivity_factor): two roundings at the inputs' size.
+        roundings = max(0.5 * float(self.terms) ** 0.5, 0.25 * self.magnitude)
+        summed = roundings * unit * float(oracle.abs().max())
         moved = 0.0 if self.by_element is None else float(self.by_element.max())
         return float(max(summed, moved))
 
