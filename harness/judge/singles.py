@@ -149,17 +149,13 @@ class Singles:
             checked.append((one, hands[p].values))
         return times[first:], checked
 
-    def _forms(self) -> tuple[wire.Form | None, ...]:
-        layout = self._baton.layout
-        return layout.forms[: bell.MAX_TENSORS] if layout else ()
-
     def _numbers(self) -> np.ndarray:
         once = np.random.default_rng(self._secret.getrandbits(128))
         return once.integers(0, 1 << 62, _ELEMENTS)
 
     def _in_memory(self, position: int) -> _Take:
         """Return what looks at outputs where they lie: at some elements, then at all of them."""
-        baton, count, numbers = self._baton, len(self._forms()), self._numbers()
+        baton, count, numbers = self._baton, len(_forms(self._baton)), self._numbers()
         prepared = baton.prepared(numbers)
 
         def take() -> Callable[[], _Outputs]:
@@ -185,7 +181,7 @@ class Singles:
         return looking
 
     def _outputs(self, buffer: torch.Tensor) -> _Outputs:
-        whole, numbers = tray.laid_out(buffer, self._forms()), self._numbers()
+        whole, numbers = tray.laid_out(buffer, _forms(self._baton)), self._numbers()
         at = torch.from_numpy(numbers)
         elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
         return _Outputs(numbers, elements, whole)
@@ -197,6 +193,8 @@ class Singles:
 
 def out_bytes(baton: Baton) -> int:
     """Return what the tensors of one call take on a tray, as the worker describes them."""
-    layout = baton.layout
-    forms = layout.forms[: bell.MAX_TENSORS] if layout else ()
-    return sum(wire.aligned(tray.laid_out_bytes(form)) for form in forms)
+    return sum(wire.aligned(tray.laid_out_bytes(form)) for form in _forms(baton))
+
+
+def _forms(baton: Baton) -> tuple[wire.Form | None, ...]:
+    return baton.layout.forms[: bell.MAX_TENSORS] if baton.layout else ()
