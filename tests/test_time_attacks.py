@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.domain import Options, Pair, Status, Verdict
+from harness.domain import Options, Pair, SpeedOutcome, Status, Verdict
 from harness.fleet import run_pairs
 
 FOLDER = Path(__file__).parent / "fixtures" / "timing"
@@ -90,10 +90,14 @@ def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size
     pair = Pair(name=name, problem=FOLDER / f"{problem}.py", solution=FOLDER / f"{name}.py")
     (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
     assert verdict.status is Status.PASSED, verdict.message
-    assert verdict.speed.shape == "latency", verdict.speed
-    assert "worked on together" in verdict.speed.note
-    assert verdict.speed.low is not None
-    assert verdict.speed.low < BOUND
+    speed = verdict.speed
+    assert speed.low is not None
+    told = f"{speed.shape} {speed.outcome.value} {speed.speedup} [{speed.low}, {speed.high}]"
+    if speed.shape == "latency":
+        assert "worked on together" in speed.note
+        assert speed.low < BOUND, told
+    else:  # on a machine that is busy with other things, nothing is said
+        assert speed.outcome is not SpeedOutcome.FASTER or speed.low < BOUND, told
 
 
 SHORT = """
