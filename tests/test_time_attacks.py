@@ -53,6 +53,9 @@ EITHER = {"thread_fills_in"}
 BOUND = 1.15
 """A CPU shared with others is noisy; on a GPU the bound is the one that the verdict states."""
 
+ATTEMPTS = 3
+"""While a machine is busy with other things nothing is decided: an evaluation is UNDECIDED then."""
+
 
 def timed(name: str) -> Verdict:
     """Evaluate one of the folder's solutions on the CPU, briefly."""
@@ -88,16 +91,18 @@ def test_attack_gains_nothing(name: str) -> None:
 def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size: str) -> None:
     """All inputs of a batch lie there at *go*: many rows cost hardly more than one."""
     pair = Pair(name=name, problem=FOLDER / f"{problem}.py", solution=FOLDER / f"{name}.py")
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
-    assert verdict.status is Status.PASSED, verdict.message
-    speed = verdict.speed
-    assert speed.low is not None
-    told = f"{speed.shape} {speed.outcome.value} {speed.speedup} [{speed.low}, {speed.high}]"
-    if speed.shape == "latency":
-        assert "worked on together" in speed.note
-        assert speed.low < BOUND, told
-    else:  # on a machine that is busy with other things, nothing is said
+    for _ in range(ATTEMPTS):
+        (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
+        assert verdict.status is Status.PASSED, verdict.message
+        speed = verdict.speed
+        assert speed.low is not None
+        told = f"{speed.shape} {speed.outcome.value} {speed.speedup} [{speed.low}, {speed.high}]"
         assert speed.outcome is not SpeedOutcome.FASTER or speed.low < BOUND, told
+        if speed.shape == "latency":
+            break
+    assert speed.shape == "latency", told
+    assert "worked on together" in speed.note
+    assert speed.low < BOUND, told
 
 
 SHORT = """

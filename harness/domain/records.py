@@ -145,7 +145,7 @@ class Speed:
         note: why untimed, or what bounds the figure.
         shape: ``throughput`` (calls back to back) or ``latency`` (a single call): which
             of the two the figures above are.
-        reference_latency_ms, candidate_latency_ms: median time of a batch of one call.
+        reference_latency_ms, candidate_latency_ms: median time of a call that is alone.
         reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it,
             by its profiler, from 1 ms by its CUDA events; what a call takes beyond it is host
             overhead.
