@@ -6,6 +6,7 @@ It imports nothing of the harness: what it says is what is written here.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -138,6 +139,13 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "reference_hangs":
         say("problem_code")
         time.sleep(600)
+    elif part == "reference_hangs_in_line_2":
+        faulthandler.register(signal.SIGUSR1, all_threads=False)
+        say("problem_code")
+        slow = compile(
+            "def slow():\n    time.sleep(600)\nslow()", request["pair"]["problem"], "exec"
+        )
+        exec(slow, {"time": time})
     elif part == "dies_after_reference":
         say("problem_code")
         say("harness_code")

@@ -40,6 +40,7 @@ class Stand:
             ClockPolicy(),
             SimpleNamespace(strangers=bool),
             random.Random(1),
+            alive=lambda: self.events.append("alive"),
         )
         stage = SimpleNamespace(
             count=1,
@@ -143,12 +144,12 @@ def test_in_blocks_of_short_calls_everybody_is_treated_like_the_candidate(
     assert stand.whole == [True, True]
     waits = ["written", "cool", "run"]
     assert stand.events == [
-        *["drawn", f"{CANDIDATE} rests", f"{REFERENCE} armed", *waits],
-        *["drawn", f"{REFERENCE} rests", f"{CANDIDATE} armed", *waits],
+        *["alive", "drawn", f"{CANDIDATE} rests", f"{REFERENCE} armed", *waits],
+        *["alive", "drawn", f"{REFERENCE} rests", f"{CANDIDATE} armed", *waits],
     ]
     batches.check_pending()
     batches.check_pending()
-    assert stand.events[len(waits) * 2 + 6 :] == ["checked with inputs"]
+    assert stand.events[len(waits) * 2 + 8 :] == ["checked with inputs"]
 
 
 @pytest.mark.parametrize("where", ["arm", "rest"])

@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -105,7 +109,42 @@ def test_judge_killed_by_its_problem_is_no_want_of_memory(run: Run) -> None:
 def test_reference_that_hangs_in_the_judge_blames_the_problem(run: Run) -> None:
     verdict = run("reference_hangs", deadlines=SHORT)["reference_hangs"]
     assert verdict.status is Status.INVALID_REFERENCE
-    assert "did not return" in verdict.message
+    assert "did not return within 0 s. Next" in verdict.message
+
+
+def test_where_the_reference_hangs_is_said(run: Run) -> None:
+    part = "reference_hangs_in_line_2"
+    verdict = run(part, deadlines=SHORT)[part]
+    assert verdict.status is Status.INVALID_REFERENCE
+    assert "did not return within 0 s: it stands in line 2, in slow. Next" in verdict.message
+    assert verdict.log is not None
+    assert "most recent call first" in Path(verdict.log).read_text()
+
+
+def test_a_judge_says_where_it_stands() -> None:
+    judge = subprocess.Popen(
+        [sys.executable, "-m", "harness.judge"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert judge.stderr is not None
+    os.set_blocking(judge.stderr.fileno(), False)
+    said, until = b"", time.monotonic() + 60
+    try:
+        while b"__main__.py" not in said and time.monotonic() < until:
+            time.sleep(0.1)
+            caught = int(proc_status(judge.pid, "SigCgt"), 16)
+            if caught >> (signal.SIGUSR1 - 1) & 1:  # until then it would end by it
+                judge.send_signal(signal.SIGUSR1)
+            said += judge.stderr.read() or b""
+    finally:
+        judge.kill()
+        judge.communicate()
+    assert b"most recent call first" in said
+    assert b"in main" in said
+
+
+def proc_status(pid: int, name: str) -> str:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(line.split(":")[1] for line in lines if line.startswith(name))
 
 
 @pytest.mark.parametrize("part", ["hangs", "hangs_and_will_not_go", "chatters"])

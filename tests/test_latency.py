@@ -111,7 +111,7 @@ def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
 
 def test_slow_draws_make_short_and_few_rounds() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches, draw_s=0.05, latency_s=0.0).latency(figures(0.02), 1.0)
+    single(batches, draw_s=0.05, handed_s=0.0).latency(figures(0.02), 1.0)
     assert len(batches.rounds) == 3 * POLICY.latency_least
     drawn = {number for _, numbers, _ in batches.rounds for number in numbers}
     assert len(drawn) <= 4 * (POLICY.latency_least + 1)
@@ -120,7 +120,7 @@ def test_slow_draws_make_short_and_few_rounds() -> None:
 def test_a_slow_candidate_makes_short_and_few_rounds() -> None:
     """At 0.2 s a call, fifteen rounds of fifty calls would take minutes, without a sign of life."""
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 200.0})
-    single(batches, latency_s=0.0).latency(figures(0.02, 200.0), 1.0)
+    single(batches, handed_s=0.0).latency(figures(0.02, 200.0), 1.0)
     assert sum(len(numbers) for _, numbers, _ in batches.rounds) <= 8 * 3 * POLICY.latency_least
 
 
@@ -128,7 +128,7 @@ def test_on_a_gpu_more_is_allowed() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05}, on_gpu=True)
     latency = single(batches).latency(figures(0.02), 1.0)
     assert latency.hides
-    assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.handed_gpu_ms)
+    assert (latency.part, latency.least_ms) == (POLICY.handed_part, POLICY.handed_gpu_ms)
 
 
 @pytest.mark.parametrize("reference_ms", [0.02, 2.0])

@@ -115,6 +115,10 @@ def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
     busy = alone_for({REFERENCE: [2.0] * 3, CANDIDATE: [2.9] * 3}, hides=True)
     busy = dataclasses.replace(busy, device_ms={REFERENCE: 1.98, CANDIDATE: 50.0})
     assert speed_of(busy, ClockPolicy()).shape == "latency"
+    # Nor more than the reference's kernels, which are no claim, let one expect.
+    little = alone_for(alone, hides=True)
+    little = dataclasses.replace(little, device_ms={REFERENCE: 0.2, CANDIDATE: 0.99})
+    assert speed_of(little, ClockPolicy()).shape == "latency"
 
 
 def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:

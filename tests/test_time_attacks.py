@@ -83,7 +83,7 @@ def test_attack_gains_nothing(name: str) -> None:
 @pytest.mark.parametrize(
     ("problem", "name", "size"),
     [
-        ("product", "works_ahead", "full"),
+        ("product", "works_ahead", "small"),
         ("product", "works_ahead", "tiny"),
         ("short", "adds_ahead", "full"),
     ],
@@ -188,7 +188,7 @@ self.calls += 1
         ("if timed(): return a.add_(b)", Status.INPUT_MUTATED),
         # Single calls are checked as whole batches are.
         ("if alone(): return torch.empty_like(a)", Status.WRONG_VALUES),
-        ("if alone(): return (a.bfloat16() + b.bfloat16()).float()", Status.PRECISION_LOST),
+        ("if alone(): return (a.half() + b.half()).float()", Status.PRECISION_LOST),
         ("if alone(): return a.add_(b)", Status.INPUT_MUTATED),
         ("if alone(): raise ValueError('alone')", Status.CRASHED),
     ],

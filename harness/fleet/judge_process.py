@@ -22,6 +22,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -283,14 +284,29 @@ class JudgeProcess:
             raise _Ended(
                 Failure(
                     status=Status.INVALID_REFERENCE,
-                    message=f"the reference did not return within {silent:.0f} s. "
-                    "Next: a smaller --size, or a longer --timeout",
+                    message=f"the reference did not return within {silent:.0f} s"
+                    f"{self._where()}. Next: a smaller --size, or a longer --timeout",
                 )
             )
         if silent > self._deadlines.silence_s:
             raise _Ended(self._fault(f"said nothing for {silent:.0f} s"))
         if now - self._began - self._waited_s > self._deadlines.total_s:
             raise _Ended(self._fault(f"came to no verdict within {self._deadlines.total_s:.0f} s"))
+
+    def _where(self) -> str:
+        """Have the judge write to the log where it stands; say which line of the problem it is."""
+        before = self._log.stat().st_size
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process.pid, signal.SIGUSR1)
+        until, said = self._clock() + _ENDING_S, ""
+        while "most recent call first" not in said and self._clock() < until:
+            time.sleep(_POLL_S)
+            with self._log.open("rb") as log:
+                log.seek(before)
+                said = log.read(_LINE_LIMIT_BYTES).decode("utf-8", "replace")
+        problem = re.escape(str(self._request["pair"]["problem"]))
+        found = re.search(rf'File "{problem}", line (\d+) in (\S+)', said)
+        return f": it stands in line {found[1]}, in {found[2]}" if found else ""
 
     def _died(self) -> Failure:
         """Return what the end of a judge without a verdict means."""

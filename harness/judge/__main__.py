@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import json
 import os
 import signal
@@ -25,7 +26,11 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def _close_doors() -> None:
-    """Die with the fleet, hide memory from our own user, adopt what workers leave behind."""
+    """Die with the fleet, hide memory from our own user, adopt what workers leave behind.
+
+    And say in the log where this process stands when the fleet, which gives it up, asks.
+    """
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -78,6 +78,7 @@ class Batches:
         policy: what counts.
         watch: says who else is on the GPU.
         secret: source of the order of calls, and of the choice of what is looked at.
+        alive: told before each batch: many slow ones take minutes.
 
     Attributes:
         batons: by role; who fails is taken out.
@@ -99,6 +100,7 @@ class Batches:
         policy: clock.ClockPolicy,
         watch: GpuWatch,
         secret: random.Random,
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         self.batons = batons
         self.calls: dict[str, int] = {}
@@ -112,6 +114,7 @@ class Batches:
         self._policy = policy
         self._watch = watch
         self._secret = secret
+        self._alive = alive
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
         self._jolted: set[str] = set()
@@ -190,6 +193,7 @@ class Batches:
         Returns:
             Its milliseconds, the hand-shake included.
         """
+        self._alive()
         calls = calls or self.calls_of(role)
         self.running = role
         baton = self.batons[role]
@@ -249,6 +253,7 @@ class Batches:
         Returns:
             Milliseconds of each that counts, with what handing over takes.
         """
+        self._alive()
         self.running = role
         if role not in self._singles:
             self._singles[role] = Singles(self.batons[role], self._stage, self._secret)

@@ -51,6 +51,8 @@ from harness.settings import Settings
 
 Emit = Callable[..., None]
 
+_ALIVE_S = 5.0
+"""Between two signs of life from the same step."""
 _PLENTY_BYTES = 20 << 30
 """With this much free, and as much beside it, the baselines' workers come before the first call:
 each takes about 1 GiB for its context, and its model. Else they come when the candidate has shown
@@ -352,7 +354,7 @@ class Judge:
             ),
             policy,
             failed,
-            lambda step: self._enter(f"time {step}"),
+            self._enter_step,
         ).run()
 
     def _timed_mode(self) -> str:
@@ -421,6 +423,12 @@ class Judge:
         self._phase, self._phase_since = phase, now
         if phase:
             self._emit("phase", phase=f"{phase} {detail}".strip())
+
+    def _enter_step(self, step: str) -> None:
+        """Say which step of the timing runs; the same again only now and then: it wakes others."""
+        phase = f"time {step}"
+        if phase != self._phase or time.monotonic() - self._phase_since > _ALIVE_S:
+            self._enter(phase)
 
     def _gather(self, worker: RemoteWorker) -> None:
         self._facts.peak[worker.role] = max(self._facts.peak.get(worker.role, 0), worker.peak_bytes)

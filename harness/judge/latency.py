@@ -77,14 +77,14 @@ class SingleCalls:
                 int(_DRAW_S / self._stage.draw_s),
                 int(_CALLS_S * 1e3 / most_ms),
             )
-            times = self._rounds(policy.handed_rounds, self._handed_over)
+            times = self._rounds(policy.handed_rounds, policy.handed_s, self._handed_over)
             way = float(clock.middle_mean(np.array(times.pop(_WAY))))
-            part, least_ms = policy.handed_part, policy.handed_ms
-            if batches.on_gpu:
-                part, least_ms = policy.overlap_part, policy.handed_gpu_ms
-            latency = Latency(times, way, part, least_ms, hides=batches.on_gpu)
+            least_ms = policy.handed_gpu_ms if batches.on_gpu else policy.handed_ms
+            latency = Latency(
+                times, way, policy.handed_part, least_ms, batches.on_gpu, policy.hidden_times
+            )
         else:
-            times = self._rounds(policy.latency_batches, self._of_batches)
+            times = self._rounds(policy.latency_batches, policy.latency_s, self._of_batches)
             latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
         batches.alike = False
         return latency
@@ -97,11 +97,11 @@ class SingleCalls:
         return reference_ms < self._policy.alone_below_ms and most <= self._policy.alone_bytes
 
     def _rounds(
-        self, most: int, run: Callable[[list[str]], dict[str, float]]
+        self, most: int, seconds: float, run: Callable[[list[str]], dict[str, float]]
     ) -> dict[str, list[float]]:
         """Run rounds until there are enough; some of them however long they take."""
         times: dict[str, list[float]] = {}
-        until = time.monotonic() + self._policy.latency_s
+        until = time.monotonic() + seconds
         for number in range(most):
             if time.monotonic() > until and number >= self._policy.latency_least:
                 break

@@ -70,7 +70,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     # In a few blocks the host can change its pace: then calls back to back say little, too.
     at_most = {**throughput, CANDIDATE: throughput[REFERENCE] / low}
-    if clock.overlaps(at_most, measured.latency, measured.device_ms.get(CANDIDATE) or 0.0):
+    if clock.overlaps(at_most, measured.latency, measured.device_ms):
         shape, figures = "latency", latency
         ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -49,7 +48,7 @@ class Stopwatch:
         setting: how.
         policy: when to stop and what counts.
         failed: why further baselines could not be loaded.
-        progress: told of each step.
+        progress: told of each step, and of the same again before each of its batches.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Stopwatch:
         failed: Mapping[str, str],
         progress: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self._progress = progress
+        self._progress, self._step = progress, ""
         self._problem = problem
         self._oracle = oracle
         self._match = match
@@ -81,7 +80,13 @@ class Stopwatch:
         self._seats = ""
         self._watch = nvml.GpuWatch(problem.device)
         self._batches = Batches(
-            self._batons, problem.device, setting, policy, self._watch, self._secret
+            self._batons,
+            problem.device,
+            setting,
+            policy,
+            self._watch,
+            self._secret,
+            alive=lambda: progress(self._step),
         )
         self._batches.reruns = _UNSEEN
 
@@ -94,9 +99,9 @@ class Stopwatch:
             InvalidReference: the reference did.
             HarnessError: there is no memory to time even single calls.
         """
-        seat = os.sched_getaffinity(0)
         try:
-            return self._measured()
+            with cores.seated():
+                return self._measured()
         except WorkerFailed as failed:
             if self._batches.running == CANDIDATE:
                 raise
@@ -106,11 +111,9 @@ class Stopwatch:
                     "Next: a smaller --size, or --baselines eager"
                 ) from failed
             raise InvalidReference(f"while it was timed, the reference {failed}") from failed
-        finally:
-            cores.stand_up(seat)
 
     def _measured(self) -> Speed:
-        self._progress("stage")
+        self._enter("stage")
         self._send_state()
         setting, problem = self._setting, self._problem
         self._survey = survey(problem, setting.mode, setting.seed, setting.precision)
@@ -129,7 +132,7 @@ class Stopwatch:
         batches = self._batches
         batches.over(self._stage, self._checks, self._survey)
         self._prepare()
-        self._progress("blocks")
+        self._enter("blocks")
         batches.alike = batches.short
         order = random.Random(self._setting.seed)
         while True:
@@ -153,7 +156,7 @@ class Stopwatch:
         blocks.short = batches.short
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
-        self._progress("latency")
+        self._enter("latency")
         alone = SingleCalls(
             batches, self._stage, self._policy, self._secret, self._fail, draws=self._survey.draws
         )
@@ -163,7 +166,7 @@ class Stopwatch:
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
-        self._progress("bound")
+        self._enter("bound")
         figures = blocks.figures()
         measured = Measured(
             blocks=blocks,
@@ -186,6 +189,10 @@ class Stopwatch:
             notes=tuple(n for n in (self._cache_note(), self._seats, self._watch.blind) if n),
         )
         return speed_of(measured, self._policy)
+
+    def _enter(self, step: str) -> None:
+        self._step = step
+        self._progress(step)
 
     # --- preparation ----------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ class _PlainProgress:
     def phase(self, pair: str, phase: str) -> None:
         with self._board.mutex:
             before = self._board.enter(pair, phase)
-            if self._verbose or before.split(" ")[0] != phase.split(" ")[0]:
+            if before != phase if self._verbose else before.split(" ")[0] != phase.split(" ")[0]:
                 self._say(f"{pair}: {phase}")
 
     def finished(self, verdict: Verdict) -> None:
