@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +48,12 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
 
 def problem() -> Problem:
     return Problem(FIXTURES / "problems" / "linear.py", {}, torch.device("cpu"), 1)
+
+
+def test_compilers_yield_to_what_is_measured(crew: Crew) -> None:
+    build, candidate = crew.start("build"), crew.start("candidate")
+    assert os.getpriority(os.PRIO_PROCESS, build.pid) == 19
+    assert os.getpriority(os.PRIO_PROCESS, candidate.pid) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_the_worker_that_was_called_in_is_the_one_that_loads(crew: Crew) -> None:

@@ -21,6 +21,8 @@ _FIRST_TIME_S = 300.0
 """For what an import or a driver takes the first time: our work, not the user's limit."""
 _DISMISS_S = 5.0
 """For a request to a worker that was just ended to notice it."""
+_LAST = 19
+"""Niceness of those that have a core when nobody else wants it."""
 
 
 class CannotLoad(Exception):
@@ -90,6 +92,8 @@ class Crew:
             compiled=self._compiled if role.startswith("torch.compile") else None,
         )
         self.workers.append(worker)
+        if role == "build":  # compilers leave the cores to the pair that is measured meanwhile
+            os.setpriority(os.PRIO_PROCESS, worker.pid, _LAST)
         for note in worker.notes:
             if note not in self._notes:
                 self._notes.append(note)
