@@ -354,9 +354,10 @@ def test_small_difference_of_a_short_batch_is_no_lie() -> None:
 
 
 def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool:
-    return clock.overlaps(
-        throughput_ms, Latency(alone_ms, 0.0, part=0.25, least_ms=0.1), dict.fromkeys(ROLES)
-    )
+    latency = Latency(alone_ms, 0.0, part=0.25, least_ms=0.1)
+    together = clock.worked_on_together(throughput_ms, latency, dict.fromkeys(ROLES))
+    assert together is not None, "only sharp ones leave it open"
+    return together
 
 
 def test_overlapping_calls_are_noticed() -> None:
@@ -389,9 +390,19 @@ def test_a_host_that_changes_its_pace_hides_no_overlap() -> None:
             {REFERENCE: list(reference), CANDIDATE: list(candidate + 0.004)}, 0.03, 0.1, 0.0015
         )
         none = dict.fromkeys(ROLES)
-        caught += clock.overlaps({REFERENCE: 0.017, CANDIDATE: 0.013}, latency, none)
-        flagged += clock.overlaps({REFERENCE: 0.017, CANDIDATE: 0.021}, latency, none)
+        caught += clock.worked_on_together({REFERENCE: 0.017, CANDIDATE: 0.013}, latency, none)
+        flagged += clock.worked_on_together({REFERENCE: 0.017, CANDIDATE: 0.021}, latency, none)
     assert (caught, flagged) == (100, 0)
+
+
+@pytest.mark.parametrize(("longer_ms", "together"), [(0.0, False), (0.0015, None), (0.006, True)])
+def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bool | None) -> None:
+    """Who works ahead by as much as noise may hide is not called FASTER for it."""
+    noise = 0.001 * np.random.default_rng(4).standard_normal(30)
+    alone = {REFERENCE: [0.05] * 30, CANDIDATE: list(0.05 + longer_ms + noise)}
+    latency = Latency(alone, 0.03, 0.1, 0.0015, sharp=True)
+    throughput = {REFERENCE: 0.017, CANDIDATE: 0.017}
+    assert clock.worked_on_together(throughput, latency, dict.fromkeys(ROLES)) is together
 
 
 def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:

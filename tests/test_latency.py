@@ -12,7 +12,7 @@ import torch
 
 from harness.domain import Status
 from harness.judge.batches import BaselineFailed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy, Latency
 from harness.judge.latency import SingleCalls
 from harness.judge.remote import WorkerFailed
 from harness.judge.sight import Layout
@@ -64,13 +64,17 @@ def single(batches: Any, *, draw_s: float = 1e-4, slot_bytes: int = 64, **more: 
     return SingleCalls(batches, stage, policy, random.Random(1), no_baseline, draws=False)
 
 
+def never(latency: Latency) -> bool:
+    return False
+
+
 def no_baseline(role: str, why: str) -> None:
     raise AssertionError(f"{role} failed: {why}")
 
 
 def test_way_over_the_tray_is_what_it_takes_without_a_call() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
-    latency = single(batches).latency(figures(0.02), 1.0)
+    latency = single(batches).latency(figures(0.02), 1.0, never)
     assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.handed_rounds)
     assert latency.own_ms()[CANDIDATE] == pytest.approx([0.015] * POLICY.handed_rounds)
     assert set(latency.taken_ms) == {REFERENCE, CANDIDATE}
@@ -81,7 +85,7 @@ def test_way_over_the_tray_is_what_it_takes_without_a_call() -> None:
 @pytest.mark.parametrize(("reference_ms", "slot_bytes"), [(0.5, 64), (0.02, 17 << 20)])
 def test_long_or_large_calls_go_by_batches_of_one(reference_ms: float, slot_bytes: int) -> None:
     batches = FakeBatches({REFERENCE: 1.6, CANDIDATE: 1.5})
-    latency = single(batches, slot_bytes=slot_bytes).latency(figures(reference_ms), 1.0)
+    latency = single(batches, slot_bytes=slot_bytes).latency(figures(reference_ms), 1.0, never)
     assert len(batches.of_one) == 2 * POLICY.latency_batches and not batches.rounds
     assert latency.own_ms()[CANDIDATE] == pytest.approx([0.5] * POLICY.latency_batches)
     assert (latency.part, latency.least_ms) == (POLICY.overlap_part, POLICY.overlap_ms)
@@ -92,13 +96,27 @@ def test_what_the_reference_gives_decides_no_claim_of_the_candidate() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
     form = SimpleNamespace(span_bytes=1 << 40)
     batches.batons[CANDIDATE].layout = Layout(forms=(form,))  # type: ignore[arg-type]
-    single(batches).latency(figures(0.02), 1.0)
+    single(batches).latency(figures(0.02), 1.0, never)
     assert batches.rounds
+
+
+def test_rounds_end_when_they_tell_and_not_too_early() -> None:
+    asked: list[int] = []
+
+    def tells(latency: Latency) -> bool:
+        assert latency.sharp
+        asked.append(len(latency.taken_ms[CANDIDATE]))
+        return len(asked) == 3
+
+    batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
+    latency = single(batches).latency(figures(0.02), 1.0, tells)
+    assert asked == [15, 18, 22]
+    assert len(latency.taken_ms[REFERENCE]) == 22
 
 
 def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches).latency(figures(0.02), 1.0)
+    single(batches).latency(figures(0.02), 1.0, never)
     counted: list[int] = []
     rounds = batches.rounds
     for one, other, way in zip(rounds[::3], rounds[1::3], rounds[2::3], strict=True):
@@ -111,7 +129,7 @@ def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
 
 def test_slow_draws_make_short_and_few_rounds() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches, draw_s=0.05, handed_s=0.0).latency(figures(0.02), 1.0)
+    single(batches, draw_s=0.05, handed_s=0.0).latency(figures(0.02), 1.0, never)
     assert len(batches.rounds) == 3 * POLICY.latency_least
     drawn = {number for _, numbers, _ in batches.rounds for number in numbers}
     assert len(drawn) <= 4 * (POLICY.latency_least + 1)
@@ -120,13 +138,13 @@ def test_slow_draws_make_short_and_few_rounds() -> None:
 def test_a_slow_candidate_makes_short_and_few_rounds() -> None:
     """At 0.2 s a call, fifteen rounds of fifty calls would take minutes, without a sign of life."""
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 200.0})
-    single(batches, handed_s=0.0).latency(figures(0.02, 200.0), 1.0)
+    single(batches, handed_s=0.0).latency(figures(0.02, 200.0), 1.0, never)
     assert sum(len(numbers) for _, numbers, _ in batches.rounds) <= 8 * 3 * POLICY.latency_least
 
 
 def test_on_a_gpu_more_is_allowed() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05}, on_gpu=True)
-    latency = single(batches).latency(figures(0.02), 1.0)
+    latency = single(batches).latency(figures(0.02), 1.0, never)
     assert latency.hides
     assert (latency.part, latency.least_ms) == (POLICY.handed_part, POLICY.handed_gpu_ms)
 
@@ -151,5 +169,5 @@ def test_a_baseline_that_does_not_rest_does_not_end_single_calls(reference_ms: f
 
     calls = single(Restless({REFERENCE: 3.0, CANDIDATE: 3.0}))
     calls._fail = lambda role, why: failed.append(f"{role}: {why}")
-    assert calls.latency(figures(reference_ms), 1.0).taken_ms[REFERENCE][0] == 3.0
+    assert calls.latency(figures(reference_ms), 1.0, never).taken_ms[REFERENCE][0] == 3.0
     assert failed == ["torch.compile: it does not stand still"]

@@ -143,6 +143,15 @@ def test_overlapping_calls_are_judged_by_their_latency() -> None:
     assert [b.speedup for b in speed.baselines] == [None, None]
 
 
+def test_what_single_calls_leave_open_is_not_decided() -> None:
+    """Its 1.0 ms back to back may be 1.0 to 1.3 alone: 0.25 would be nobody's business."""
+    alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.0, 1.1, 1.2, 1.3, 1.4]}
+    speed = speed_of(alone_for(alone, sharp=True), ClockPolicy())
+    assert (speed.shape, speed.outcome) == ("throughput", SpeedOutcome.UNDECIDED)
+    assert "leave open" in speed.note
+    assert speed_of(alone_for(alone), ClockPolicy()).outcome is SpeedOutcome.FASTER
+
+
 def test_one_slow_single_call_is_no_overlap() -> None:
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.1, 2.0, 2.0]}
     speed = speed_of(alone_for(alone), ClockPolicy())

@@ -68,7 +68,8 @@ class ClockPolicy:
         alone_below_ms, alone_bytes: of references quicker than the first, whose inputs and outputs
             take no more than the second, single calls get their inputs one at a time. Of others
             batches of a single call tell enough.
-        handed_rounds: what takes the place of latency_batches there.
+        handed_least, handed_rounds, handed_s: what takes the place of latency_least,
+            latency_batches and latency_s there. After the least, rounds end when they tell.
         handed_calls: of a round, about.
         handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there, on a CPU:
             single calls of the same code took no more than calls back to back said (69 references
@@ -76,7 +77,6 @@ class ClockPolicy:
         handed_gpu_ms: the same on a GPU: what single calls of references and of honest solutions
             took more than that was -26 to 1 us, its lower end never more than -0.4 us (20
             evaluations on an H200, 2026-11-29).
-        handed_s: what takes the place of latency_s there.
         hidden_times: kernels of the candidate hide so many times what the reference's take, at
             most: what its own take is a claim.
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
@@ -109,12 +109,13 @@ class ClockPolicy:
     overlap_ms: float = 0.1
     alone_below_ms: float = 0.4
     alone_bytes: int = 4 << 20
-    handed_rounds: int = 45
+    handed_least: int = 15
+    handed_rounds: int = 150
+    handed_s: float = 6.0
     handed_calls: int = 40
     handed_part: float = 0.1
     handed_ms: float = 0.0003
     handed_gpu_ms: float = 0.0015
-    handed_s: float = 2.0
     hidden_times: float = 2.0
     discard_part: float = 0.5
     claimed_part: float = 0.1
@@ -136,6 +137,7 @@ class Latency:
         hides: kernels of a call back to back hide the host's work for the next one: what its
             kernels take an honest call may take longer, too.
         hidden_times: but not more than so many times what the reference's take.
+        sharp: there can be as many as it takes to tell: what they leave open is not decided.
     """
 
     taken_ms: Mapping[str, Sequence[float]]
@@ -144,6 +146,7 @@ class Latency:
     least_ms: float
     hides: bool = False
     hidden_times: float = 2.0
+    sharp: bool = False
 
     def own_ms(self) -> dict[str, list[float]]:
         """Return what calls take themselves, by role."""
@@ -185,6 +188,15 @@ class Blocks:
             for role, times in self.ms.items()
             if times
         }
+
+    def at_most(self) -> dict[str, float]:
+        """Return what calls of the reference take, and the most that the candidate's may take.
+
+        In a few blocks the host can change its pace: then a figure says little.
+        """
+        reference_ms = self.figures()[REFERENCE]
+        _, low, _ = self.ratio(REFERENCE, CANDIDATE)
+        return {REFERENCE: reference_ms, CANDIDATE: reference_ms / low}
 
     def less(self, handshake_ms: Mapping[str, float]) -> None:
         """Take what is no part of a call from every batch: by role, milliseconds per call."""
@@ -438,11 +450,11 @@ def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: Clock
     return beyond_ms - best_ms > max(policy.jolt_ms, policy.jolt_part * clocked_ms)
 
 
-def overlaps(
+def worked_on_together(
     throughput_ms: Mapping[str, float],
     latency: Latency,
     kernels_ms: Mapping[str, float | None],
-) -> bool:
+) -> bool | None:
     """Return whether the candidate's back-to-back calls are worked on together.
 
     They run side by side, or the first has seen the inputs of all. A call's throughput time is then
@@ -453,14 +465,20 @@ def overlaps(
         throughput_ms: of a call, by role.
         latency: of single calls.
         kernels_ms: of a call, by role; what the candidate's take is a claim.
+
+    Returns:
+        None where single calls leave it open: what they are slower by may be allowed, and may not.
     """
     alone_ms = {role: np.asarray(ms) for role, ms in latency.own_ms().items()}
     costs_ms = float(middle_mean(alone_ms[REFERENCE])) - throughput_ms[REFERENCE]
     # Round by round: where the host changes its pace, both change theirs.
     longer = alone_ms[CANDIDATE] - alone_ms[REFERENCE]
     longer += throughput_ms[REFERENCE] - throughput_ms[CANDIDATE]
-    _, least, _ = _interval(longer + min(costs_ms, 0.0), 0)
+    _, least, most = _interval(longer + min(costs_ms, 0.0), 0)
+    allowed = max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
     if latency.hides:
         believed_ms = latency.hidden_times * (kernels_ms[REFERENCE] or 0.0)
-        least -= min(kernels_ms[CANDIDATE] or 0.0, believed_ms, throughput_ms[CANDIDATE])
-    return least > max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
+        allowed += min(kernels_ms[CANDIDATE] or 0.0, believed_ms, throughput_ms[CANDIDATE])
+    if least > allowed:
+        return True
+    return None if latency.sharp and most > allowed else False

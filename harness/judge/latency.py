@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -22,6 +23,8 @@ _MORE = 4
 """A round has up to so many calls less one beyond those that are wanted: nobody is to know which
 is the last, whose inputs are looked at."""
 _CHECKED = 4
+_FURTHER = 1.2
+"""Whether rounds tell is asked when there are so many times as many as when it was asked last."""
 _DRAW_S, _CALLS_S = 0.03, 0.1
 """For the draws of a round, and for the calls of a role in it: there is one in any case."""
 _WAY = "way"
@@ -61,12 +64,19 @@ class SingleCalls:
         self._drawn = 0
         self._wanted = 1
 
-    def latency(self, figures_ms: Mapping[str, float], handshake_ms: float) -> Latency:
+    def latency(
+        self,
+        figures_ms: Mapping[str, float],
+        handshake_ms: float,
+        tells: Callable[[Latency], bool],
+    ) -> Latency:
         """Return what single calls take.
 
         Args:
             figures_ms: of calls back to back, by role.
             handshake_ms: of a batch.
+            tells: whether it shows what it is measured for: else there are more of them, if it is
+                sharp.
         """
         policy, batches = self._policy, self._batches
         batches.alike = True  # caches count for more here than anywhere
@@ -77,17 +87,34 @@ class SingleCalls:
                 int(_DRAW_S / self._stage.draw_s),
                 int(_CALLS_S * 1e3 / most_ms),
             )
-            times = self._rounds(policy.handed_rounds, policy.handed_s, self._handed_over)
-            way = float(clock.middle_mean(np.array(times.pop(_WAY))))
-            least_ms = policy.handed_gpu_ms if batches.on_gpu else policy.handed_ms
-            latency = Latency(
-                times, way, policy.handed_part, least_ms, batches.on_gpu, policy.hidden_times
-            )
+            latency = self._over_the_tray(tells)
         else:
-            times = self._rounds(policy.latency_batches, policy.latency_s, self._of_batches)
+            *_, times = self._rounds(policy.latency_batches, policy.latency_s, self._of_batches)
             latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
         batches.alike = False
         return latency
+
+    def _over_the_tray(self, tells: Callable[[Latency], bool]) -> Latency:
+        policy, enough = self._policy, self._policy.handed_least
+        rounds = self._rounds(policy.handed_rounds, policy.handed_s, self._handed_over)
+        for count, times in enumerate(rounds, 1):
+            if count >= enough:
+                if tells(self._handed(times)):
+                    break
+                enough = math.ceil(count * _FURTHER)
+        return self._handed(times)
+
+    def _handed(self, times: Mapping[str, list[float]]) -> Latency:
+        policy, on_gpu = self._policy, self._batches.on_gpu
+        return Latency(
+            {role: tuple(times[role]) for role in (REFERENCE, CANDIDATE)},
+            float(clock.middle_mean(np.array(times[_WAY]))),
+            policy.handed_part,
+            policy.handed_gpu_ms if on_gpu else policy.handed_ms,
+            hides=on_gpu,
+            hidden_times=policy.hidden_times,
+            sharp=True,
+        )
 
     def _goes_over_the_tray(self, reference_ms: float) -> bool:
         reference, candidate = (self._batches.batons[r] for r in (REFERENCE, CANDIDATE))
@@ -98,8 +125,8 @@ class SingleCalls:
 
     def _rounds(
         self, most: int, seconds: float, run: Callable[[list[str]], dict[str, float]]
-    ) -> dict[str, list[float]]:
-        """Run rounds until there are enough; some of them however long they take."""
+    ) -> Iterator[dict[str, list[float]]]:
+        """Run rounds until the time is up, but some however long they take; yields all so far."""
         times: dict[str, list[float]] = {}
         until = time.monotonic() + seconds
         for number in range(most):
@@ -110,7 +137,7 @@ class SingleCalls:
             for role, ms in run(roles).items():
                 times.setdefault(role, []).append(ms)
             self._batches.check_pending()
-        return times
+            yield times
 
     def _of_batches(self, roles: list[str]) -> dict[str, float]:
         """Run a batch of one call of each: of all inputs that lie there it is of one.

@@ -68,15 +68,17 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     shape, figures, notes = "throughput", throughput, list(measured.notes)
-    # In a few blocks the host can change its pace: then calls back to back say little, too.
-    at_most = {**throughput, CANDIDATE: throughput[REFERENCE] / low}
-    if clock.overlaps(at_most, measured.latency, measured.device_ms):
+    together = clock.worked_on_together(blocks.at_most(), measured.latency, measured.device_ms)
+    if together:
         shape, figures = "latency", latency
         ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(
             "its calls are worked on together, back to back: what a single one takes counts"
         )
     outcome = clock.outcome(low, high, floor)
+    if together is None:
+        outcome = SpeedOutcome.UNDECIDED
+        notes.append("single calls leave open whether its calls are worked on together")
     throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED

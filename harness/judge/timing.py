@@ -15,7 +15,7 @@ from harness.domain import HarnessError, Speed, Status
 from harness.judge import clock, cores, nvml, state
 from harness.judge.batches import BaselineFailed, Batches, Setting
 from harness.judge.baton import Baton
-from harness.judge.clock import CANDIDATE, REFERENCE
+from harness.judge.clock import CANDIDATE, REFERENCE, Latency
 from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
 from harness.judge.oracle import Oracle
@@ -157,27 +157,25 @@ class Stopwatch:
         handshake_ms = self._handshake_ms()
         blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
         self._enter("latency")
-        alone = SingleCalls(
-            batches, self._stage, self._policy, self._secret, self._fail, draws=self._survey.draws
-        )
-        latency = alone.latency(_of_both(blocks.figures()), handshake_ms)
+        figures = blocks.figures()
+        device_ms = {
+            role: self._device_ms(role, figures[role])
+            for role in (REFERENCE, CANDIDATE)
+            if role in figures
+        }
+        latency = self._latency(blocks, handshake_ms, device_ms)
         log = batches.logs[CANDIDATE]
         clocked = [total - handshake_ms for total in log.total_ms]
         lie = clock.lying(clocked, log.claimed_ms, self._policy) if self._on_gpu else ""
         if lie:
             raise TimedWrongly(Mismatch(status=Status.TAMPERED, message=lie))
         self._enter("bound")
-        figures = blocks.figures()
         measured = Measured(
             blocks=blocks,
             calls=batches.calls,
             latency=latency,
             claimed_ms=self._claimed_ms(CANDIDATE),
-            device_ms={
-                role: self._device_ms(role, figures[role])
-                for role in (REFERENCE, CANDIDATE)
-                if role in figures
-            },
+            device_ms=device_ms,
             handshake_ms=handshake_ms,
             baselines=tuple(self._others()),
             failed=self._failed,
@@ -193,6 +191,28 @@ class Stopwatch:
     def _enter(self, step: str) -> None:
         self._step = step
         self._progress(step)
+
+    def _latency(
+        self, blocks: clock.Blocks, handshake_ms: float, device_ms: Mapping[str, float | None]
+    ) -> Latency:
+        if len(blocks.ms[CANDIDATE]) < 2:  # nothing will be said of them
+            return Latency({}, 0.0, 0.0, 0.0)
+        at_most = blocks.at_most()
+
+        def tells(latency: Latency) -> bool:
+            return clock.worked_on_together(at_most, latency, device_ms) is not None
+
+        alone = SingleCalls(
+            self._batches,
+            self._stage,
+            self._policy,
+            self._secret,
+            self._fail,
+            draws=self._survey.draws,
+        )
+        figures = blocks.figures()
+        back_to_back = {role: figures[role] for role in (REFERENCE, CANDIDATE)}
+        return alone.latency(back_to_back, handshake_ms, tells)
 
     # --- preparation ----------------------------------------------------------------------------
 
@@ -358,10 +378,6 @@ class Stopwatch:
         if self._setting.warm_l2:
             return f"{calls} calls a batch over inputs that fit the L2 cache (warm)"
         return f"{text}; L2 cold"
-
-
-def _of_both(figures: Mapping[str, float]) -> dict[str, float]:
-    return {role: figures[role] for role in (REFERENCE, CANDIDATE)}
 
 
 def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:
