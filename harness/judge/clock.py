@@ -74,9 +74,9 @@ class ClockPolicy:
         handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there, on a CPU:
             single calls of the same code took no more than calls back to back said (69 references
             on two cores, 2026-11-29).
-        handed_gpu_ms: the same on a GPU: what single calls of references and of honest solutions
-            took more than that was -26 to 1 us, its lower end never more than -0.4 us (20
-            evaluations on an H200, 2026-11-29).
+        handed_gpu_ms: the same on a GPU: single calls of references and of honest solutions took
+            1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
+            2026-11-29).
         hidden_times: kernels of the candidate hide so many times what the reference's take, at
             most: what its own take is a claim.
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
