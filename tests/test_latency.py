@@ -12,10 +12,11 @@ import torch
 
 from harness.domain import Status
 from harness.judge.batches import BaselineFailed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy, Latency
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.latency import SingleCalls
 from harness.judge.remote import WorkerFailed
 from harness.judge.sight import Layout
+from harness.judge.together import Latency
 
 POLICY = ClockPolicy()
 WAY_MS = 0.03

@@ -10,9 +10,10 @@ import torch
 
 from harness.domain import SpeedOutcome, Status
 from harness.judge import clock, requirements
-from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy, Latency
+from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
 from harness.judge.roofline import Pass, Peaks
 from harness.judge.speed import Measured, speed_of
+from harness.judge.together import Latency
 
 STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
 MEASURED = Measured(
@@ -126,11 +127,10 @@ def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:
     moody = changed({CANDIDATE: [1.0, 1.9, 1.0, 1.9, 1.2]})
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.8] * 5}
     latency = Latency(alone, 0.0, part=0.1, least_ms=0.001)
-    assert (
-        speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy()).shape == "throughput"
-    )
-    steady = dataclasses.replace(MEASURED, latency=latency)
-    assert speed_of(steady, ClockPolicy()).shape == "latency"
+    speed = speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
+    steady = speed_of(dataclasses.replace(MEASURED, latency=latency), ClockPolicy())
+    assert steady.shape == "latency" and "its calls are worked on together" in steady.note
 
 
 def test_overlapping_calls_are_judged_by_their_latency() -> None:
@@ -147,9 +147,28 @@ def test_what_single_calls_leave_open_is_not_decided() -> None:
     """Its 1.0 ms back to back may be 1.0 to 1.3 alone: 0.25 would be nobody's business."""
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.0, 1.1, 1.2, 1.3, 1.4]}
     speed = speed_of(alone_for(alone, sharp=True), ClockPolicy())
-    assert (speed.shape, speed.outcome) == ("throughput", SpeedOutcome.UNDECIDED)
-    assert "leave open" in speed.note
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
+    assert speed.speedup == pytest.approx(2.0 / 1.2, rel=0.01), "the lower of both"
     assert speed_of(alone_for(alone), ClockPolicy()).outcome is SpeedOutcome.FASTER
+
+
+def test_who_disagrees_with_itself_gets_no_figure_that_single_calls_contradict() -> None:
+    """Slow blocks of its choice make its interval wide: its far end looks harmless then."""
+    moody = changed({CANDIDATE: [0.2, 1.9, 0.2, 1.9, 0.25]})
+    alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.9] * 5}
+    for sharp in (True, False):
+        latency = Latency(alone, 0.0, part=0.1, least_ms=0.001, sharp=sharp)
+        speed = speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy())
+        assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
+        assert speed.shape == "latency"
+        assert speed.speedup == pytest.approx(2.0 / 1.9), "the lower of both"
+
+
+def test_what_is_left_open_and_quicker_alone_keeps_its_figure() -> None:
+    alone = {REFERENCE: [20.0] * 5, CANDIDATE: [9.6, 10.0, 10.0, 10.0, 10.4]}
+    latency = Latency(alone, 8.0, part=0.1, least_ms=0.001, sharp=True)
+    speed = speed_of(dataclasses.replace(MEASURED, latency=latency), ClockPolicy())
+    assert speed.speedup == pytest.approx(2.0)
 
 
 def test_one_slow_single_call_is_no_overlap() -> None:

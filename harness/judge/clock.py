@@ -17,12 +17,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.domain import HarnessError, SpeedOutcome
+from harness.domain import SpeedOutcome
+from harness.judge import intervals
 
-_RESAMPLES = 2000
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t by degrees of freedom from 1 on, for 95 %; _NORMAL is what it comes to."""
-_NORMAL = 1.960
 _LOUDEST = 0.03
 _FURTHER = 1.1
 """Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
@@ -124,38 +121,6 @@ class ClockPolicy:
     jolt_ms: float = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """What calls take that are alone.
-
-    Attributes:
-        taken_ms: by role, in pairs that ran within a moment of each other.
-        over_ms: how much of that is no part of a call.
-        part: a candidate's calls may take so much longer, of what they take back to back, before
-            that says something.
-        least_ms: and this much.
-        hides: kernels of a call back to back hide the host's work for the next one: what its
-            kernels take an honest call may take longer, too.
-        hidden_times: but not more than so many times what the reference's take.
-        sharp: there can be as many as it takes to tell: what they leave open is not decided.
-    """
-
-    taken_ms: Mapping[str, Sequence[float]]
-    over_ms: float
-    part: float
-    least_ms: float
-    hides: bool = False
-    hidden_times: float = 2.0
-    sharp: bool = False
-
-    def own_ms(self) -> dict[str, list[float]]:
-        """Return what calls take themselves, by role."""
-        return {
-            role: [max(ms - self.over_ms, 1e-6) for ms in taken]
-            for role, taken in self.taken_ms.items()
-        }
-
-
 @dataclass(slots=True)
 class Blocks:
     """What was measured.
@@ -184,19 +149,10 @@ class Blocks:
     def figures(self) -> dict[str, float]:
         """Return milliseconds per call by role, of roles with kept blocks."""
         return {
-            role: float(middle_mean(np.ravel(self._batches(role))))
+            role: float(intervals.middle_mean(np.ravel(self._batches(role))))
             for role, times in self.ms.items()
             if times
         }
-
-    def at_most(self) -> dict[str, float]:
-        """Return what calls of the reference take, and the most that the candidate's may take.
-
-        In a few blocks the host can change its pace: then a figure says little.
-        """
-        reference_ms = self.figures()[REFERENCE]
-        _, low, _ = self.ratio(REFERENCE, CANDIDATE)
-        return {REFERENCE: reference_ms, CANDIDATE: reference_ms / low}
 
     def less(self, handshake_ms: Mapping[str, float]) -> None:
         """Take what is no part of a call from every batch: by role, milliseconds per call."""
@@ -207,8 +163,8 @@ class Blocks:
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
         """Return the time of role over the time of another, with its interval."""
         if over == _SECOND.get(role):
-            return ratio_interval(self.ms[role], self.ms[over], seed)
-        return ratio_interval(self._batches(role), self._batches(over), seed)
+            return intervals.ratio_interval(self.ms[role], self.ms[over], seed)
+        return intervals.ratio_interval(self._batches(role), self._batches(over), seed)
 
     def _batches(self, role: str) -> np.ndarray:
         """Return a role's batches, one row a block."""
@@ -323,68 +279,6 @@ def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
     return True
 
 
-def ratio_interval(
-    above_ms: Sequence[float] | np.ndarray, below_ms: Sequence[float] | np.ndarray, seed: int
-) -> tuple[float, float, float]:
-    """Return the trimmed mean of the blocks' ratios and its 95 % bootstrap interval.
-
-    Each block is compared with itself alone: where a machine is half as fast for a second, both
-    roles are, and their ratio stays. Ratios are averaged as logarithms, so that which of the two
-    is divided by the other does not matter.
-
-    Args:
-        above_ms: by block, or by block and batch.
-        below_ms: likewise.
-        seed: of the resampling.
-
-    Raises:
-        HarnessError: fewer than two blocks, or lists of different length.
-    """
-    if len(above_ms) != len(below_ms) or len(above_ms) < 2:
-        raise HarnessError("a ratio needs at least two block pairs")
-    above, below = (np.asarray(ms).reshape(len(ms), -1).mean(axis=1) for ms in (above_ms, below_ms))
-    ratio, low, high = map(math.exp, _interval(np.log(above / below), seed))
-    return ratio, low, high
-
-
-def _interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Return the trimmed mean with its 95 % interval.
-
-    Percentiles of resamples lie too close together where there are few values: of two, they covered
-    the truth in half of 1500 trials. Drawn apart by what Student's t has over the normal quantile
-    they covered it in 92 to 98 %, from 2 values to 100 (expanded percentile intervals: Hesterberg,
-    The American Statistician 69, 2015).
-    """
-    count = len(values)
-    picks = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
-    low, high = np.percentile(middle_mean(values[picks]), [2.5, 97.5])
-    middle, apart = float(middle_mean(values)), _apart(count)
-    return middle, middle - apart * (middle - float(low)), middle + apart * (float(high) - middle)
-
-
-def _apart(count: int) -> float:
-    free = count - 1
-    if free <= len(_T):
-        quantile = _T[free - 1]
-    else:  # its expansion in 1 / free
-        z = _NORMAL
-        quantile = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
-    return quantile / _NORMAL * math.sqrt(count / free)
-
-
-def middle_mean(values: np.ndarray) -> np.ndarray:
-    """Return the mean of the middle third along the last axis: a third is trimmed at each end.
-
-    Nearly as deaf to single blocks as the median, and less coarse where there are few.
-    """
-    count = values.shape[-1]
-    aside = count // 3
-    if not aside:
-        return np.asarray(values.mean(axis=-1))
-    parted = np.partition(values, (aside, count - aside - 1), axis=-1)
-    return np.asarray(parted[..., aside : count - aside].mean(axis=-1))
-
-
 def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
     """Return how far the reference strays from itself in the same blocks, relative.
 
@@ -448,37 +342,3 @@ def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: Clock
         policy: what is no jolt.
     """
     return beyond_ms - best_ms > max(policy.jolt_ms, policy.jolt_part * clocked_ms)
-
-
-def worked_on_together(
-    throughput_ms: Mapping[str, float],
-    latency: Latency,
-    kernels_ms: Mapping[str, float | None],
-) -> bool | None:
-    """Return whether the candidate's back-to-back calls are worked on together.
-
-    They run side by side, or the first has seen the inputs of all. A call's throughput time is then
-    far under the time of a call that is alone: by more than being alone costs, which the reference
-    shows.
-
-    Args:
-        throughput_ms: of a call, by role.
-        latency: of single calls.
-        kernels_ms: of a call, by role; what the candidate's take is a claim.
-
-    Returns:
-        None where single calls leave it open: what they are slower by may be allowed, and may not.
-    """
-    alone_ms = {role: np.asarray(ms) for role, ms in latency.own_ms().items()}
-    costs_ms = float(middle_mean(alone_ms[REFERENCE])) - throughput_ms[REFERENCE]
-    # Round by round: where the host changes its pace, both change theirs.
-    longer = alone_ms[CANDIDATE] - alone_ms[REFERENCE]
-    longer += throughput_ms[REFERENCE] - throughput_ms[CANDIDATE]
-    _, least, most = _interval(longer + min(costs_ms, 0.0), 0)
-    allowed = max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
-    if latency.hides:
-        believed_ms = latency.hidden_times * (kernels_ms[REFERENCE] or 0.0)
-        allowed += min(kernels_ms[CANDIDATE] or 0.0, believed_ms, throughput_ms[CANDIDATE])
-    if least > allowed:
-        return True
-    return None if latency.sharp and most > allowed else False

@@ -11,11 +11,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from harness.judge import clock
+from harness.judge import intervals
 from harness.judge.batches import BaselineFailed, Batches
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy, Latency
+from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
 from harness.judge.singles import Hand, out_bytes
 from harness.judge.staging import Stage
+from harness.judge.together import Latency
 
 _FIRST = 10
 """Calls of a round that do not count: the worker wakes up."""
@@ -108,7 +109,7 @@ class SingleCalls:
         policy, on_gpu = self._policy, self._batches.on_gpu
         return Latency(
             {role: tuple(times[role]) for role in (REFERENCE, CANDIDATE)},
-            float(clock.middle_mean(np.array(times[_WAY]))),
+            float(intervals.middle_mean(np.array(times[_WAY]))),
             policy.handed_part,
             policy.handed_gpu_ms if on_gpu else policy.handed_ms,
             hides=on_gpu,
@@ -158,7 +159,7 @@ class SingleCalls:
         run = partial(self._batches.run_alone, hands=first + new, first=len(first), keep=_CHECKED)
         taken = {role: self._unless_baselines_fail(run, role) for role in roles}
         taken[_WAY] = self._unless_baselines_fail(partial(run, empty=True), REFERENCE)
-        return {role: float(clock.middle_mean(np.array(ms))) for role, ms in taken.items()}
+        return {role: float(intervals.middle_mean(np.array(ms))) for role, ms in taken.items()}
 
     def _hands(self, count: int) -> list[Hand]:
         hands = []

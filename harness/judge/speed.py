@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from harness.domain import Baseline, Speed, SpeedOutcome
-from harness.judge import clock, roofline
-from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy, Latency
+from harness.judge import clock, intervals, roofline
+from harness.judge.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
+from harness.judge.together import Latency, worked_on_together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,17 +69,22 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     shape, figures, notes = "throughput", throughput, list(measured.notes)
-    together = clock.worked_on_together(blocks.at_most(), measured.latency, measured.device_ms)
+    together = worked_on_together(blocks, measured.latency, measured.device_ms)
+    if together is not False:
+        single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
+        if together or single[0] < ratio:
+            shape, figures, (ratio, low, high) = "latency", latency, single
+    outcome = clock.outcome(low, high, floor)
     if together:
-        shape, figures = "latency", latency
-        ratio, low, high = clock.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
         notes.append(
             "its calls are worked on together, back to back: what a single one takes counts"
         )
-    outcome = clock.outcome(low, high, floor)
-    if together is None:
+    elif together is None:
         outcome = SpeedOutcome.UNDECIDED
-        notes.append("single calls leave open whether its calls are worked on together")
+        notes.append(
+            "single calls leave open whether its calls are worked on together: the lower of both "
+            "figures is given"
+        )
     throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED

@@ -15,7 +15,7 @@ from harness.domain import HarnessError, Speed, Status
 from harness.judge import clock, cores, nvml, state
 from harness.judge.batches import BaselineFailed, Batches, Setting
 from harness.judge.baton import Baton
-from harness.judge.clock import CANDIDATE, REFERENCE, Latency
+from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
 from harness.judge.oracle import Oracle
@@ -25,6 +25,7 @@ from harness.judge.speed import Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
 from harness.judge.timed_outputs import OutputCheck, TimedWrongly
+from harness.judge.together import Latency, worked_on_together
 
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
@@ -197,10 +198,9 @@ class Stopwatch:
     ) -> Latency:
         if len(blocks.ms[CANDIDATE]) < 2:  # nothing will be said of them
             return Latency({}, 0.0, 0.0, 0.0)
-        at_most = blocks.at_most()
 
         def tells(latency: Latency) -> bool:
-            return clock.worked_on_together(at_most, latency, device_ms) is not None
+            return worked_on_together(blocks, latency, device_ms) is not None
 
         alone = SingleCalls(
             self._batches,

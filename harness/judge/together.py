@@ -1,0 +1,103 @@
+"""What single calls say of calls back to back: whether these are worked on together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.judge import intervals
+from harness.judge.clock import CANDIDATE, REFERENCE, Blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """What calls take that are alone.
+
+    Attributes:
+        taken_ms: by role, in pairs that ran within a moment of each other.
+        over_ms: how much of that is no part of a call.
+        part: a candidate's calls may take so much longer, of what they take back to back, before
+            that says something.
+        least_ms: and this much.
+        hides: kernels of a call back to back hide the host's work for the next one: what its
+            kernels take an honest call may take longer, too.
+        hidden_times: but not more than so many times what the reference's take.
+        sharp: there can be as many as it takes to tell: what they leave open is not decided.
+    """
+
+    taken_ms: Mapping[str, Sequence[float]]
+    over_ms: float
+    part: float
+    least_ms: float
+    hides: bool = False
+    hidden_times: float = 2.0
+    sharp: bool = False
+
+    def own_ms(self) -> dict[str, list[float]]:
+        """Return what calls take themselves, by role."""
+        return {
+            role: [max(ms - self.over_ms, 1e-6) for ms in taken]
+            for role, taken in self.taken_ms.items()
+        }
+
+
+def worked_on_together(
+    blocks: Blocks, latency: Latency, kernels_ms: Mapping[str, float | None]
+) -> bool | None:
+    """Return whether the candidate's calls back to back are worked on together.
+
+    In a few blocks the host can change its pace: then the most that the candidate's calls may take
+    counts against it. But whose figure says otherwise is not cleared: it chooses, perhaps, in which
+    blocks it is slow.
+
+    Args:
+        blocks: of calls back to back.
+        latency: of single calls.
+        kernels_ms: of a call, by role; what the candidate's take is a claim.
+
+    Returns:
+        None where single calls leave it open.
+    """
+    figures = blocks.figures()
+    _, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
+    at_most = {**figures, CANDIDATE: figures[REFERENCE] / low}
+    surely = contradicted(at_most, latency, kernels_ms)
+    if surely is False and contradicted(figures, latency, kernels_ms):
+        return None
+    return surely
+
+
+def contradicted(
+    throughput_ms: Mapping[str, float],
+    latency: Latency,
+    kernels_ms: Mapping[str, float | None],
+) -> bool | None:
+    """Return whether single calls contradict what the candidate's calls take back to back.
+
+    Who works on them together runs them side by side, or the first has seen the inputs of all. Back
+    to back a call takes far less then than one that is alone: by more than being alone costs, which
+    the reference shows.
+
+    Args:
+        throughput_ms: of a call, by role.
+        latency: of single calls.
+        kernels_ms: of a call, by role; what the candidate's take is a claim.
+
+    Returns:
+        None where single calls leave it open: what they are slower by may be allowed, and may not.
+    """
+    alone_ms = {role: np.asarray(ms) for role, ms in latency.own_ms().items()}
+    costs_ms = float(intervals.middle_mean(alone_ms[REFERENCE])) - throughput_ms[REFERENCE]
+    # Round by round: where the host changes its pace, both change theirs.
+    longer = alone_ms[CANDIDATE] - alone_ms[REFERENCE]
+    longer += throughput_ms[REFERENCE] - throughput_ms[CANDIDATE]
+    _, least, most = intervals.interval(longer + min(costs_ms, 0.0), 0)
+    allowed = max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
+    if latency.hides:
+        believed_ms = latency.hidden_times * (kernels_ms[REFERENCE] or 0.0)
+        allowed += min(kernels_ms[CANDIDATE] or 0.0, believed_ms, throughput_ms[CANDIDATE])
+    if least > allowed:
+        return True
+    return None if latency.sharp and most > allowed else False

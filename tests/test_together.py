@@ -1,0 +1,68 @@
+"""What single calls say of calls back to back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from harness.judge.clock import CANDIDATE, REFERENCE
+from harness.judge.together import Latency, contradicted
+
+ROLES = (REFERENCE, CANDIDATE)
+
+
+def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool:
+    latency = Latency(alone_ms, 0.0, part=0.25, least_ms=0.1)
+    together = contradicted(throughput_ms, latency, dict.fromkeys(ROLES))
+    assert together is not None, "only sharp ones leave it open"
+    return together
+
+
+def test_overlapping_calls_are_noticed() -> None:
+    reference = {REFERENCE: 2.0, CANDIDATE: 0.5}
+    assert overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5})
+    assert not overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5})
+
+
+def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
+    """After standing still a call finds cold caches: it takes 0.4 to 0.7 ms more (CPU)."""
+    rng = np.random.default_rng(5)
+    flagged, caught = 0, 0
+    for _ in range(200):
+        cold = {role: list(0.4 + 0.3 * rng.random(15)) for role in ROLES}
+        honest = {role: [1.0 + c for c in cold[role]] for role in ROLES}
+        flagged += overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest)
+        caught += overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest)
+    assert flagged <= 4
+    assert caught >= 160
+
+
+def test_a_host_that_changes_its_pace_hides_no_overlap() -> None:
+    """(1, 128) on an H200: a round took both 37 us or both 63; unpaired, 10 more were 6 to 12."""
+    rng = np.random.default_rng(2)
+    caught = flagged = 0
+    for _ in range(100):
+        pace = rng.choice([0.037, 0.063], 27, p=[0.3, 0.7])
+        reference, candidate = (pace + 0.001 * rng.standard_normal(27) for _ in range(2))
+        latency = Latency(
+            {REFERENCE: list(reference), CANDIDATE: list(candidate + 0.004)}, 0.03, 0.1, 0.0015
+        )
+        none = dict.fromkeys(ROLES)
+        caught += contradicted({REFERENCE: 0.017, CANDIDATE: 0.013}, latency, none)
+        flagged += contradicted({REFERENCE: 0.017, CANDIDATE: 0.021}, latency, none)
+    assert (caught, flagged) == (100, 0)
+
+
+@pytest.mark.parametrize(("longer_ms", "together"), [(0.0, False), (0.0015, None), (0.006, True)])
+def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bool | None) -> None:
+    """Who works ahead by as much as noise may hide is not called FASTER for it."""
+    noise = 0.001 * np.random.default_rng(4).standard_normal(30)
+    alone = {REFERENCE: [0.05] * 30, CANDIDATE: list(0.05 + longer_ms + noise)}
+    latency = Latency(alone, 0.03, 0.1, 0.0015, sharp=True)
+    throughput = {REFERENCE: 0.017, CANDIDATE: 0.017}
+    assert contradicted(throughput, latency, dict.fromkeys(ROLES)) is together
+
+
+def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:
+    short = {REFERENCE: 0.010, CANDIDATE: 0.008}
+    assert not overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3})
