@@ -88,10 +88,11 @@ def contradicted(
     Returns:
         None where single calls leave it open: what they are slower by may be allowed, and may not.
     """
-    alone_ms = {role: np.asarray(ms) for role, ms in latency.own_ms().items()}
-    costs_ms = float(intervals.middle_mean(alone_ms[REFERENCE])) - throughput_ms[REFERENCE]
+    taken_ms = {role: np.asarray(ms) for role, ms in latency.taken_ms.items()}
+    alone_ms = float(intervals.middle_mean(taken_ms[REFERENCE])) - latency.over_ms
+    costs_ms = alone_ms - throughput_ms[REFERENCE]
     # Round by round: where the host changes its pace, both change theirs.
-    longer = alone_ms[CANDIDATE] - alone_ms[REFERENCE]
+    longer = taken_ms[CANDIDATE] - taken_ms[REFERENCE]
     longer += throughput_ms[REFERENCE] - throughput_ms[CANDIDATE]
     _, least, most = intervals.interval(longer + min(costs_ms, 0.0), 0)
     allowed = max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
