@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.domain import (
@@ -58,6 +59,8 @@ def evaluate(
     seed: int | None = None,
     timeout_s: float = 60.0,
     timed: bool = True,
+    baselines: Sequence[str] | None = None,
+    cap_s: float | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
 ) -> Verdict:
@@ -77,6 +80,9 @@ def evaluate(
         seed: replay this seed; None draws a secret one.
         timeout_s: limit for one phase, seconds.
         timed: whether speed is measured where the device allows it.
+        baselines: what to compare with: ``eager`` (always), ``compile``, ``max-autotune``; None is
+            eager, and on a GPU compile, too.
+        cap_s: seconds for the timed blocks; None is 8, or 2 where quick.
         cache_dir: where built extensions are kept; None is the default cache.
         log_dir: where the log is written; None is the default folder.
 
@@ -100,6 +106,8 @@ def evaluate(
         timeout_s=timeout_s,
         jobs=1,
         timed=timed,
+        baselines=None if baselines is None else tuple(baselines),
+        cap_s=cap_s,
         cache_dir=None if cache_dir is None else Path(cache_dir).resolve(),
         log_dir=None if log_dir is None else Path(log_dir).resolve(),
     )

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from harness import guard, outputs
 from harness.discover import Catalogue, discover, pair_from_files, select
-from harness.domain import BASELINES, Options, Pair, Run, Status, UsageError, Verdict
+from harness.domain import Options, Pair, Run, Status, UsageError, Verdict
 from harness.environment import (
     PROJECT_ROOT,
     describe_environment,
@@ -319,14 +319,8 @@ def nvcc_list(text: str) -> tuple[str, ...]:
 
 
 def _baselines(text: str) -> tuple[str, ...]:
-    """Return the baselines that a list names, eager left out: it is always there."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name != "eager" and name not in BASELINES]
-    if unknown:
-        raise argparse.ArgumentTypeError(
-            f"unknown baseline {unknown[0]!r}; valid: eager, {', '.join(BASELINES)}"
-        )
-    return tuple(dict.fromkeys(name for name in names if name != "eager"))
+    """Return the baselines that a list names, each once."""
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -54,6 +55,11 @@ def test_compilers_yield_to_what_is_measured(crew: Crew) -> None:
     build, candidate = crew.start("build"), crew.start("candidate")
     assert os.getpriority(os.PRIO_PROCESS, build.pid) == 19
     assert os.getpriority(os.PRIO_PROCESS, candidate.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_eager_is_no_further_baseline(crew: Crew) -> None:
+    crew._options = dataclasses.replace(crew._options, baselines=("eager", "compile"))
+    assert crew._baseline_names() == ("compile",)
 
 
 def test_the_worker_that_was_called_in_is_the_one_that_loads(crew: Crew) -> None:

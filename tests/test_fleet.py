@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -354,6 +355,11 @@ def test_listener_hears_every_pair_from_start_to_end(
         ({"timeout_s": float("nan")}, "timeout"),
         ({"jobs": 0}, "jobs"),
         ({"seed": -1}, "seed"),
+        ({"cap_s": 0.0}, "cap"),
+        (
+            {"baselines": ("eager", "tensorrt")},
+            "unknown baseline 'tensorrt'; valid: eager, compile",
+        ),
     ],
 )
 def test_bad_option_is_refused_before_anything_runs(
@@ -361,6 +367,23 @@ def test_bad_option_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         run("passes", **options)
+
+
+def test_relative_paths_and_eager_by_name_are_understood(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_pair: Callable[..., Pair]
+) -> None:
+    pair = make_pair("t/reports_request")
+    monkeypatch.chdir(tmp_path)
+    near = dataclasses.replace(
+        pair,
+        problem=pair.problem.relative_to(tmp_path),
+        solution=pair.solution.relative_to(tmp_path),
+    )
+    options = Options(device="emulated", log_dir=tmp_path / "logs", baselines=("eager",))
+    run_pairs([near], options, judge_command=FAKE_JUDGE)
+    request = json.loads((tmp_path / "logs" / "request").read_text())
+    assert request["pair"]["problem"] == str(pair.problem)
+    assert request["pair"]["solution"] == str(pair.solution)
 
 
 def test_evaluate_returns_one_verdict_from_several_threads_at_once(

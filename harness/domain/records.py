@@ -365,8 +365,8 @@ class Options:
         cache_dir: built extensions; None is the default cache.
         log_dir: one log file per pair; None is the default folder.
         thread_orders: orders in which the CPU runner runs threads.
-        baselines: what else to compare with: names of ``harness.domain.BASELINES``; None lets the
-            device decide.
+        baselines: what to compare with: ``eager``, which always is, and names of
+            ``harness.domain.BASELINES``; None lets the device decide.
         warm_l2: time with inputs that stay in the L2 cache.
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json
+from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
 from harness.environment import PROJECT_ROOT, find_compiler
 from harness.fleet.devices import Plan, make_plan
 from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
@@ -93,6 +93,11 @@ def run_pairs(
         Interrupted: Ctrl-C; carries the verdicts that were reached.
     """
     _validate(pairs, options)
+    # The judge runs in another folder.
+    pairs = [
+        dataclasses.replace(p, problem=p.problem.absolute(), solution=p.solution.absolute())
+        for p in pairs
+    ]
     plan = plan or make_plan(options, len(pairs))
     if options.ncu and not plan.devices[0].startswith("cuda"):
         raise UsageError(
@@ -120,6 +125,11 @@ def _validate(pairs: Sequence[Pair], options: Options) -> None:
         raise UsageError(f"the timeout must be positive seconds, not {options.timeout_s!r}")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"the number of jobs must be at least 1, not {options.jobs!r}")
+    if options.cap_s is not None and not 0 < options.cap_s < float("inf"):
+        raise UsageError(f"the cap must be positive seconds, not {options.cap_s!r}")
+    unknown = [n for n in options.baselines or () if n != "eager" and n not in BASELINES]
+    if unknown:
+        raise UsageError(f"unknown baseline {unknown[0]!r}; valid: eager, {', '.join(BASELINES)}")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise UsageError(f"the seed must be between 0 and 2**63 - 1, not {options.seed!r}")
 

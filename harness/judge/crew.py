@@ -188,7 +188,7 @@ class Crew:
 
     def _baseline_names(self) -> tuple[str, ...]:
         if self._options.baselines is not None:
-            return self._options.baselines
+            return tuple(name for name in self._options.baselines if name != "eager")
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
     def _modes(self) -> dict[str, str | None]:
