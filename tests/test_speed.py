@@ -10,7 +10,7 @@ import torch
 
 from harness.domain import SpeedOutcome, Status
 from harness.judge import clock, requirements
-from harness.judge.clock import AGAIN, CANDIDATE, REFERENCE, Blocks, ClockPolicy
+from harness.judge.clock import AGAIN, CANDIDATE, CANDIDATE_AGAIN, REFERENCE, Blocks, ClockPolicy
 from harness.judge.roofline import Pass, Peaks
 from harness.judge.speed import Measured, speed_of
 from harness.judge.together import Latency
@@ -171,10 +171,38 @@ def test_what_is_left_open_and_quicker_alone_keeps_its_figure() -> None:
     assert speed.speedup == pytest.approx(2.0)
 
 
+def test_slow_single_calls_of_its_choice_clear_nobody() -> None:
+    """It sleeps in two rounds of five: the interval of few rounds then begins below any of them."""
+    alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.9, 600.0, 1.9, 600.0, 1.9]}
+    speed = speed_of(alone_for(alone), ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
+    assert speed.speedup is not None and speed.speedup < 1.1
+
+
+def test_batches_that_disagree_within_a_block_hide_no_figure() -> None:
+    """One quick batch a block, less than a third of all: its time is honest, its ratio is not."""
+    count = 12
+    reference = [2.0 + 0.001 * i for i in range(count)]
+    moody = {
+        REFERENCE: reference,
+        AGAIN: reference,
+        CANDIDATE: [0.1] * 7 + [1.9] * 5,
+        CANDIDATE_AGAIN: [1.9] * count,
+    }
+    latency = Latency({REFERENCE: [2.0] * 15, CANDIDATE: [1.9] * 15}, 0.0, 0.1, 0.001, sharp=True)
+    speed = speed_of(dataclasses.replace(changed(moody), latency=latency), ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED, speed
+    assert speed.speedup == pytest.approx(2.0 / 1.9)
+
+
 def test_one_slow_single_call_is_no_overlap() -> None:
+    alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.1, 1.1, 2.0, 1.1, 1.1]}
+    speed = speed_of(alone_for(alone), ClockPolicy())
+    assert (speed.shape, speed.outcome) == ("throughput", SpeedOutcome.FASTER)
+    # Two of three are no proof either, but they leave it open.
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.1, 2.0, 2.0]}
     speed = speed_of(alone_for(alone), ClockPolicy())
-    assert speed.shape == "throughput"
+    assert "leave open" in speed.note
 
 
 @pytest.mark.parametrize(

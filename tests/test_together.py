@@ -5,23 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.judge.clock import CANDIDATE, REFERENCE
-from harness.judge.together import Latency, contradicted
+from harness.judge.clock import CANDIDATE, REFERENCE, Blocks
+from harness.judge.together import Latency, worked_on_together
 
 ROLES = (REFERENCE, CANDIDATE)
 
 
-def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool:
-    latency = Latency(alone_ms, 0.0, part=0.25, least_ms=0.1)
-    together = contradicted(throughput_ms, latency, dict.fromkeys(ROLES))
-    assert together is not None, "only sharp ones leave it open"
-    return together
+def said(throughput_ms: dict[str, float], latency: Latency) -> bool | None:
+    """Return what is said of blocks that all take as long."""
+    blocks = Blocks(ms={role: [ms] * 5 for role, ms in throughput_ms.items()})
+    return worked_on_together(blocks, latency, dict.fromkeys(ROLES))
+
+
+def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool | None:
+    return said(throughput_ms, Latency(alone_ms, 0.0, part=0.25, least_ms=0.1))
 
 
 def test_overlapping_calls_are_noticed() -> None:
     reference = {REFERENCE: 2.0, CANDIDATE: 0.5}
     assert overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [2.0] * 5})
-    assert not overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5})
+    assert overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5}) is False
 
 
 def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
@@ -31,8 +34,8 @@ def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
     for _ in range(200):
         cold = {role: list(0.4 + 0.3 * rng.random(15)) for role in ROLES}
         honest = {role: [1.0 + c for c in cold[role]] for role in ROLES}
-        flagged += overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest)
-        caught += overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest)
+        flagged += overlaps({REFERENCE: 1.0, CANDIDATE: 0.9}, honest) is not False
+        caught += overlaps({REFERENCE: 1.0, CANDIDATE: 0.2}, honest) is True
     assert flagged <= 4
     assert caught >= 160
 
@@ -47,9 +50,8 @@ def test_a_host_that_changes_its_pace_hides_no_overlap() -> None:
         latency = Latency(
             {REFERENCE: list(reference), CANDIDATE: list(candidate + 0.004)}, 0.03, 0.1, 0.0015
         )
-        none = dict.fromkeys(ROLES)
-        caught += contradicted({REFERENCE: 0.017, CANDIDATE: 0.013}, latency, none)
-        flagged += contradicted({REFERENCE: 0.017, CANDIDATE: 0.021}, latency, none)
+        caught += said({REFERENCE: 0.017, CANDIDATE: 0.013}, latency) is True
+        flagged += said({REFERENCE: 0.017, CANDIDATE: 0.021}, latency) is not False
     assert (caught, flagged) == (100, 0)
 
 
@@ -59,10 +61,9 @@ def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bo
     noise = 0.001 * np.random.default_rng(4).standard_normal(30)
     alone = {REFERENCE: [0.05] * 30, CANDIDATE: list(0.05 + longer_ms + noise)}
     latency = Latency(alone, 0.03, 0.1, 0.0015, sharp=True)
-    throughput = {REFERENCE: 0.017, CANDIDATE: 0.017}
-    assert contradicted(throughput, latency, dict.fromkeys(ROLES)) is together
+    assert said({REFERENCE: 0.017, CANDIDATE: 0.017}, latency) is together
 
 
 def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:
     short = {REFERENCE: 0.010, CANDIDATE: 0.008}
-    assert not overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3})
+    assert overlaps(short, {REFERENCE: [0.030] * 3, CANDIDATE: [0.028] * 3}) is False

@@ -48,9 +48,12 @@ def worked_on_together(
 ) -> bool | None:
     """Return whether the candidate's calls back to back are worked on together.
 
-    In a few blocks the host can change its pace: then the most that the candidate's calls may take
-    counts against it. But whose figure says otherwise is not cleared: it chooses, perhaps, in which
-    blocks it is slow.
+    They run side by side, or the first has seen the inputs of all. Back to back a call takes far
+    less then than one that is alone: by more than being alone costs, which the reference shows.
+
+    In a few blocks the host can change its pace: so the most that the candidate's calls may take is
+    held against it. But whose figure single calls contradict, on the whole, is not cleared: it
+    chooses, perhaps, in which blocks and which of these calls it is slow.
 
     Args:
         blocks: of calls back to back.
@@ -60,45 +63,40 @@ def worked_on_together(
     Returns:
         None where single calls leave it open.
     """
-    figures = blocks.figures()
-    _, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
-    at_most = {**figures, CANDIDATE: figures[REFERENCE] / low}
-    surely = contradicted(at_most, latency, kernels_ms)
-    if surely is False and contradicted(figures, latency, kernels_ms):
-        return None
-    return surely
+    reference_ms = blocks.figures()[REFERENCE]
+    ratio, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
+    _, least, most = _too_long(reference_ms, reference_ms / low, latency, kernels_ms)
+    if least > 0.0:
+        return True
+    # The ratio is the figure: of a candidate's times another third may be trimmed.
+    middle, _, _ = _too_long(reference_ms, reference_ms / ratio, latency, kernels_ms)
+    return None if middle > 0.0 or (latency.sharp and most > 0.0) else False
 
 
-def contradicted(
-    throughput_ms: Mapping[str, float],
+def _too_long(
+    reference_ms: float,
+    candidate_ms: float,
     latency: Latency,
     kernels_ms: Mapping[str, float | None],
-) -> bool | None:
-    """Return whether single calls contradict what the candidate's calls take back to back.
-
-    Who works on them together runs them side by side, or the first has seen the inputs of all. Back
-    to back a call takes far less then than one that is alone: by more than being alone costs, which
-    the reference shows.
+) -> tuple[float, float, float]:
+    """Return by how much single calls of the candidate are slower than is allowed, and surely are.
 
     Args:
-        throughput_ms: of a call, by role.
+        reference_ms: of a call back to back.
+        candidate_ms: the same.
         latency: of single calls.
-        kernels_ms: of a call, by role; what the candidate's take is a claim.
+        kernels_ms: by role.
 
     Returns:
-        None where single calls leave it open: what they are slower by may be allowed, and may not.
+        Milliseconds beyond what is allowed, with their 95 % interval.
     """
     taken_ms = {role: np.asarray(ms) for role, ms in latency.taken_ms.items()}
     alone_ms = float(intervals.middle_mean(taken_ms[REFERENCE])) - latency.over_ms
-    costs_ms = alone_ms - throughput_ms[REFERENCE]
     # Round by round: where the host changes its pace, both change theirs.
-    longer = taken_ms[CANDIDATE] - taken_ms[REFERENCE]
-    longer += throughput_ms[REFERENCE] - throughput_ms[CANDIDATE]
-    _, least, most = intervals.interval(longer + min(costs_ms, 0.0), 0)
-    allowed = max(latency.part * throughput_ms[CANDIDATE], latency.least_ms)
+    longer = taken_ms[CANDIDATE] - taken_ms[REFERENCE] + reference_ms - candidate_ms
+    longer += min(alone_ms - reference_ms, 0.0)
+    allowed = max(latency.part * candidate_ms, latency.least_ms)
     if latency.hides:
         believed_ms = latency.hidden_times * (kernels_ms[REFERENCE] or 0.0)
-        allowed += min(kernels_ms[CANDIDATE] or 0.0, believed_ms, throughput_ms[CANDIDATE])
-    if least > allowed:
-        return True
-    return None if latency.sharp and most > allowed else False
+        allowed += min(kernels_ms[CANDIDATE] or 0.0, believed_ms, candidate_ms)
+    return intervals.interval(longer - allowed, 0)
