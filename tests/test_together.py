@@ -47,9 +47,8 @@ def test_a_host_that_changes_its_pace_hides_no_overlap() -> None:
     for _ in range(100):
         pace = rng.choice([0.037, 0.063], 27, p=[0.3, 0.7])
         reference, candidate = (pace + 0.001 * rng.standard_normal(27) for _ in range(2))
-        latency = Latency(
-            {REFERENCE: list(reference), CANDIDATE: list(candidate + 0.004)}, 0.03, 0.1, 0.0015
-        )
+        alone = {REFERENCE: list(reference), CANDIDATE: list(candidate + 0.004)}
+        latency = Latency(alone, 0.03, 0.1, 0.0015, sharp=True)
         caught += said({REFERENCE: 0.017, CANDIDATE: 0.013}, latency) is True
         flagged += said({REFERENCE: 0.017, CANDIDATE: 0.021}, latency) is not False
     assert (caught, flagged) == (100, 0)
@@ -62,6 +61,17 @@ def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bo
     alone = {REFERENCE: [0.05] * 30, CANDIDATE: list(0.05 + longer_ms + noise)}
     latency = Latency(alone, 0.03, 0.1, 0.0015, sharp=True)
     assert said({REFERENCE: 0.017, CANDIDATE: 0.017}, latency) is together
+
+
+def test_a_host_too_busy_for_single_calls_accuses_nobody() -> None:
+    """Batches of one beside 16 compilers: both took 5 ms more or less, for calls of 0.4 (H200)."""
+    reference = [3.4, -4.2, 0.8, -4.0, 0.3, -3.1, 1.9, 0.6, -4.1, 12.0, 0.9, 1.2, -4.0, -1.2, 1.5]
+    candidate = [-4.4, 0.9, 6.1, -0.6, 6.4, 4.9, 4.2, -3.0, -1.3, 6.2, 0.8, 7.1, 4.7, 5.0, 6.8]
+    busy = {REFERENCE: [5.5 + ms for ms in reference], CANDIDATE: [5.5 + ms for ms in candidate]}
+    latency = Latency(busy, 5.5, part=0.25, least_ms=0.1)
+    assert said({REFERENCE: 0.468, CANDIDATE: 0.122}, latency) is None
+    steady = {REFERENCE: [6.0] * 15, CANDIDATE: [6.0] * 15}
+    assert said({REFERENCE: 0.468, CANDIDATE: 0.122}, Latency(steady, 5.5, 0.25, 0.1)) is True
 
 
 def test_waiting_that_costs_the_reference_as_much_is_no_overlap() -> None:

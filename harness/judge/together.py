@@ -67,10 +67,17 @@ def worked_on_together(
     ratio, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
     _, least, most = _too_long(reference_ms, reference_ms / low, latency, kernels_ms)
     if least > 0.0:
-        return True
+        return True if latency.sharp or _is_steady(latency) else None
     # The ratio is the figure: of a candidate's times another third may be trimmed.
     middle, _, _ = _too_long(reference_ms, reference_ms / ratio, latency, kernels_ms)
     return None if middle > 0.0 or (latency.sharp and most > 0.0) else False
+
+
+def _is_steady(latency: Latency) -> bool:
+    """Return whether the reference's single calls agree with each other, as far as is asked for."""
+    _, low, high = intervals.interval(np.asarray(latency.taken_ms[REFERENCE]), 0)
+    own_ms = (low + high) / 2 - latency.over_ms
+    return (high - low) / 2 <= max(latency.part * own_ms, latency.least_ms)
 
 
 def _too_long(
