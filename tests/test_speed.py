@@ -164,6 +164,31 @@ def test_who_disagrees_with_itself_gets_no_figure_that_single_calls_contradict()
         assert speed.speedup == pytest.approx(2.0 / 1.9), "the lower of both"
 
 
+@pytest.mark.parametrize(
+    ("candidate_ms", "alone_ms", "outcome"),
+    [
+        (0.8, 0.99, SpeedOutcome.UNDECIDED),
+        (1.25, 1.01, SpeedOutcome.UNDECIDED),
+        (0.8, 0.85, SpeedOutcome.FASTER),
+        (1.25, 1.2, SpeedOutcome.SLOWER),
+    ],
+)
+def test_on_a_cpu_single_calls_must_say_the_same(
+    candidate_ms: float, alone_ms: float, outcome: SpeedOutcome
+) -> None:
+    """A reference was 0.80 times as fast as its own copy: memory lay worse in one process."""
+    times = dict.fromkeys((REFERENCE, AGAIN), STEADY)
+    steady = changed({**times, CANDIDATE: [candidate_ms * t for t in STEADY]})
+    alone = {REFERENCE: [1.0] * 15, CANDIDATE: [alone_ms] * 15}
+    latency = Latency(alone, 0.0, part=0.5, least_ms=0.1, sharp=True)
+    speed = speed_of(dataclasses.replace(steady, latency=latency), ClockPolicy())
+    assert speed.outcome is outcome
+    assert ("single calls of both" in speed.note) == (outcome is SpeedOutcome.UNDECIDED)
+    on_gpu = dataclasses.replace(latency, hides=True)  # there they are another matter
+    speed = speed_of(dataclasses.replace(steady, latency=on_gpu), ClockPolicy())
+    assert speed.outcome is not SpeedOutcome.UNDECIDED
+
+
 def test_what_is_left_open_and_quicker_alone_keeps_its_figure() -> None:
     alone = {REFERENCE: [20.0] * 5, CANDIDATE: [9.6, 10.0, 10.0, 10.0, 10.4]}
     latency = Latency(alone, 8.0, part=0.1, least_ms=0.001, sharp=True)

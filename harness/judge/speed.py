@@ -70,10 +70,9 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     together = worked_on_together(blocks, measured.latency, measured.device_ms)
-    if together is not False:
-        single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
-        if together or single[0] < ratio:
-            shape, figures, (ratio, low, high) = "latency", latency, single
+    single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
+    if together or (together is None and single[0] < ratio):
+        shape, figures, (ratio, low, high) = "latency", latency, single
     outcome = clock.outcome(low, high, floor)
     if together:
         notes.append(
@@ -85,6 +84,12 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
             "single calls leave open whether its calls are worked on together: the lower of both "
             "figures is given"
         )
+    elif measured.latency.agrees and outcome in (SpeedOutcome.FASTER, SpeedOutcome.SLOWER):
+        # Where its memory lies makes a process quick or slow for good; single calls hardly see it.
+        beside = max(floor, policy.short_floor)
+        if outcome is not clock.outcome(single[0], single[0], beside):
+            outcome = SpeedOutcome.UNDECIDED
+            notes.append("single calls of both do not say the same")
     throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED

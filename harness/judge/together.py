@@ -35,6 +35,11 @@ class Latency:
     hidden_times: float = 2.0
     sharp: bool = False
 
+    @property
+    def agrees(self) -> bool:
+        """Return whether single calls say of two solutions what calls back to back should say."""
+        return self.sharp and not self.hides
+
     def own_ms(self) -> dict[str, list[float]]:
         """Return what calls take themselves, by role."""
         return {

@@ -21,7 +21,7 @@ import torch
 
 from harness import bell, modules, pretend_cuda, tray, wire
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
-from harness.worker import calls, launches, sandbox
+from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
 
@@ -186,6 +186,8 @@ class Worker:
             self._stream = torch.cuda.Stream(self._device)
             torch.backends.cuda.matmul.allow_tf32 = bool(request["tf32"])
             torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
+        if self._kind == "cpu":
+            heap.keep_freed_memory()
         path = Path(request["file"])
         init = self._decode(request["init"], request["table"])
         self._builder = Builder(
