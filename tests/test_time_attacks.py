@@ -17,7 +17,7 @@ from harness.fleet import run_pairs
 
 FOLDER = Path(__file__).parent / "fixtures" / "timing"
 FULL = os.environ.get("CORPUS") == "full"
-OTHERS = {"problem", "product", "short", "works_ahead", "adds_ahead"}
+OTHERS = {"problem", "product", "short", "works_ahead", "adds_ahead", "naps_alone"}
 """Not solutions, or of another problem."""
 ATTACKS = sorted(
     path.stem
@@ -103,6 +103,17 @@ def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size
     assert speed.shape == "latency", told
     assert "worked on together" in speed.note
     assert speed.low < BOUND, told
+
+
+@pytest.mark.slow
+def test_slow_single_calls_of_its_choice_leave_it_open() -> None:
+    pair = Pair(name="naps_alone", problem=FOLDER / "product.py", solution=FOLDER / "naps_alone.py")
+    (verdict,) = run_pairs([pair], Options(device="cpu", size="small", cap_s=3.0))
+    speed = verdict.speed
+    assert verdict.status is Status.PASSED, verdict.message
+    assert speed.outcome is SpeedOutcome.UNDECIDED, speed.note
+    assert speed.shape == "latency" and "leave open" in speed.note
+    assert speed.speedup is not None and speed.speedup < BOUND
 
 
 SHORT = """
