@@ -22,6 +22,11 @@ def test_interval_covers_the_true_ratio_about_as_often_as_it_says(blocks: int) -
     assert 0.88 <= covered / 200 <= 1.0
 
 
+def test_blocks_that_have_nothing_in_common_have_a_ratio() -> None:
+    ratio, low, high = intervals.ratio_interval([1e-300, 1e300], [1e300, 1e-300], 0)
+    assert 0.0 < low < ratio < high < float("inf")
+
+
 def test_what_widens_the_interval_of_few_blocks_has_no_step() -> None:
     widths = [intervals._apart(count) for count in range(2, 60)]
     assert widths == sorted(widths, reverse=True)

@@ -13,6 +13,8 @@ _RESAMPLES = 2000
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Student's t by degrees of freedom from 1 on, for 95 %; _NORMAL is what it comes to."""
 _NORMAL = 1.960
+_MOST = 100.0
+"""Logarithm of a ratio that is no number any more: two blocks can be that far from agreeing."""
 
 
 def ratio_interval(
@@ -35,8 +37,8 @@ def ratio_interval(
     if len(above_ms) != len(below_ms) or len(above_ms) < 2:
         raise HarnessError("a ratio needs at least two block pairs")
     above, below = (np.asarray(ms).reshape(len(ms), -1).mean(axis=1) for ms in (above_ms, below_ms))
-    ratio, low, high = map(math.exp, interval(np.log(above / below), seed))
-    return ratio, low, high
+    ratio, low, high = (min(max(v, -_MOST), _MOST) for v in interval(np.log(above / below), seed))
+    return math.exp(ratio), math.exp(low), math.exp(high)
 
 
 def interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
