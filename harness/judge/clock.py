@@ -68,10 +68,10 @@ class ClockPolicy:
         handed_least, handed_rounds, handed_s: what takes the place of latency_least,
             latency_batches and latency_s there. After the least, rounds end when they tell.
         handed_calls: of a round, about.
-        handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there, on a CPU:
-            single calls of the same code took no more than calls back to back said (69 references
-            on two cores, 2026-11-29).
-        handed_gpu_ms: the same on a GPU: single calls of references and of honest solutions took
+        handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there; the
+            second on a CPU: single calls of the same code took no more than calls back to back
+            said (69 references on two cores, 2026-11-29).
+        handed_gpu_ms: the second on a GPU: single calls of references and of honest solutions took
             1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
             2026-11-29).
         hidden_times: kernels of the candidate hide so many times what the reference's take, at
