@@ -288,6 +288,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         jobs=arguments.jobs,
         fail_fast=arguments.fail_fast,
         baselines=arguments.baselines,
+        precision=arguments.precision,
         warm_l2=arguments.warm_l2,
         cap_s=arguments.cap,
         ncu=arguments.ncu,
@@ -386,8 +387,15 @@ def _parser() -> argparse.ArgumentParser:
         "--baselines",
         type=_baselines,
         metavar="LIST",
-        help="compare with these too: eager (always), compile, max-autotune (default: compile on "
-        "a GPU; eager alone elsewhere and with --quick)",
+        help="compare with these too: eager (always), compile, max-autotune, defaults (eager with "
+        "PyTorch's default numeric flags: TF32 in cuDNN); default: compile on a GPU, eager alone "
+        "elsewhere and with --quick",
+    )
+    add(
+        "--precision",
+        choices=("fp32", "tf32"),
+        help="hold every solution to this precision, whatever the problem says; tf32 grants TF32 "
+        "to the solution and to the baselines",
     )
     add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
     add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (8)")

@@ -69,9 +69,12 @@ class _Generator(torch.Generator):
 
 
 class _Stream:
-    """A stream on which everything is done at once."""
+    """A stream on which everything is done at once.
 
-    cuda_stream = 0
+    Its handle says which it is: the CPU runner knows a launch on the default stream by it.
+    """
+
+    cuda_stream = 0x20
     device_index = 0
     priority = 0
 
@@ -97,6 +100,18 @@ class _Stream:
         return self
 
     def __exit__(self, *args: object) -> None: ...
+
+
+class _CurrentStream(_Stream):
+    """The stream that is current."""
+
+    cuda_stream = 0x10
+
+
+class _DefaultStream(_Stream):
+    """The default stream, whichever is current."""
+
+    cuda_stream = 0
 
 
 class _Event:
@@ -176,8 +191,8 @@ def _cuda_functions(answer_cuda: bool) -> dict[str, Any]:
         "get_device_properties": _properties,
         "get_arch_list": _constant(["sm_80"]),
         "is_bf16_supported": _constant(True),
-        "current_stream": _Stream,
-        "default_stream": _Stream,
+        "current_stream": _CurrentStream,
+        "default_stream": _DefaultStream,
         "Stream": _Stream,
         "ExternalStream": _Stream,
         "Event": _Event,

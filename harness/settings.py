@@ -8,6 +8,7 @@ A reference may carry one module-level literal::
         "tolerances": {"atol": 1e-4, "rtol": 1e-4},
         "domain": {"x": {"min": 0.0}},                    # per argument of Model.forward
         "fold_state": True,                               # state may be folded at construction
+        "streams": "any",                                 # right on any current stream
         "solutions": {"hopper": {"precision": "fp32", "requires": "sm_90a"}},
     }
 
@@ -27,6 +28,7 @@ from typing import Any, NoReturn
 from harness.domain import UsageError
 
 MODES = ("forward", "eval", "train")
+STREAMS = ("default", "any")
 PRECISIONS = ("fp64", "fp32", "tf32", "bf16", "fp16")
 
 _ARCHITECTURE = re.compile(r"sm_\d{2,3}[af]?")
@@ -73,6 +75,8 @@ class Settings:
         domain: per argument of ``Model.forward`` the values it may take.
         fold_state: whether a solution may fold its state once: state is then left alone
             between the trials of one instance.
+        streams: ``default``: a solution has to be right with the default stream current, and is
+            warned about where it is wrong with another one. ``any``: it has to be right there too.
         solutions: per solution name (its file's stem) what it is held to.
     """
 
@@ -81,6 +85,7 @@ class Settings:
     tolerances: Tolerances | None = None
     domain: Mapping[str, Interval] = field(default_factory=dict)
     fold_state: bool = False
+    streams: str = "default"
     solutions: Mapping[str, SolutionSettings] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -95,6 +100,7 @@ class Settings:
             "tolerances": tolerances and {"atol": tolerances.atol, "rtol": tolerances.rtol},
             "domain": {name: {"min": i.min, "max": i.max} for name, i in self.domain.items()},
             "fold_state": self.fold_state,
+            "streams": self.streams,
             "solutions": {
                 name: {"precision": s.precision, "requires": s.requires}
                 for name, s in self.solutions.items()
@@ -118,6 +124,7 @@ class Settings:
             tolerances=None if tolerances is None else Tolerances(**tolerances),
             domain={name: Interval(**ends) for name, ends in plain["domain"].items()},
             fold_state=plain["fold_state"],
+            streams=plain["streams"],
             solutions={name: SolutionSettings(**s) for name, s in plain["solutions"].items()},
         )
 
@@ -192,7 +199,7 @@ class _Reader:
         self._constants = constants
 
     def settings(self, node: ast.expr) -> Settings:
-        keys = ("modes", "sizes", "tolerances", "domain", "fold_state", "solutions")
+        keys = ("modes", "sizes", "tolerances", "domain", "fold_state", "streams", "solutions")
         given = self._dict(node, "SETTINGS", keys)
         default = Settings()
         return Settings(
@@ -203,6 +210,7 @@ class _Reader:
             fold_state=(
                 self._bool(given["fold_state"], "fold_state") if "fold_state" in given else False
             ),
+            streams=self._streams(given["streams"]) if "streams" in given else default.streams,
             solutions=(
                 self._solutions(given["solutions"]) if "solutions" in given else default.solutions
             ),
@@ -215,6 +223,11 @@ class _Reader:
         for mode in value:
             self._choice(node, "mode", mode, MODES)
         return tuple(dict.fromkeys(value))
+
+    def _streams(self, node: ast.expr) -> str:
+        value = self._literal(node, "streams")
+        self._choice(node, "streams", value, STREAMS)
+        return str(value)
 
     def _sizes(self, node: ast.expr) -> dict[str, dict[str, Any]]:
         sizes = {}

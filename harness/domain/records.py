@@ -88,8 +88,9 @@ class Baseline:
     """The candidate against one more baseline, in the blocks that Speed comes from.
 
     Attributes:
-        name: ``torch.compile`` or ``torch.compile max-autotune-no-cudagraphs``; eager PyTorch is
-            the reference itself and stands in Speed.
+        name: ``torch.compile``, ``torch.compile max-autotune-no-cudagraphs`` or ``eager defaults``
+            (PyTorch's default numeric flags); eager PyTorch with strict flags is the reference
+            itself and stands in Speed.
         outcome: of the candidate against this baseline; UNTIMED where it failed.
         speedup, low, high: baseline time / candidate time with its 95 % interval.
         baseline_ms: time of one call (trimmed mean), milliseconds.
@@ -233,6 +234,10 @@ class Verdict:
         state_match: how the state was matched, one line per name that needed more than its name.
         findings: what the CPU runner saw.
         notes: what the reader should know: changed sizes, dropped variants, missing rights.
+        warnings: what is suspicious in a solution that passed, and not proven to be wrong; one
+            sentence each. Empty for any other status.
+        numeric_flags: torch's numeric flags by process: judge, reference, candidate. The
+            candidate's are a claim.
         launches: kernel launches of the solution's own extension, None where not counted.
         speed: second axis.
         ncu: kernel launches of one call as Nsight Compute saw them, in order; empty unless asked
@@ -259,6 +264,8 @@ class Verdict:
     state_match: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    numeric_flags: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     launches: int | None = None
     speed: Speed = field(default_factory=Speed)
     ncu: tuple[KernelProfile, ...] = ()
@@ -273,6 +280,8 @@ class Verdict:
         """Refuse records that cannot be true."""
         if self.status is not Status.PASSED and self.speed.outcome is not SpeedOutcome.UNTIMED:
             raise HarnessError(f"{self.pair}: a {self.status.value} verdict cannot carry a speedup")
+        if self.status is not Status.PASSED and self.warnings:
+            raise HarnessError(f"{self.pair}: only a PASSED verdict carries warnings")
 
     @property
     def blame(self) -> Blame:
@@ -367,6 +376,9 @@ class Options:
         thread_orders: orders in which the CPU runner runs threads.
         baselines: what to compare with: ``eager``, which always is, and names of
             ``harness.domain.BASELINES``; None lets the device decide.
+        precision: precision that every solution is held to, whatever the problem says: ``fp32`` or
+            ``tf32``; None for what the problem's settings say. ``tf32`` grants it to the
+            baselines too.
         warm_l2: time with inputs that stay in the L2 cache.
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.
@@ -386,6 +398,7 @@ class Options:
     log_dir: Path | None = None
     thread_orders: tuple[str, ...] = ("forward", "reverse", "shuffled")
     baselines: tuple[str, ...] | None = None
+    precision: str | None = None
     warm_l2: bool = False
     cap_s: float | None = None
     ncu: bool = False

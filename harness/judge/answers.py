@@ -60,6 +60,7 @@ class Report:
 
     checks: dict[str, Check] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     kernels: dict[str, int] = field(default_factory=dict)
     calls: int = 0
     dropped: list[str] = field(default_factory=list)

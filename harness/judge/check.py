@@ -16,7 +16,7 @@ from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Outcome, Problem
-from harness.judge.remote import RemoteWorker
+from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.modules import describe_state, differentiable, tensors_of, write_state
 
 REDUCED = ("tf32", "bf16", "fp16")
@@ -88,6 +88,28 @@ class Checker:
         self._followed = self._previous = None
         self._answers.forget()
         self._worker.ask("finish")
+
+    def on_other_stream(self, trial: trials.Trial) -> str:
+        """Make one call with another stream than the default one current.
+
+        Args:
+            trial: of nominal inputs that no other call had.
+
+        Returns:
+            What was wrong with it, an empty string where nothing was.
+        """
+        try:
+            self._send_state(self._problem.state())
+            case = self._case(trial)
+            if case is None:
+                return ""
+            self._answers.forget()
+            self._answers.judge(self._call(trial, case, other_stream=True), trial, case)
+        except Refused as refused:
+            return refused.mismatch.message
+        except WorkerFailed as failed:
+            return str(failed)
+        return ""
 
     def _run(self, trial: trials.Trial) -> None:
         if trial.new_state is not None:
@@ -239,7 +261,14 @@ class Checker:
         self._send_state(before)
         self.report.dropped.append(f"{trial.variant} ({why})")
 
-    def _call(self, trial: trials.Trial, case: Case, profile: bool) -> dict[str, Any]:
+    def _call(
+        self,
+        trial: trials.Trial,
+        case: Case,
+        *,
+        profile: bool = False,
+        other_stream: bool = False,
+    ) -> dict[str, Any]:
         tensors = [*tensors_of(case.inputs), *tensors_of(case.reference.output)]
         size = sum(t.numel() * t.element_size() for t in tensors)
         state_size = sum(t.numel() * t.element_size() for t in case.before.values())
@@ -263,6 +292,7 @@ class Checker:
             keep=size < BIG_BYTES,
             return_state=True,
             return_previous=size < BIG_BYTES,
+            other_stream=other_stream,
             **fields,
         )
         kernels = answer.get("kernels")
@@ -315,7 +345,7 @@ class Checker:
         for _ in range(2):
             self._send_state(case.before)
             try:
-                answer = self._call(trial, case, profile=False)
+                answer = self._call(trial, case)
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
                 return False

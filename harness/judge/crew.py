@@ -6,9 +6,11 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness import numeric_flags
 from harness.domain import BASELINES, Options, Pair
 from harness.judge import trials
 from harness.judge.cache import ExtensionCache
@@ -23,6 +25,7 @@ _DISMISS_S = 5.0
 """For a request to a worker that was just ended to notice it."""
 _LAST = 19
 """Niceness of those that have a core when nobody else wants it."""
+_COMPILED = "torch.compile"
 
 
 class CannotLoad(Exception):
@@ -37,7 +40,8 @@ class Crew:
         log: file for the workers' output.
         cache: extensions of the solution.
         compiled: folder in which torch.compile keeps what it made.
-        tf32: whether TF32 is granted.
+        numerics: the numeric flags of the candidate and of all baselines but ``eager defaults``:
+            see harness.numeric_flags.
         seed: master seed.
         notes: takes what the reader of a verdict should know.
 
@@ -55,7 +59,7 @@ class Crew:
         cache: ExtensionCache,
         compiled: Path,
         *,
-        tf32: bool,
+        numerics: str,
         seed: int,
         notes: list[str],
     ) -> None:
@@ -65,7 +69,8 @@ class Crew:
         self._log = log
         self._cache = cache
         self._compiled = compiled
-        self._tf32 = tf32
+        self._numerics = numerics
+        self.numeric_flags: dict[str, Mapping[str, Any]] = {}
         self._seed = seed
         self._notes = notes
         self._kind = options.device.partition(":")[0]
@@ -89,7 +94,7 @@ class Crew:
             threads=self.threads(),
             device=self._options.device,
             untrusted=role in ("candidate", "build"),
-            compiled=self._compiled if role.startswith("torch.compile") else None,
+            compiled=self._compiled if role.startswith(_COMPILED) else None,
         )
         self.workers.append(worker)
         if role == "build":  # compilers leave the cores to the pair that is measured meanwhile
@@ -117,7 +122,6 @@ class Crew:
         path: Path,
         overrides: dict[str, Any],
         built: Path,
-        compile_mode: str | None = None,
     ) -> dict[str, Any]:
         """Have a worker import a file and construct its module.
 
@@ -128,7 +132,6 @@ class Crew:
             path: the file.
             overrides: module-level constants to replace.
             built: where a build worker puts what it builds.
-            compile_mode: mode of torch.compile, None leaves the module as it is.
 
         Raises:
             CannotLoad: the file or the constructor raised.
@@ -136,22 +139,38 @@ class Crew:
         """
         private = worker.folder / "build"
         fields = worker.encode(init=problem.init_inputs)
+        fields |= self.load_fields(
+            class_name, path, overrides, built if worker.role == "build" else private
+        )
+        if worker.role == BASELINES["defaults"]:
+            fields["numerics"] = numeric_flags.DEFAULTS
+        compile_mode = None
+        if worker.role.startswith(_COMPILED):
+            compile_mode = worker.role.removeprefix(_COMPILED).strip() or "default"
         try:
-            return worker.ask(
+            loaded = worker.ask(
                 "load",
                 findings=str(worker.findings_path),
                 # The baseline too: what the guarded allocator costs must cancel in the ratio.
                 guarded=self._kind != "cuda" and self._guarded(),
                 compile=compile_mode,
-                **self.load_fields(
-                    class_name, path, overrides, built if worker.role == "build" else private
-                ),
                 **fields,
             )
+            self._note_flags(worker.role, loaded.get("numeric_flags"))
+            return loaded
         except WorkerFailed as failed:
             if failed.error.get("kind") in ("raised", "exit"):
                 raise CannotLoad(str(failed)) from None
             raise
+
+    def _note_flags(self, role: str, said: Any) -> None:
+        """Keep what a worker says its numeric flags are: names and truth values, no more."""
+        if isinstance(said, dict):
+            self.numeric_flags[role] = {
+                str(name)[:80]: value
+                for name, value in list(said.items())[:20]
+                if isinstance(value, bool)
+            }
 
     def load_fields(
         self, class_name: str, path: Path, overrides: dict[str, Any], staging: Path
@@ -167,7 +186,7 @@ class Crew:
         return {
             "file": str(path),
             "device": self._options.device,
-            "tf32": self._tf32,
+            "numerics": self._numerics,
             "cache": str(self._cache.folder),
             "staging": str(staging),
             "support": str(self._cache.support),
@@ -191,20 +210,16 @@ class Crew:
             return tuple(name for name in self._options.baselines if name != "eager")
         return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
 
-    def _modes(self) -> dict[str, str | None]:
-        """Return torch.compile's mode by role, None for the reference as it is."""
-        modes: dict[str, str | None] = {REFERENCE: None}
-        for name in self._baseline_names():
-            mode = BASELINES[name]
-            modes[f"torch.compile {mode}" if mode else "torch.compile"] = mode or "default"
-        return modes
+    def _roles(self) -> list[str]:
+        """Return the roles that hold the reference."""
+        return [REFERENCE, *(BASELINES[name] for name in self._baseline_names())]
 
     def call_in(self) -> None:
         """Start the workers of torch.compile, and have them import it in the background.
 
         That takes a core for seconds and touches no device: the wait for the device hides it.
         """
-        compiling = [role for role, mode in self._modes().items() if mode is not None]
+        compiling = [role for role in self._roles() if role.startswith(_COMPILED)]
         if not compiling:
             return
         pool = concurrent.futures.ThreadPoolExecutor(len(compiling))
@@ -226,7 +241,7 @@ class Crew:
         """
         if self._summoned:
             return
-        modes = self._modes()
+        roles = self._roles()
 
         def load(role: str, worker: RemoteWorker) -> str:
             if role in self._called:
@@ -241,7 +256,6 @@ class Crew:
                     self._pair.problem,
                     problem.overrides,
                     worker.folder / "build",
-                    modes[role],
                 )
             except (CannotLoad, WorkerFailed) as error:
                 return str(error)
@@ -249,10 +263,10 @@ class Crew:
                 self._notes.append(f"{role}: its profiler did not start: {why}")
             return ""
 
-        pool = concurrent.futures.ThreadPoolExecutor(len(modes))
+        pool = concurrent.futures.ThreadPoolExecutor(len(roles))
         started = {
             role: self._called[role][0] if role in self._called else self.start(role)
-            for role in modes
+            for role in roles
         }
         for role, worker in started.items():
             self._summoned[role] = worker, pool.submit(load, role, worker)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from harness import numeric_flags
 from harness.domain import (
     HarnessError,
     Options,
@@ -57,6 +58,9 @@ _PLENTY_BYTES = 20 << 30
 """With this much free, and as much beside it, the baselines' workers come before the first call:
 each takes about 1 GiB for its context, and its model. Else they come when the candidate has shown
 what it leaves."""
+_IGNORES_STREAM = (
+    "it ignores the current stream: wrong inside torch.cuda.stream() and under CUDA graph capture"
+)
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
 
 
@@ -120,12 +124,14 @@ class Judge:
             log,
             self._cache,
             self._cache_root / "compiled",
-            tf32=self._solution_settings("precision") == "tf32",
+            numerics=numeric_flags.TF32 if self._precision() == "tf32" else numeric_flags.STRICT,
             seed=self._seed,
             notes=self._facts.notes,
         )
         if self._crew.threads():
             torch.set_num_threads(self._crew.threads())
+        # The judge's own products are never TF32's: they say what is right.
+        numeric_flags.set_flags(numeric_flags.STRICT)
 
     def verdict(self) -> Verdict:
         """Judge the pair; every way this can end is a verdict."""
@@ -165,6 +171,8 @@ class Judge:
             self._enter("")
             for worker in self._crew.workers:
                 self._gather(worker)
+            self._facts.numeric_flags = self._crew.numeric_flags
+            self._facts.numeric_flags["judge"] = numeric_flags.flags()
             self._crew.dismiss()
         status, message = causes.with_findings(self._facts.findings, status, message)
         if status is Status.MEMORY_FAULT:
@@ -251,7 +259,33 @@ class Judge:
         requirements.strength(checker.report.survivors)
         if timed:
             self._time(problem, checker, worker, match, profiled)
+        self._look_at_streams(checker, worker)
         self._emit("harness_code")
+
+    def _look_at_streams(self, checker: check.Checker, worker: RemoteWorker) -> None:
+        """See whether the candidate is right on another stream than the default one.
+
+        The last of all calls: a candidate that fails there, however badly, has been right so far.
+
+        Raises:
+            Settled: it is not, and the problem demands it.
+        """
+        wrong = ""
+        if self._kind == "cuda":
+            self._enter("check other stream")
+            wrong = checker.on_other_stream(
+                trials.on_other_stream(self._seed, self._facts.modes[0])
+            )
+        elif worker.launches_without_stream:
+            wrong = "its launches name no stream, or the default one"
+        if not wrong:
+            return
+        if self._settings.streams == "any":
+            raise Settled(
+                Status.WRONG_VALUES,
+                f"{_IGNORES_STREAM}, and SETTINGS['streams'] asks for any stream ({wrong})",
+            )
+        self._facts.warnings.append(f"{_IGNORES_STREAM} ({wrong})")
 
     def _overrides(self) -> dict[str, Any]:
         size = self._options.size
@@ -347,7 +381,7 @@ class Judge:
             Setting(
                 mode=self._timed_mode(),
                 seed=self._seed,
-                precision=str(self._solution_settings("precision") or ""),
+                precision=str(self._precision() or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,
                 timeout_s=self._crew.timeout_s,
@@ -399,13 +433,20 @@ class Judge:
         entry = self._settings.solutions.get(self._pair.solution.stem)
         return getattr(entry, key, None) if entry is not None else None
 
+    def _precision(self) -> str | None:
+        """Return the precision that the solution is held to, None for that of the outputs."""
+        if self._options.precision is not None:
+            return self._options.precision
+        granted: str | None = self._solution_settings("precision")
+        return granted
+
     def _standard(self) -> Standard:
         tolerances = self._settings.tolerances
         return Standard(
             policy=self._policy,
             atol=tolerances.atol if tolerances else None,
             rtol=tolerances.rtol if tolerances else None,
-            precision=self._solution_settings("precision"),
+            precision=self._precision(),
         )
 
     def _domain(self) -> dict[str, dict[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ class Facts:
 
     phases: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    numeric_flags: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     state_match: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
     launches: int | None = None
@@ -55,8 +58,9 @@ def verdict(
     outputs = [c.max_abs_diff for c in checks if c.what.startswith("output")]
     known = [d for d in outputs if d is not None]
     facts.peak["judge"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    warnings = [*facts.warnings, *(report.warnings if report else ())]
     if status is not Status.PASSED:
-        message = diagnose.advised(status, message)
+        message, warnings = diagnose.advised(status, message), []
     speed = facts.speed if status is Status.PASSED else Speed()
     if speed.speedup is None and not speed.note:
         why = "emulated: correctness only" if options.device == "emulated" else "not measured"
@@ -76,6 +80,8 @@ def verdict(
         state_match=facts.state_match,
         findings=tuple(facts.findings[:20]),
         notes=tuple(notes),
+        warnings=tuple(w.translate(_CONTROL) for w in dict.fromkeys(warnings)),
+        numeric_flags=facts.numeric_flags,
         launches=facts.launches,
         speed=speed,
         ncu=facts.ncu,
@@ -105,6 +111,7 @@ def replay(pair: Pair, options: Options, size: str, seed: int) -> str:
     words += ["--size", size] if size else []
     words += ["--mode", options.mode] if options.mode else []
     words += ["--quick"] if options.quick else []
+    words += ["--precision", options.precision] if options.precision else []
     return shlex.join(words)
 
 

@@ -86,6 +86,7 @@ class RemoteWorker:
         self._cpu_spent = 0.0
         self._compiling = False
         self.launches: int | None = None
+        self.launches_without_stream = 0
         self.build_failures: list[str] = []
         self.unsupported: list[str] = []
         self.findings: list[dict[str, Any]] = []
@@ -359,6 +360,9 @@ class RemoteWorker:
         launches = message.get("launches")
         if type(launches) is int and launches >= 0:
             self.launches = launches
+        without = message.get("launches_without_stream")
+        if type(without) is int and without >= 0:
+            self.launches_without_stream = without
 
     def tampered(self, what: str) -> WorkerFailed:
         """End the worker; return the failure of one that does what the protocol does not allow."""

@@ -224,7 +224,7 @@ class Stopwatch:
         theirs = {name: state_now[ours] for name, ours in self._match.source.items()}
         for role, baton in list(self._batons.items()):
             values = theirs if role == CANDIDATE else state_now
-            if role not in (REFERENCE, CANDIDATE):  # torch.compile wraps the module
+            if role.startswith("torch.compile"):  # which wraps the module
                 values = {f"_orig_mod.{n}": t for n, t in state_now.items()}
             self._batches.running = role
             self._guarded(role, partial(_write, baton, values))

@@ -111,6 +111,20 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
     return trials
 
 
+def on_other_stream(seed: int, mode: str) -> Trial:
+    """Return one more nominal call, for another stream than the default one."""
+    return Trial(
+        index=0,
+        mode=mode,
+        variant="nominal",
+        input_seed=derived(seed, mode, "other stream", "input"),
+        variant_seed=0,
+        rng=derived(seed, mode, "other stream", "rng") % 2**31,
+        grad_seed=derived(seed, mode, "other stream", "grad"),
+        new_state=None,
+    )
+
+
 def _origin(index: int) -> int:
     """Return the call whose nominal draw a call uses: its own, or the one it follows."""
     while PLAN[index % len(PLAN)] in FOLLOWERS:

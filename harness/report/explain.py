@@ -34,14 +34,21 @@ def explain_run(verdicts: Sequence[Verdict], *, in_full: bool = False) -> str:
             if verdict.ncu
         ]
     skipped: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     notes: dict[str, list[str]] = {}
     for verdict in verdicts:
         if verdict.status is Status.SKIPPED:
             skipped.setdefault(one_line(verdict.message), []).append(verdict.pair)
         if not in_full:
+            for warning in verdict.warnings:
+                warnings.setdefault(one_line(warning), []).append(verdict.pair)
             for note in verdict.notes:
                 notes.setdefault(one_line(note), []).append(verdict.pair)
     said += [f"SKIPPED {_names(pairs)}: {message}" for message, pairs in skipped.items()]
+    if warnings:
+        said.append(
+            "\n".join(f"warning (!), {_names(pairs)}: {w}" for w, pairs in warnings.items())
+        )
     lines = [f"note, {_names(pairs)}: {note}" for note, pairs in list(notes.items())[:_NOTES]]
     if len(notes) > _NOTES:
         lines.append(f"{len(notes) - _NOTES} more notes: -v shows them")
@@ -90,7 +97,9 @@ def explain_in_full(verdict: Verdict) -> str:
     ]
     lines += [f"  state: {one_line(line)}" for line in verdict.state_match]
     lines += [f"  finding: {_finding(finding)}" for finding in verdict.findings]
+    lines += [f"  warning: {one_line(warning)}" for warning in verdict.warnings]
     lines += [f"  note: {one_line(note)}" for note in verdict.notes]
+    lines += _flags(verdict)
     if verdict.launches is not None:
         lines.append(f"  kernel launches: {verdict.launches}")
     if verdict.speed.note:
@@ -102,6 +111,18 @@ def explain_in_full(verdict: Verdict) -> str:
     if verdict.replay:
         lines.append(f"  replay: {one_line(verdict.replay)}")
     return "\n".join(lines)
+
+
+def _flags(verdict: Verdict) -> list[str]:
+    """Return the numeric flags that are on, by process; processes with the same ones together."""
+    alike: dict[str, list[str]] = {}
+    for process, flags in verdict.numeric_flags.items():
+        on = ", ".join(name for name, value in flags.items() if value) or "none"
+        alike.setdefault(on, []).append(process)
+    return [
+        one_line(f"  numeric flags on in {', '.join(processes)}: {on}")
+        for on, processes in alike.items()
+    ]
 
 
 def _kernels(verdict: Verdict) -> list[str]:

@@ -26,6 +26,7 @@ from harness.report.text import (
 
 _LIMIT = 60_000  # a comment on a pull request holds 65,536 characters
 _TABLE_LIMIT = 25_000
+_WARNINGS = 12
 _QUIET = (Status.PASSED, Status.SKIPPED)
 _MARKS = re.compile(r"[\\`*_{}\[\]|~@$:]")
 _PASSING = (GateClass.OK, GateClass.IMPROVED)
@@ -42,6 +43,8 @@ def render_markdown(run: Run) -> str:
         parts.append(f"**Nothing was evaluated:** {_code(run.error)}")
     if run.gate:
         parts.append(_changes(run.gate))
+    if any(verdict.warnings for verdict in run.verdicts):
+        parts.append(_warnings(run))
     failed = [verdict for verdict in run.verdicts if verdict.status not in _QUIET]
     closing = [_folded("All pairs", _table(run)), _folded("Machine", _machine(run))]
     counted = _kernels(run)
@@ -119,6 +122,22 @@ def _failure(run: Run, verdict: Verdict) -> str:
     return _folded(head, "\n\n".join(lines), raw_head=True, is_open=True)
 
 
+def _warnings(run: Run) -> str:
+    """Return what is suspicious in pairs that passed, the same warning once."""
+    pairs: dict[str, list[str]] = {}
+    for verdict in run.verdicts:
+        for warning in verdict.warnings:
+            pairs.setdefault(warning, []).append(verdict.pair)
+    lines = []
+    for warning, names in list(pairs.items())[:_WARNINGS]:
+        shown = ", ".join(map(_code, names[:3]))
+        shown += f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"- ⚠ {shown}: {_code(warning)}")
+    if len(pairs) > _WARNINGS:
+        lines.append(f"- {len(pairs) - _WARNINGS} more warnings: see the job's artifacts.")
+    return "\n".join(lines)
+
+
 def _table(run: Run) -> str:
     verdicts = run.verdicts
     names = list(dict.fromkeys(b.name for v in verdicts for b in v.speed.baselines))
@@ -129,7 +148,8 @@ def _table(run: Run) -> str:
     rows = []
     for v in verdicts:
         passed = v.status is Status.PASSED
-        row = [_code(v.pair), _md(v.status.value), _unbroken(speedup(v.speed) if passed else "-")]
+        status = _md(v.status.value) + (" ⚠" if v.warnings else "")
+        row = [_code(v.pair), status, _unbroken(speedup(v.speed) if passed else "-")]
         row += [_unbroken(baseline_speedup(v, name)) for name in names]
         if bound:
             row.append(percent(v.speed.bound.share) if v.speed.bound else "-")

@@ -102,7 +102,7 @@ def _columns(
 
     columns = [
         column("pair", [clean(v.pair) for v in verdicts]),
-        column("status", [_status(v.status, colour=colour) for v in verdicts]),
+        column("status", [_status(v, colour=colour) for v in verdicts]),
         column(diff, [figure(v.max_abs_diff) for v in verdicts], "right", 6),
         column("precision", [v.precision or "-" for v in verdicts], rank=5),
         column("reference ms", [_ms(v, v.speed.reference_ms) for v in verdicts], "right", 7),
@@ -161,11 +161,14 @@ def _fold(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
-def _status(status: Status, *, colour: bool) -> str:
+def _status(verdict: Verdict, *, colour: bool) -> str:
+    text = verdict.status.value + (" !" if verdict.warnings else "")
     if not colour:
-        return status.value
-    code = {Status.PASSED: _GREEN, Status.SKIPPED: _YELLOW}.get(status, _RED)
-    return f"{code}{status.value}{_RESET}"
+        return text
+    code = {Status.PASSED: _GREEN, Status.SKIPPED: _YELLOW}.get(verdict.status, _RED)
+    if verdict.warnings:
+        code = _YELLOW
+    return f"{code}{text}{_RESET}"
 
 
 def _ms(verdict: Verdict, value: float | None) -> str:
@@ -197,6 +200,9 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None) -> str:
         f"{count} {status.value.lower() if status in _QUIET else status.value}"
         for status, count in sorted(counts.items(), key=lambda item: item[0] is not Status.PASSED)
     ]
+    warned = sum(bool(verdict.warnings) for verdict in verdicts)
+    if warned:
+        parts[0] += f" ({warned} with warnings)"
     ran = [verdict for verdict in verdicts if verdict.status is not Status.SKIPPED]
     devices = sorted({verdict.device for verdict in ran if verdict.device})
     where = f" on {', '.join(devices)}" if devices else ""

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from harness import bell, modules, pretend_cuda, tray, wire
+from harness import bell, modules, numeric_flags, pretend_cuda, tray, wire
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
 from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
@@ -52,7 +52,7 @@ class Worker:
         self._previous_output: Any = None
         self._output_bytes: list[int] = []
         self._input_bytes: list[int] = []
-        self._stream: torch.cuda.Stream | None = None
+        self._other_stream: torch.cuda.Stream | None = None
         self._bell: bell.Bell | None = None
         self._shared: dict[str, wire.Arena] = {}
         self._sent_along: list[int] = []
@@ -67,15 +67,13 @@ class Worker:
             reply: dict[str, Any] = {"id": request["id"], "ok": True}
             try:
                 handler = getattr(self, "do_" + request["do"])
-                with self._own_stream():
+                with self._stream(other=request.get("other_stream") is True):
                     reply.update(handler(request) or {})
-                if self._stream is not None:
-                    # The judge may write to the arenas again as soon as it has the answer.
-                    calls.synchronize(self._device)
+                # The judge may write to the arenas again as soon as it has the answer.
+                calls.synchronize(self._device)
             except BaseException as error:  # noqa: BLE001 - everything becomes an answer
-                if self._stream is not None:
-                    with contextlib.suppress(RuntimeError):  # it is said already
-                        calls.synchronize(self._device)
+                with contextlib.suppress(RuntimeError):  # it is said already
+                    calls.synchronize(self._device)
                 reply = {"id": request["id"], "ok": False, "error": describe(error)}
                 traceback.print_exc()
                 if self._builder is not None:
@@ -111,6 +109,7 @@ class Worker:
         return {
             "findings": [to_json(f) for f in self._runtime.take_findings()][:20],
             "launches": self._runtime.launches,
+            "launches_without_stream": self._runtime.launches_without_stream,
         }
 
     # --- requests -------------------------------------------------------------------------------
@@ -183,9 +182,7 @@ class Worker:
         self._device = torch.device(request["device"] if on_gpu else "cpu")
         if on_gpu:
             torch.cuda.set_device(self._device)
-            self._stream = torch.cuda.Stream(self._device)
-            torch.backends.cuda.matmul.allow_tf32 = bool(request["tf32"])
-            torch.backends.cudnn.allow_tf32 = bool(request["tf32"])
+        numeric_flags.set_flags(request["numerics"])
         if self._kind == "cpu":
             heap.keep_freed_memory()
         path = Path(request["file"])
@@ -228,6 +225,7 @@ class Worker:
             "files": sorted(self._builder.files),
             "ships_cuda": self._builder.ships_cuda,
             "nvcc": self._builder.nvcc_notes,
+            "numeric_flags": numeric_flags.flags(),
         }
 
     def do_state(self, request: dict[str, Any]) -> None:
@@ -241,8 +239,8 @@ class Worker:
         module = self._model()
         sizes = self._output_bytes or self._input_bytes
         calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], self._device)
-        if self._stream is not None:
-            # Our stream lags behind: work that a solution puts on another one comes too early.
+        if self._kind == "cuda":
+            # The current stream lags behind: work on a stream that does not wait comes too early.
             torch.cuda._sleep(_LAG_CYCLES)
         if request["untouched"]:
             inputs = self._inputs.current
@@ -396,13 +394,24 @@ class Worker:
             gc.enable()
 
     @contextlib.contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """Make a stream of our own the current one: the default stream is not always current."""
-        if self._stream is None:
+    def _stream(self, *, other: bool = False) -> Iterator[None]:
+        """Make the default stream current, as in a user's program, or another one.
+
+        A solution may have left a stream of its own current after the call before.
+
+        Args:
+            other: a stream that does not wait for the default one, nor the default one for it.
+        """
+        if self._device.type != "cuda":
             yield
-        else:
-            with torch.cuda.stream(self._stream):
-                yield
+            return
+        stream = torch.cuda.default_stream(self._device)
+        if other:
+            if self._other_stream is None:
+                self._other_stream = torch.cuda.Stream(self._device)
+            stream = self._other_stream
+        with torch.cuda.stream(stream):
+            yield
 
     @contextlib.contextmanager
     def _user_code(self) -> Iterator[None]:

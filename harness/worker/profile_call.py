@@ -42,7 +42,7 @@ class ProfiledCall(Worker):
         """
         table = request["table"]
         self.do_load({**request["load"], "init": request["init"], "table": table})
-        with self._own_stream():
+        with self._stream():
             self.do_state({"values": request["state"], "table": table})
             inputs = self._inputs.fresh(self._decode(request["args"], table))
             drawn: list[torch.Tensor | None] = []

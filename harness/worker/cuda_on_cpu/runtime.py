@@ -32,6 +32,7 @@ class Runtime:
         # Global, so that extensions find its symbols.
         self._library = ctypes.CDLL(str(support.runtime), mode=ctypes.RTLD_GLOBAL)
         self._library.emu_launches.restype = ctypes.c_uint64
+        self._library.emu_launches_without_stream.restype = ctypes.c_uint64
         self._library.emu_live_allocations.restype = ctypes.c_uint64
         self._library.emu_kernels.restype = ctypes.c_char_p
         self._library.emu_take_findings.restype = ctypes.c_char_p
@@ -46,6 +47,11 @@ class Runtime:
     def launches(self) -> int:
         """Kernel launches that ran to their end in this process so far."""
         return int(self._library.emu_launches())
+
+    @property
+    def launches_without_stream(self) -> int:
+        """Those of them that named no stream, or the default one."""
+        return int(self._library.emu_launches_without_stream())
 
     def launched_kernels(self) -> dict[str, int]:
         """Return how often each kernel ran, by the name written at its launch."""

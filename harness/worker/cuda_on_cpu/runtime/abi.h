@@ -25,6 +25,7 @@ struct EmuLaunch {
     void (*entry)(void* context);
     void* context;
     int cooperative;
+    int without_stream;  // on the default stream, whichever is current
     int arguments;  // how many of the following are set
     uint64_t argument[32];  // pointer-sized view of each argument, for naming tensors in findings
 };

@@ -129,6 +129,7 @@ const char* emu_kernels() {
 }
 
 uint64_t emu_launches() { return counters.launches; }
+uint64_t emu_launches_without_stream() { return counters.without_stream; }
 
 void emu_configure(int answer_cuda) { settings.answer_cuda = answer_cuda != 0; }
 

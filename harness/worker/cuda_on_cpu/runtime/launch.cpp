@@ -409,6 +409,7 @@ int emu_launch(const EmuLaunch* l) {
         return error;
     }
     ++counters.launches;
+    counters.without_stream += l->without_stream;
     ++counters.kernels[l->kernel];
     return 0;
 }

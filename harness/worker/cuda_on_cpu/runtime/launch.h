@@ -17,7 +17,7 @@ struct Settings {
 extern Settings settings;
 
 struct Counters {
-    uint64_t launches = 0;
+    uint64_t launches = 0, without_stream = 0;
     std::map<std::string, uint64_t> kernels, kernels_by_base;
     size_t static_shared = 0;
 };

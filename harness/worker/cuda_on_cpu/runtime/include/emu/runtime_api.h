@@ -382,9 +382,15 @@ static inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, con
 static inline cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) { return cudaSuccess; }
 
 // ---------------------------------------------------------------- streams and events
-static inline cudaError_t cudaStreamCreate(cudaStream_t* s) { *s = nullptr; return cudaSuccess; }
-static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = nullptr; return cudaSuccess; }
-static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { *s = nullptr; return cudaSuccess; }
+// Everything is done at once, so a handle only says what the source named: the current stream, one
+// of its own, or none, which is the default stream whichever is current.
+namespace emu {
+inline const cudaStream_t current_stream = reinterpret_cast<cudaStream_t>(uintptr_t{0x10});
+inline const cudaStream_t own_stream = reinterpret_cast<cudaStream_t>(uintptr_t{0x20});
+}  // namespace emu
+static inline cudaError_t cudaStreamCreate(cudaStream_t* s) { *s = emu::own_stream; return cudaSuccess; }
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { return cudaStreamCreate(s); }
+static inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned, int) { return cudaStreamCreate(s); }
 static inline cudaError_t cudaDeviceGetStreamPriorityRange(int* a, int* b) { *a = *b = 0; return cudaSuccess; }
 static inline cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaDeviceSynchronize(); }
@@ -450,6 +456,7 @@ cudaError_t launch_as(const Config& c, int cooperative, F function, A... argumen
     l.entry = &decltype(call)::run;
     l.context = &call;
     l.cooperative = cooperative;
+    l.without_stream = c.stream == nullptr;
     ((l.arguments < 32 ? (void)(l.argument[l.arguments++] = pointer_bits(arguments)) : (void)0), ...);
     return static_cast<cudaError_t>(emu_launch(&l));
 }

@@ -25,8 +25,8 @@ struct OptionalCUDAGuard {
 struct CUDAStreamGuard {
     explicit CUDAStreamGuard(CUDAStream) {}
     void reset_stream(CUDAStream) {}
-    CUDAStream current_stream() const { return {}; }
-    CUDAStream original_stream() const { return {}; }
+    CUDAStream current_stream() const { return CUDAStream(); }
+    CUDAStream original_stream() const { return CUDAStream(); }
 };
 struct OptionalCUDAStreamGuard {
     OptionalCUDAStreamGuard() {}
