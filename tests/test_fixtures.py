@@ -10,6 +10,7 @@ The comment lines on top of a solution say what it is evaluated against and what
     # mode: train                        what evaluate's mode is set to
     # size: small                        what evaluate's size is set to
     # timeout: 4                         what evaluate's timeout_s is set to, in seconds
+    # warns: text                        in one of the verdict's warnings; no warning where absent
     # tier: full                         only evaluated where CORPUS=full is set
     # why: one line
 
@@ -35,7 +36,18 @@ import torch
 from harness import Blame, Status, Verdict, evaluate
 
 FOLDER = Path(__file__).parent / "fixtures"
-KEYS = {"problem", "solution", "expect", "device", "mode", "size", "timeout", "tier", "why"}
+KEYS = {
+    "problem",
+    "solution",
+    "expect",
+    "device",
+    "mode",
+    "size",
+    "timeout",
+    "warns",
+    "tier",
+    "why",
+}
 FULL = os.environ.get("CORPUS") == "full"
 SIDE_BY_SIDE = int(os.environ.get("CORPUS_JOBS", "2"))
 LITTERERS = ("faulty/leftover_children", "faulty/many_children")
@@ -56,6 +68,7 @@ class Case:
     mode: str | None = None
     size: str | None = None
     timeout_s: float = 30.0
+    warns: str = ""
     full_only: bool = False
     why: str = ""
 
@@ -79,6 +92,7 @@ def read_case(solution: Path) -> Case:
         mode=header.get("mode"),
         size=header.get("size"),
         timeout_s=float(header.get("timeout", 30)),
+        warns=header.get("warns", ""),
         full_only=header.get("tier") == "full",
         why=header["why"],
     )
@@ -149,6 +163,8 @@ def test_corpus_gets_its_status(case: Case, verdict_of: Callable[[Case], Verdict
         assert verdict.message == "", told
         assert verdict.blame is Blame.NOBODY
         assert verdict.checks, "a pass without a comparison is no pass"
+        assert bool(verdict.warnings) == bool(case.warns), verdict.warnings
+        assert any(case.warns in warning for warning in verdict.warnings or ("",))
     else:
         assert verdict.blame is next(iter(case.expected)).blame, told
         assert "Next:" in verdict.message, f"says no next step: {told}"

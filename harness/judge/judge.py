@@ -273,9 +273,12 @@ class Judge:
         wrong = ""
         if self._kind == "cuda":
             self._enter("check other stream")
-            wrong = checker.on_other_stream(
-                trials.on_other_stream(self._seed, self._facts.modes[0])
-            )
+            try:
+                wrong = checker.on_other_stream(
+                    trials.on_other_stream(self._seed, self._facts.modes[0])
+                )
+            except torch.OutOfMemoryError:
+                self._facts.notes.append("no memory to see whether it is right on another stream")
         elif worker.launches_without_stream:
             wrong = "its launches name no stream, or the default one"
         if not wrong:
@@ -390,6 +393,8 @@ class Judge:
             failed,
             self._enter_step,
         ).run()
+        for other in others.values():
+            other.kill()  # what follows is the candidate's alone, and so is the memory
 
     def _timed_mode(self) -> str:
         return "train" if "train" in self._facts.modes else self._facts.modes[0]

@@ -102,7 +102,11 @@ class Stopwatch:
         """
         try:
             with cores.seated():
-                return self._measured()
+                speed = self._measured()
+            # The candidate was stopped when its last batch had ended; further calls may follow.
+            self._batches.running = CANDIDATE
+            self._batons[CANDIDATE].clear()
+            return speed
         except WorkerFailed as failed:
             if self._batches.running == CANDIDATE:
                 raise

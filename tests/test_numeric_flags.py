@@ -1,0 +1,55 @@
+"""Judge and workers compute under the same numeric flags, and the record says which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness import numeric_flags
+from harness.domain import Options, Pair, Status, Verdict
+from harness.fleet import run_pairs
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def evaluated(precision: str | None = None, baselines: tuple[str, ...] = ()) -> Verdict:
+    pair = Pair(
+        name="add/solution",
+        problem=FIXTURES / "problems" / "add.py",
+        solution=FIXTURES / "honest" / "negative_bit.py",
+    )
+    options = Options(device="cpu", quick=True, cap_s=0.5, precision=precision, baselines=baselines)
+    (verdict,) = run_pairs([pair], options)
+    assert verdict.status is Status.PASSED, verdict.message
+    return verdict
+
+
+def test_every_process_of_a_pair_has_the_judges_flags() -> None:
+    found = evaluated().numeric_flags
+    assert set(found) == {"judge", "reference", "candidate"}
+    assert found["candidate"] == found["reference"] == found["judge"]
+    assert found["judge"]["cudnn.allow_tf32"] is False
+    assert found["judge"]["matmul.allow_tf32"] is False
+
+
+def test_granted_tf32_reaches_the_workers_and_not_the_judge() -> None:
+    verdict = evaluated("tf32", ("eager", "defaults"))
+    found = verdict.numeric_flags
+    assert found["reference"]["matmul.allow_tf32"] and found["candidate"]["cudnn.allow_tf32"]
+    assert not found["judge"]["matmul.allow_tf32"] and not found["judge"]["cudnn.allow_tf32"]
+    assert found["eager defaults"]["cudnn.allow_tf32"]
+    assert not found["eager defaults"]["matmul.allow_tf32"]
+    assert [b.name for b in verdict.speed.baselines] == ["eager defaults"]
+    assert "--precision tf32" in verdict.replay
+
+
+def test_defaults_are_those_of_an_untouched_torch() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        numeric_flags.set_flags(numeric_flags.STRICT)
+        assert not numeric_flags.flags()["cudnn.allow_tf32"]
+        numeric_flags.set_flags(numeric_flags.DEFAULTS)
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
