@@ -25,6 +25,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
     return []
 
 
+def nbytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """Return value with change(tensor) in place of every tensor; the structure is kept."""
     if isinstance(value, torch.Tensor):

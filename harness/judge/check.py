@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,16 +12,20 @@ from harness.domain import Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
 from harness.judge.diagnose import pattern
+from harness.judge.experiments import UNLIKE, Experiments
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Outcome, Problem
 from harness.judge.remote import RemoteWorker, WorkerFailed
-from harness.modules import describe_state, differentiable, tensors_of, write_state
+from harness.modules import describe_state, differentiable, nbytes, tensors_of, write_state
 
 REDUCED = ("tf32", "bf16", "fp16")
 ORDERS = ("forward", "reverse", "shuffled")
 _HOARD_BYTES = 8 << 30
+_FOLDED = "what it computed from that once is not computed again when it changes"
+_FOLDS = 12
+"""Tensors of the state that are tried on their own: each takes a call of the reference."""
 
 
 class Checker:
@@ -67,6 +71,7 @@ class Checker:
         }
         self._boldness = 2
         self._previous: Any = None
+        self._last_output: Any = None
         self._followed: list[Any] | None = None
         self._random = False
         self._infinite_is_normal = False
@@ -122,9 +127,11 @@ class Checker:
             self._answers.judge(answer, trial, case)
             answer.clear()
         except Refused as refused:
-            raise self._explained(refused) from None
+            raise self._explained(refused, answer.get("decoded", {}).get("output")) from None
         self._impostors(trial, case)
         self.report.calls += 1
+        small = sum(map(nbytes, tensors_of(case.reference.output))) < BIG_BYTES
+        self._last_output = case.reference.output if small else None
         # Kept only for as long as an impostor may still use it: it can be gigabytes.
         self._previous = None
         if "the previous output" in self.report.survivors:
@@ -268,6 +275,8 @@ class Checker:
         *,
         profile: bool = False,
         other_stream: bool = False,
+        pause_before_s: float = 0.0,
+        pause_after_s: float = 0.0,
     ) -> dict[str, Any]:
         tensors = [*tensors_of(case.inputs), *tensors_of(case.reference.output)]
         size = sum(t.numel() * t.element_size() for t in tensors)
@@ -293,6 +302,8 @@ class Checker:
             return_state=True,
             return_previous=size < BIG_BYTES,
             other_stream=other_stream,
+            pause_before_s=pause_before_s,
+            pause_after_s=pause_after_s,
             **fields,
         )
         kernels = answer.get("kernels")
@@ -307,8 +318,13 @@ class Checker:
             answer["decoded"]["inputs"] = self._worker.values(back).get("inputs")
         return answer
 
-    def _explained(self, refused: Refused) -> Refused:
-        """Return the refusal with what the failure depends on; repeat the call once to see."""
+    def _explained(self, refused: Refused, got: Any) -> Refused:
+        """Return the refusal with what is known of its cause: what an experiment showed.
+
+        Args:
+            refused: the failure.
+            got: the candidate's output in that call.
+        """
         mismatch, trial, case = refused.mismatch, refused.trial, refused.case
         valued = mismatch.status in (
             Status.WRONG_VALUES,
@@ -323,39 +339,80 @@ class Checker:
             said.append(hint)
         if case.varied and self.report.nominal_agreed:
             said.append(
-                "only when a few elements change, or the state under the same input: an earlier "
-                "answer was kept"
-                if trial.variant in trials.FOLLOWERS
-                else f"only on the variant {trial.variant!r}; nominal inputs agree (if it lies "
+                f"only on the variant {trial.variant!r}; nominal inputs agree (if it lies "
                 "outside the problem's domain, declare that under SETTINGS['domain'])"
+                if trial.variant not in trials.FOLLOWERS
+                else "the call before agreed, and only a few elements of its input have changed"
+                if trial.variant == "edited"
+                else "the call before agreed on the same input, and only the state has changed"
             )
-        elif trial.new_state is not None and self.report.calls:
-            said.append("only on another state than the constructed one: kept, ignored or misread")
         elif self.report.calls:
-            said.append(f"after {self.report.calls} calls that agreed")
+            changed = " on another state" if trial.new_state is not None else ""
+            said.append(f"after {self.report.calls} calls that agreed{changed}")
         status = mismatch.status
-        if not self._random and self._repeats_differently(trial, case):
-            status = Status.NONDETERMINISTIC
-            said.insert(0, "the same call gave another result when it was repeated")
+        experiments = Experiments(self._compared_again(trial, case), got)
+        if not self._random:
+            late = experiments.late(self._problem.device.type == "cuda")
+            if late:
+                said.insert(0, late)
+            elif experiments.repeats_differently():
+                status = Status.NONDETERMINISTIC
+                said.insert(0, "the same call gave another result when it was repeated")
+        kept = experiments.answers_of_another_call(self._alternatives(trial, case))
+        if kept:
+            said.insert(0, kept)
         refused.mismatch = recast(mismatch, status, "", "; ".join(said))
         return refused
 
-    def _repeats_differently(self, trial: trials.Trial, case: Case) -> bool:
-        outputs = []
-        for _ in range(2):
+    def _compared_again(
+        self, trial: trials.Trial, case: Case
+    ) -> Callable[[float, float], tuple[Any, bool] | None]:
+        """Return a function that makes a call again and says what came and whether it is right."""
+
+        def again(pause_before_s: float, pause_after_s: float) -> tuple[Any, bool] | None:
             self._send_state(case.before)
+            self._answers.forget()
             try:
-                answer = self._call(trial, case)
+                answer = self._call(
+                    trial, case, pause_before_s=pause_before_s, pause_after_s=pause_after_s
+                )
+                got = answer["decoded"].get("output")
+                self._answers.judge(answer, trial, case)
+            except Refused:
+                return None if answer.get("odd") else (got, False)
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
-                return False
-            if answer.get("odd"):
-                return False
-            outputs.append(answer["decoded"].get("output"))
-        first, second = outputs
-        if compare.structure(first, second) is not None:
-            return False
-        return not likeness.near(first, second, 1e-6)
+                return None
+            return got, True
+
+        return again
+
+    def _alternatives(self, trial: trials.Trial, case: Case) -> Iterator[tuple[str, Any]]:
+        """Yield what the reference gives elsewhere, with what it means to answer with that."""
+        expected = case.reference.output
+        last = self._last_output
+        if last is not None and not likeness.near(last, expected, UNLIKE):
+            yield "it answers with the result of the call before", last
+        if not self.report.state_changed_before:
+            return
+        names = list(self._constructed)
+        kept_together = [names, *([n] for n in names if len(names) > 1)][:_FOLDS]
+        after = {n: t.detach().clone() for n, t in self._problem.state().items()}
+        for kept in kept_together:
+            write_state(
+                self._problem.reference, case.before | {n: self._constructed[n] for n in kept}
+            )
+            try:
+                outcome = self._problem.call(
+                    self._problem.reference, trial.mode, case.inputs, trial.rng, None
+                )
+            except InvalidReference:
+                continue
+            finally:
+                write_state(self._problem.reference, after)
+            if not likeness.near(outcome.output, expected, UNLIKE):
+                which = kept[0] if len(kept) == 1 else "all parameters and buffers"
+                yield f"it answers with {which} as constructed: {_FOLDED}", outcome.output
 
     def _impostors(self, trial: trials.Trial, case: Case) -> None:
         """Strike out every impostor that this trial exposes."""

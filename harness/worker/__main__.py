@@ -254,6 +254,7 @@ class Worker:
         if self._runtime is not None:
             self._runtime.set_thread_order(request["order"], request["rng"])
         self._input_bytes = [t.numel() * t.element_size() for t in modules.tensors_of(inputs)]
+        calls.pause(self._device, request["pause_before_s"])
         with (
             launches.counted(self._device, request["count_launches"]) as kernels,
             self._user_code(),
@@ -261,7 +262,9 @@ class Worker:
             output, gradients = modules.call(
                 module, request["mode"], inputs, request["rng"], output_grads
             )
-            calls.synchronize(self._device)
+        # Nobody waits here: what comes next on the current stream reads the outputs, as in a
+        # user's program.
+        calls.pause(self._device, request["pause_after_s"])
         odd = calls.oddities(output, parameters=request["parameters"])
         self._output_bytes = [t.numel() * t.element_size() for t in modules.tensors_of(output)]
         self._previous_output = output if request["keep"] else None

@@ -115,6 +115,14 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def pause(device: torch.device, pause_s: float) -> None:
+    """Wait for all work on the device, and as long beyond that as is said; 0 waits for nothing."""
+    if pause_s:
+        synchronize(device)
+        time.sleep(pause_s)
+        synchronize(device)
+
+
 def poison(sizes_bytes: Sequence[int], device: torch.device) -> list[int]:
     """Leave NaN patterns in the memory that the allocator will hand out next; return where.
 
