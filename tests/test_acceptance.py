@@ -1,4 +1,4 @@
-"""The tables of an acceptance run: which verdict counts, who disagrees, what is unexplained."""
+"""Acceptance runs: which verdict counts, who disagrees, what is unexplained; own-code folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import acceptance
+from benchmarks import acceptance, own_code
 from benchmarks.acceptance import Agreement, Row, Theirs, main
 from harness.domain import SpeedOutcome, Status, UsageError
 
@@ -247,3 +247,38 @@ def test_infinite_figures_are_no_speedups() -> None:
         pair="a/x", status=Status.PASSED, outcome=SpeedOutcome.UNDECIDED, speedup=float("inf")
     )
     assert acceptance.speedups([Row(pair="a/x", source="s", ours=ours)]) == []
+
+
+PROBLEM = """
+import torch
+
+class Block(torch.nn.Module): ...
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super(Model, self).__init__()
+        self.block = Block()
+"""
+
+
+def test_own_code_is_the_problem_with_its_model_renamed(tmp_path: Path) -> None:
+    level = tmp_path / "KernelBench" / "level2"
+    level.mkdir(parents=True)
+    (level / "7_Some_Name_.py").write_text(PROBLEM)
+    (level / "notes.py").write_text("")
+    root = tmp_path / "root"
+    assert own_code.main([str(level.parent), str(root)]) == 0
+    (pair,) = acceptance.discover(root).pairs
+    assert pair.name == "l2_007_Some_Name_/own"
+    assert pair.problem.read_text() == PROBLEM
+    own = pair.solution.read_text()
+    assert "class ModelNew(torch.nn.Module)" in own
+    assert "super(ModelNew, self)" in own
+    assert "class Block(torch.nn.Module)" in own
+
+
+def test_a_folder_without_levels_is_bad_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own_code.main([str(tmp_path), str(tmp_path / "root")]) == 2
+    assert "KernelBench checkout" in capsys.readouterr().err
