@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from kernelbench_style.table import KERNELBENCH, OWN, Entry, faulty_solution, plain_solution
+from kernelbench_style.table import KERNELBENCH, OWN, Entry, faulty_solution
 
+from benchmarks.own_code import own_solution
 from harness import Blame, Status, Verdict, evaluate
 
 OWN_FOLDER = Path(__file__).parent / "fixtures" / "kernelbench_style"
@@ -69,7 +70,7 @@ def verdict_of(
         source = case.problem.read_text()
         solution = folder / f"{case.name.replace('/', '-')}.py"
         solution.write_text(
-            faulty_solution(source, case.entry.fault) if case.faulty else plain_solution(source)
+            faulty_solution(source, case.entry.fault) if case.faulty else own_solution(source)
         )
         return evaluate(case.problem, solution, device="cpu", size="small", timed=False)
 
@@ -113,4 +114,4 @@ def test_own_problems_are_all_in_the_table() -> None:
 def test_planted_fault_changes_the_solution_only_where_it_is_planted() -> None:
     for entry in OWN:
         source = (OWN_FOLDER / entry.path).read_text()
-        assert faulty_solution(source, entry.fault) != plain_solution(source)
+        assert faulty_solution(source, entry.fault) != own_solution(source)

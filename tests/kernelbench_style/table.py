@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
+from benchmarks.own_code import own_solution
+
 LAST = "last"
 """The last element of the output is off by one percent (by one, where it is an integer)."""
 
@@ -108,18 +110,9 @@ ModelNew.forward = _planted
 """
 
 
-def plain_solution(problem: str) -> str:
-    """Return the source of a solution that calls the same operators as the problem."""
-    source = problem.replace("class Model(", "class ModelNew(").replace(
-        "super(Model, self)", "super(ModelNew, self)"
-    )
-    assert "class ModelNew(" in source, "the problem has no class Model"
-    return source
-
-
 def faulty_solution(problem: str, fault: str | tuple[str, str]) -> str:
     """Return the same with one planted fault."""
-    source = plain_solution(problem)
+    source = own_solution(problem)
     if isinstance(fault, tuple):
         old, new = fault
         lines = source.splitlines(keepends=True)
