@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import BASELINES, Options, Pair
-from harness.judge import trials
+from harness.judge import identity, trials
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.policy import Policy
@@ -44,6 +44,7 @@ class Crew:
     Attributes:
         workers: all that were started and not removed.
         timeout_s: limit of one request.
+        confinement: of the workers that run the solution.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Crew:
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
+        self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
         self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
@@ -80,6 +82,7 @@ class Crew:
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cap = int(max(self._policy.memory_floor_bytes, 4 * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        untrusted = role in ("candidate", "build")
         worker = RemoteWorker(
             role=role,
             log=self._log,
@@ -88,15 +91,14 @@ class Crew:
             memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
             threads=self.threads(),
             device=self._options.device,
-            untrusted=role in ("candidate", "build"),
+            confinement=self.confinement if untrusted else None,
+            # Compilers leave the cores to the pair that is measured meanwhile.
+            niceness=_LAST if role == "build" else 0,
             compiled=self._compiled if role.startswith("torch.compile") else None,
         )
         self.workers.append(worker)
-        if role == "build":  # compilers leave the cores to the pair that is measured meanwhile
-            os.setpriority(os.PRIO_PROCESS, worker.pid, _LAST)
-        for note in worker.notes:
-            if note not in self._notes:
-                self._notes.append(note)
+        if untrusted and self.confinement.note and self.confinement.note not in self._notes:
+            self._notes.append(self.confinement.note)
         return worker
 
     def threads(self) -> int:
@@ -298,8 +300,9 @@ class Crew:
         for task in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
                 os.sched_setaffinity(int(task.name), {cores[0]})
-        for worker in workers:
-            worker.pin(set(cores[1:]))
+        free = [worker.role for worker in workers if not worker.pin(set(cores[1:]))]
+        if free:
+            self._notes.append(f"not kept off the judge's core: {', '.join(free)}")
 
 
 def _said(worker: RemoteWorker, do: str) -> str:

@@ -184,6 +184,7 @@ class Judge:
 
     def _judge(self) -> None:
         self._enter("load")
+        requirements.readable(self._crew.confinement)
         overrides = self._overrides()
         self._emit("problem_code")
         problem = Problem(
@@ -366,6 +367,7 @@ class Judge:
         try:
             self._facts.ncu, note = ncu.profile(
                 self._profiled_call,
+                self._crew.confinement,
                 log=self._log,
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,

@@ -20,7 +20,7 @@ from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.judge import processes
 from harness.judge.drain import Drain
-from harness.judge.identity import PACKAGE_ROOT, environment_in, fresh_uid
+from harness.judge.identity import PACKAGE_ROOT, Confinement, environment_in
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
@@ -52,7 +52,8 @@ class RemoteWorker:
         memory_bytes: resident memory above which the process is ended.
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
-        untrusted: gets a user id of its own.
+        confinement: of a worker that runs a solution; None is a trusted one.
+        niceness: scheduling priority that it takes before it runs any code of a user's.
         compiled: where torch.compile keeps what it made; None is the worker's own folder.
     """
 
@@ -66,7 +67,8 @@ class RemoteWorker:
         memory_bytes: int,
         threads: int,
         device: str,
-        untrusted: bool,
+        confinement: Confinement | None = None,
+        niceness: int = 0,
         compiled: Path | None = None,
     ) -> None:
         self.role = role
@@ -94,14 +96,11 @@ class RemoteWorker:
         self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
         self.memory_fd: int | None = None
         self.findings_path = self.folder / "findings.jsonl"
-        root = os.geteuid() == 0
-        self.uid = None
-        self._untrusted = untrusted
+        self.uid = confinement.uid() if confinement else None
+        self._untrusted = confinement is not None
         self._still = processes.Standstill(frozenset(), {})
-        if untrusted:
-            self.uid = fresh_uid()
-            if root:
-                os.chown(self.folder, self.uid, self.uid)
+        if self.uid is not None:
+            os.chown(self.folder, self.uid, self.uid)
         environment = environment_in(self.folder, compiled)
         with processes.births:
             self._process = nursery.take(environment, PACKAGE_ROOT)
@@ -110,16 +109,18 @@ class RemoteWorker:
         self._drain = Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
-            self.notes: list[str] = self.ask(
+            self.ask(
                 "confine",
+                untrusted=self._untrusted,
                 uid=self.uid,
-                hide=not untrusted,
+                expose=confinement.exposed_with(self.folder) if confinement else [],
+                niceness=niceness,
                 max_data_bytes=None if device.startswith("cuda") else memory_bytes + (4 << 30),
                 environment=environment,
                 timeout_s=_START_TIMEOUT_S,
                 folder=str(self.folder),
                 threads=threads,
-            )["notes"]
+            )
         except WorkerFailed as error:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error
@@ -337,11 +338,21 @@ class RemoteWorker:
         """The process id."""
         return self._process.pid
 
-    def pin(self, cores: set[int]) -> None:
-        """Keep every thread of the worker on some cores; threads to come inherit it."""
+    def pin(self, cores: set[int]) -> bool:
+        """Keep every thread of the worker on some cores; threads to come inherit it.
+
+        The worker does it itself: another user's threads are out of a judge's reach in a default
+        container (CAP_SYS_NICE). It could as well undo what the judge does.
+
+        Returns:
+            Whether it has come to pass.
+        """
+        self.ask("pin", cores=sorted(cores))
+        found = set()
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.sched_setaffinity(int(task.name), cores)
+            with contextlib.suppress(ProcessLookupError):
+                found |= os.sched_getaffinity(int(task.name))
+        return found <= cores
 
     # --- failures -------------------------------------------------------------------------------
 
@@ -445,7 +456,7 @@ class RemoteWorker:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         processes.live.discard(self._process.pid)
-        processes.kill_leftovers(self.uid if os.geteuid() == 0 else None)
+        processes.kill_leftovers(self.uid)
 
     def close(self) -> None:
         """End the worker and free all that belongs to it."""

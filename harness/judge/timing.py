@@ -253,11 +253,18 @@ class Stopwatch:
             self._guarded(role, partial(self._warm_up, role))
         if self._on_gpu:  # on the CPU they have theirs
             workers = [baton.worker.pid for baton in self._batons.values()]
-            self._seats = cores.take_seats(self._problem.device, workers)
+            self._seats = cores.take_seats(self._problem.device, workers, self._sit)
         self._choose_calls()
         settle(self._problem.device)
         self._batches.begin_anew()
         self._batches.reruns = _UNSEEN_COUNTED
+
+    def _sit(self, cores: set[int]) -> bool:
+        """Have the main thread of every worker move to some cores; return whether all did."""
+        for role, baton in list(self._batons.items()):
+            self._batches.running = role
+            self._guarded(role, partial(baton.sit, cores))
+        return all(baton.sits_on(cores) for baton in self._batons.values())
 
     def _choose_calls(self) -> None:
         """Find how many calls of each role take as long as a batch should, and stage them."""
