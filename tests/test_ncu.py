@@ -20,10 +20,12 @@ from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json, 
 from harness.environment import PROJECT_ROOT
 from harness.fleet import run_pairs
 from harness.judge import ncu
+from harness.judge.identity import Confinement, confinement
 from harness.judge.ncu import command, judged
 from harness.settings import Settings
 from tests.test_ncu_report import REPORT
 
+ALONE = Confinement(own_user=False)
 REFERENCE = """
 import torch
 class Model(torch.nn.Module):
@@ -236,7 +238,9 @@ def test_profiler_that_hangs_is_ended_with_all_that_it_started(
     def call(staging: Path) -> ncu.Call:
         return ncu.Call(load={}, init=[], state={}, args=[torch.ones(3)], mode="eval", rng=1)
 
-    kernels, note = ncu.profile(call, ALONE, log=folder / "log", warm_l2=False, timeout_s=3.0)
+    kernels, note = ncu.profile(
+        call, confinement(Path(__file__), []), log=folder / "log", warm_l2=False, timeout_s=3.0
+    )
     assert kernels == ()
     assert "did not end within 3 s" in note
     running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]

@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
 
 _FIRST_TIME_S = 300.0
 """For what an import or a driver takes the first time: our work, not the user's limit."""
@@ -40,6 +41,7 @@ class Crew:
         tf32: whether TF32 is granted.
         seed: master seed.
         notes: takes what the reader of a verdict should know.
+        emit: tells the fleet of an event.
 
     Attributes:
         workers: all that were started and not removed.
@@ -59,6 +61,7 @@ class Crew:
         tf32: bool,
         seed: int,
         notes: list[str],
+        emit: Callable[[str], None],
     ) -> None:
         self._pair = pair
         self._options = options
@@ -69,6 +72,7 @@ class Crew:
         self._tf32 = tf32
         self._seed = seed
         self._notes = notes
+        self._emit = emit
         self._kind = options.device.partition(":")[0]
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
@@ -83,6 +87,8 @@ class Crew:
         cap = int(max(self._policy.memory_floor_bytes, 4 * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         untrusted = role in ("candidate", "build")
+        if untrusted and not self.confinement.own_user:
+            self._emit("solution_code")
         worker = RemoteWorker(
             role=role,
             log=self._log,
@@ -92,6 +98,7 @@ class Crew:
             threads=self.threads(),
             device=self._options.device,
             confinement=self.confinement if untrusted else None,
+            beside_solution=not (untrusted or self.confinement.own_user),
             # Compilers leave the cores to the pair that is measured meanwhile.
             niceness=_LAST if role == "build" else 0,
             compiled=self._compiled if role.startswith("torch.compile") else None,
@@ -245,6 +252,8 @@ class Crew:
                     worker.folder / "build",
                     modes[role],
                 )
+            except KilledBesideSolution:
+                raise
             except (CannotLoad, WorkerFailed) as error:
                 return str(error)
             if profiled and (why := _said(worker, "start_profiler")):
@@ -271,6 +280,7 @@ class Crew:
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
+            KilledBesideSolution: a worker was killed, and the solution could have done it.
         """
         self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
@@ -309,6 +319,8 @@ def _said(worker: RemoteWorker, do: str) -> str:
     """Ask a worker for something that has no answer; return why it failed, or an empty string."""
     try:
         worker.ask(do, timeout_s=_FIRST_TIME_S)
+    except KilledBesideSolution:
+        raise
     except WorkerFailed as failed:
         return str(failed)
     return ""

@@ -123,6 +123,7 @@ class Judge:
             tf32=self._solution_settings("precision") == "tf32",
             seed=self._seed,
             notes=self._facts.notes,
+            emit=emit,
         )
         if self._crew.threads():
             torch.set_num_threads(self._crew.threads())

@@ -18,6 +18,7 @@ import torch
 
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
+from harness.environment import oom_kills
 from harness.judge import processes
 from harness.judge.drain import Drain
 from harness.judge.identity import PACKAGE_ROOT, Confinement, environment_in
@@ -41,6 +42,17 @@ class WorkerFailed(Exception):
         self.error = dict(error or {})
 
 
+class KilledBesideSolution(WorkerFailed):
+    """A trusted worker was killed while a solution ran under the same user id."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            Status.CRASHED,
+            f"the {role} worker was killed (SIGKILL) while the solution ran under the same user "
+            "id, and memory was not short: a signal of the solution's",
+        )
+
+
 class RemoteWorker:
     """One worker process with its own folder, user id, arenas and limits.
 
@@ -53,6 +65,7 @@ class RemoteWorker:
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
         confinement: of a worker that runs a solution; None is a trusted one.
+        beside_solution: a trusted one, under the same user id as a solution.
         niceness: scheduling priority that it takes before it runs any code of a user's.
         compiled: where torch.compile keeps what it made; None is the worker's own folder.
     """
@@ -68,6 +81,7 @@ class RemoteWorker:
         threads: int,
         device: str,
         confinement: Confinement | None = None,
+        beside_solution: bool = False,
         niceness: int = 0,
         compiled: Path | None = None,
     ) -> None:
@@ -98,6 +112,9 @@ class RemoteWorker:
         self.findings_path = self.folder / "findings.jsonl"
         self.uid = confinement.uid() if confinement else None
         self._untrusted = confinement is not None
+        self._beside_solution = beside_solution
+        self._ended_by_us = False
+        self._oom_kills = oom_kills()
         self._still = processes.Standstill(frozenset(), {})
         if self.uid is not None:
             os.chown(self.folder, self.uid, self.uid)
@@ -393,12 +410,15 @@ class RemoteWorker:
         return WorkerFailed(status, message + (place if place not in message else ""), error)
 
     def _dead(self) -> WorkerFailed:
-        code = self._process.wait(5)
+        ours, code = self._ended_by_us, self._process.wait(5)
         self.kill()
         self._read_last_findings()
         if code is None:
             return WorkerFailed(Status.CRASHED, "closed its end of the wire")
         if code < 0:
+            by_memory = oom_kills() > self._oom_kills
+            if -code == signal.SIGKILL and self._beside_solution and not (ours or by_memory):
+                return KilledBesideSolution(self.role)
             name = signal.Signals(-code).name
             return WorkerFailed(Status.CRASHED, f"died with {name}")
         return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
@@ -452,6 +472,7 @@ class RemoteWorker:
 
     def kill(self) -> None:
         """End the process, its group, and everything that runs under its user id; reap them."""
+        self._ended_by_us = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()

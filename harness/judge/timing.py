@@ -20,7 +20,7 @@ from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
 from harness.judge.oracle import Oracle
 from harness.judge.problem import InvalidReference, Problem
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
 from harness.judge.speed import Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
@@ -104,7 +104,7 @@ class Stopwatch:
             with cores.seated():
                 return self._measured()
         except WorkerFailed as failed:
-            if self._batches.running == CANDIDATE:
+            if self._batches.running == CANDIDATE or isinstance(failed, KilledBesideSolution):
                 raise
             if failed.status is Status.OUT_OF_MEMORY:
                 raise HarnessError(
@@ -234,7 +234,7 @@ class Stopwatch:
         try:
             work()
         except (WorkerFailed, BaselineFailed) as failed:
-            if role in (REFERENCE, CANDIDATE):
+            if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
             self._fail(role, str(failed))
 

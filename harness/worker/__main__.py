@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 import threading
@@ -484,6 +485,9 @@ def describe(error: BaseException) -> dict[str, Any]:
 def main() -> None:
     """Serve the judge on the inherited socket."""
     sandbox.die_with_parent()
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:  # as the judge does, who started us
+            signal.signal(number, signal.SIG_DFL)
     channel = wire.Channel(socket.socket(fileno=int(sys.argv[1])))
     Worker(channel).serve()
     # Threads and exit handlers of a candidate have no say in how this process ends.
