@@ -43,6 +43,16 @@ def _close_doors() -> None:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+def share_what_is_made() -> None:
+    """Let other users read what this process and its builders make, whatever the umask says.
+
+    As root, a solution runs as another user: with umask 077 it could not read the CPU runner's
+    library that was just built for it.
+    """
+    if os.geteuid() == 0:
+        os.umask(0o022)
+
+
 def options_from(raw: dict[str, Any]) -> Options:
     """Return Options from the request's JSON; unknown fields are an error."""
     fields = dict(raw)
@@ -59,6 +69,7 @@ def main() -> None:
     """Judge the pair that the fleet asks for."""
     nursery.prefork(_WORKERS)
     _close_doors()
+    share_what_is_made()
     # A problem's prints must not reach the fleet's pipe: it gets a descriptor of its own.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

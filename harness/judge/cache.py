@@ -56,8 +56,9 @@ class ExtensionCache:
 
     @property
     def read_by_workers(self) -> list[Path]:
-        """The folders that a solution's workers read, under whatever user id."""
-        return [self.support, self.folder, self._staging_root]
+        """What a solution's workers read, under whatever user id, as far as it is there."""
+        built = sorted(self.support.glob("*-*/*"))
+        return [self.support, self.folder, self._staging_root, *built]
 
     def complete(self) -> bool:
         """Return whether everything the solution built last time is here and still valid."""

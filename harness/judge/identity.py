@@ -74,26 +74,26 @@ class Confinement:
         return {**self.expose, **({str(folder): str(closed)} if closed else {})}
 
 
-def confinement(solution: Path, folders: Sequence[Path]) -> Confinement:
+def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
     """Return how the processes of a solution can be confined on this machine.
 
     Args:
         solution: its file.
-        folders: of the cache, which its processes read.
+        cache: its files and folders that the solution's processes read.
     """
     if os.geteuid() != 0:
         return Confinement(own_user=False, note=_shared("this user may not change to another one"))
     lacking = _lacking_capabilities()
     if lacking:
         return _as_judge(solution, f"root lacks {', '.join(lacking)} here", "")
-    needed = [*map(str, _read_by_every_worker()), *map(str, folders), str(solution)]
+    needed = [*map(str, _read_by_every_worker()), *map(str, cache), str(solution)]
     spec: dict[str, Any] = {"uid": fresh_uid(), "expose": {}}
     exposed: dict[str, str] = {}
     try:
         unreadable = _unreadable_for(spec["uid"], needed)
         if not unreadable:
             return Confinement(own_user=True)
-        spec["expose"] = exposed = _to_expose(solution, folders)
+        spec["expose"] = exposed = _to_expose(solution, cache)
         if exposed:
             unreadable = _unreadable_within(spec, needed)
     except (OSError, subprocess.SubprocessError) as error:
@@ -148,7 +148,7 @@ def _read_by_every_worker() -> Iterable[Path]:
     return (Path(str(file)).resolve() for file in files)
 
 
-def _to_expose(solution: Path, folders: Sequence[Path]) -> dict[str, str]:
+def _to_expose(solution: Path, cache: Sequence[Path]) -> dict[str, str]:
     """Return what is needed and lies below closed folders, with the closed one above each.
 
     Of the checkout these are single folders: problems and older reproducers are not among them.
@@ -158,7 +158,7 @@ def _to_expose(solution: Path, folders: Sequence[Path]) -> dict[str, str]:
         sys.base_prefix,
         *(p for p in sys.path if p != str(PACKAGE_ROOT)),
     ]
-    wanted += [Path(harness.__file__).parent, *folders, solution.parent, solution]
+    wanted += [Path(harness.__file__).parent, *cache, solution.parent, solution]
     wanted += [p for name in ("PATH", "LD_LIBRARY_PATH") for p in _listed(name)]
     nvcc = find_nvcc()
     wanted += [] if nvcc is None else [Path(nvcc).resolve().parents[1]]
