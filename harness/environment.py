@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import os
 import platform
@@ -114,6 +115,17 @@ def driver_version() -> str | None:
         text = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         found = re.search(r"\d{3,4}\.\d+(?:\.\d+)?", text)
     return found.group(0) if found else None
+
+
+def oom_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory so far."""
+    count = 0
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+        with contextlib.suppress(OSError):
+            for line in Path(path).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    count += int(line.split()[1])
+    return count
 
 
 def cpu_name() -> str:

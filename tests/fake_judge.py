@@ -136,6 +136,12 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "killed":
         say("problem_code")
         os.kill(os.getpid(), signal.SIGKILL)
+    elif part in ("killed_by_solution", "segfaults_beside_solution", "stopped_by_solution"):
+        say("solution_code")
+        say("problem_code")
+        say("harness_code")
+        numbers = {"killed": signal.SIGKILL, "segfaults": signal.SIGSEGV, "stopped": signal.SIGSTOP}
+        os.kill(os.getpid(), numbers[part.split("_")[0]])
     elif part == "reference_hangs":
         say("problem_code")
         time.sleep(600)

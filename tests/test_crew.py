@@ -41,6 +41,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
         tf32=False,
         seed=1,
         notes=[],
+        emit=lambda event: None,
     )
     crew._guarded = lambda: False  # what it guards is not looked at here
     yield crew

@@ -20,7 +20,7 @@ import pytest
 from fake_judge import COMMAND as FAKE_JUDGE
 
 import harness
-from harness.domain import Options, Pair, Status, UsageError, Verdict
+from harness.domain import Blame, Options, Pair, Status, UsageError, Verdict
 from harness.fleet import Deadlines, make_plan, run_pairs
 
 SHORT = Deadlines(silence_s=0.8, problem_code_s=0.4, total_s=1.5)
@@ -105,6 +105,34 @@ def test_judge_killed_for_memory_blames_nobody(run: Run, monkeypatch: pytest.Mon
 
 def test_judge_killed_by_its_problem_is_no_want_of_memory(run: Run) -> None:
     assert run("killed")["killed"].status is Status.INVALID_REFERENCE
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [("killed_by_solution", "killed (SIGKILL)"), ("stopped_by_solution", "stopped (SIGSTOP)")],
+)
+def test_judge_that_a_solution_of_its_own_user_signals_blames_the_solution(
+    run: Run, monkeypatch: pytest.MonkeyPatch, part: str, said: str
+) -> None:
+    monkeypatch.setattr("harness.fleet.judge_process._STOPPED_S", 0.2)
+    verdict = run(part)[part]
+    assert verdict.status is Status.CRASHED
+    assert verdict.blame is Blame.SOLUTION
+    assert f"the judge was {said}" in verdict.message
+    assert "Next:" in verdict.message
+
+
+def test_judge_that_faults_beside_a_solution_is_a_harness_error(run: Run) -> None:
+    part = "segfaults_beside_solution"
+    assert run(part)[part].status is Status.HARNESS_ERROR
+
+
+def test_judge_killed_for_memory_beside_a_solution_blames_nobody(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills = itertools.count()
+    monkeypatch.setattr("harness.fleet.judge_process.oom_kills", lambda: next(kills))
+    assert run("killed_by_solution")["killed_by_solution"].status is Status.SKIPPED
 
 
 def test_reference_that_hangs_in_the_judge_blames_the_problem(run: Run) -> None:

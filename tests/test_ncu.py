@@ -20,10 +20,12 @@ from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json, 
 from harness.environment import PROJECT_ROOT
 from harness.fleet import run_pairs
 from harness.judge import ncu
+from harness.judge.identity import Confinement, confinement
 from harness.judge.ncu import command, judged
 from harness.settings import Settings
 from tests.test_ncu_report import REPORT
 
+ALONE = Confinement(own_user=False)
 REFERENCE = """
 import torch
 class Model(torch.nn.Module):
@@ -223,7 +225,7 @@ def test_missing_ncu_is_said_before_anything_is_written(
     def never(staging: Path) -> ncu.Call:
         raise AssertionError("nothing is to be drawn")
 
-    kernels, note = ncu.profile(never, log=tmp_path / "log", warm_l2=False, timeout_s=1.0)
+    kernels, note = ncu.profile(never, ALONE, log=tmp_path / "log", warm_l2=False, timeout_s=1.0)
     assert kernels == ()
     assert note.startswith("--ncu: ncu was not found. Next: install Nsight Compute")
 
@@ -236,7 +238,9 @@ def test_profiler_that_hangs_is_ended_with_all_that_it_started(
     def call(staging: Path) -> ncu.Call:
         return ncu.Call(load={}, init=[], state={}, args=[torch.ones(3)], mode="eval", rng=1)
 
-    kernels, note = ncu.profile(call, log=folder / "log", warm_l2=False, timeout_s=3.0)
+    kernels, note = ncu.profile(
+        call, confinement(Path(__file__), []), log=folder / "log", warm_l2=False, timeout_s=3.0
+    )
     assert kernels == ()
     assert "did not end within 3 s" in note
     running = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
@@ -256,10 +260,10 @@ def test_call_without_kernels_is_said_in_ncus_words() -> None:
 
 
 def test_no_setting_of_the_card_is_changed() -> None:
-    words = command("ncu", Path("/f"), Path("/f/report.csv"), 7, warm_l2=False)
+    words = command("ncu", Path("/f"), Path("/f/report.csv"), {"uid": 7}, warm_l2=False)
     assert words[words.index("--clock-control") + 1] == "none"
     assert words[words.index("--cache-control") + 1] == "all"
-    warm = command("ncu", Path("/f"), Path("/f/report.csv"), 7, warm_l2=True)
+    warm = command("ncu", Path("/f"), Path("/f/report.csv"), {"uid": 7}, warm_l2=True)
     assert warm[warm.index("--cache-control") + 1] == "none"
 
 

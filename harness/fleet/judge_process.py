@@ -9,11 +9,14 @@ judge to fleet, on stdout
   ``{"event": "await", "what": "device"}``  built; waits for the device
   ``{"event": "problem_code"}``           the reference's code runs in the judge from here on
   ``{"event": "harness_code"}``           and no longer
+  ``{"event": "solution_code"}``          a solution runs under the judge's own user id from here on
   ``{"event": "verdict", "verdict": V}``  the end; the judge exits with 0
 ========================================  =====================================================
 
 Its stderr is appended to the pair's log. A judge that dies, lies or hangs costs its own pair a
 HARNESS_ERROR, or an INVALID_REFERENCE while the reference's code was running, and nothing else.
+Where a solution runs under the judge's user id it may signal the judge. A judge ignores all signals
+that can be ignored; one that is killed or stopped then means CRASHED, blamed on the solution.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import HarnessError, Status, Verdict, verdict_from_json
+from harness.environment import oom_kills
 from harness.fleet.slots import Slot
 
 _POLL_S = 0.05
@@ -42,7 +46,11 @@ _FAREWELL_S = 10.0
 """How long a judge may take to exit after its verdict: a CUDA context needs a second or two."""
 _ENDING_S = 2.0
 """How long a judge whose output has ended may take to exit."""
+_STOPPED_S = 5.0
+"""How long a judge may stand stopped (SIGSTOP) beside a solution that could have stopped it."""
 _ROUNDS = 100
+_FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
+"""Signals that a process brings on itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +96,6 @@ class Outcome:
 
     verdict: Verdict | Failure | None = None
     phases: dict[str, float] = field(default_factory=dict)
-
-
-def oom_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory so far."""
-    count = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
-        with contextlib.suppress(OSError):
-            for line in Path(path).read_text().splitlines():
-                if line.startswith("oom_kill "):
-                    count += int(line.split()[1])
-    return count
 
 
 class _Ended(Exception):
@@ -161,6 +158,8 @@ class JudgeProcess:
         self._waited_s = 0.0
         self._waiting = False
         self._in_problem_code = False
+        self._beside_solution = False
+        self._stopped_since: float | None = None
         self._oom_kills = oom_kills()
 
     def run(self) -> Outcome:
@@ -226,6 +225,7 @@ class JudgeProcess:
                         raise _Ended(self._fault("sent a line without an end"))
                 elif self._has_exited():
                     raise _Ended(self._died())
+                self._check_stopped()
                 self._check_deadlines()
 
     def _hear(self, line: bytes) -> None:
@@ -248,6 +248,8 @@ class JudgeProcess:
                 self._on_phase("wait for the device")
         elif event in ("problem_code", "harness_code"):
             self._in_problem_code = event == "problem_code"
+        elif event == "solution_code":
+            self._beside_solution = True
         elif event == "verdict":
             raise _Ended(self._read_verdict(message.get("verdict")))
         else:
@@ -274,6 +276,22 @@ class JudgeProcess:
         if verdict.pair != expected:
             return self._fault(f"sent the verdict of {verdict.pair!r} for {expected!r}")
         return verdict
+
+    def _check_stopped(self) -> None:
+        """End a judge that a solution has stopped: it would never come to a verdict."""
+        if not self._beside_solution:
+            return
+        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+        try:
+            stopped = os.waitid(os.P_PID, self._process.pid, flags) is not None
+        except ChildProcessError:
+            return  # it has ended: the end of its output says so
+        if not stopped:
+            self._stopped_since = None
+        elif self._stopped_since is None:
+            self._stopped_since = self._clock()
+        elif self._clock() - self._stopped_since > _STOPPED_S:
+            raise _Ended(self._signalled("stopped (SIGSTOP)"))
 
     def _check_deadlines(self) -> None:
         if self._waiting:
@@ -317,12 +335,22 @@ class JudgeProcess:
                 message="the machine ran out of memory: reference and oracle need more than it "
                 "has. Next: a smaller --size, fewer --jobs, or a machine with more memory",
             )
+        if self._beside_solution and how.startswith("SIG") and how not in _FAULTS:
+            return self._signalled(f"killed ({how})")
         if self._in_problem_code:
             return Failure(
                 status=Status.INVALID_REFERENCE,
                 message=f"the reference ended the process that ran it ({how})",
             )
         return self._fault(f"ended without a verdict ({how})")
+
+    def _signalled(self, what: str) -> Failure:
+        return Failure(
+            status=Status.CRASHED,
+            message=f"the judge was {what} in phase {self._phase!r}, while the solution ran under "
+            "the same user id, and memory was not short: a signal of the solution's. Next: look "
+            "for os.kill, or run as root: the solution gets a user id of its own there",
+        )
 
     def _how_it_ended(self) -> str:
         """Return ``exit code 1`` or ``SIGSEGV``; waits a moment for a process that is ending."""

@@ -35,8 +35,9 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
         source = pair.solution.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return Failure(
-            status=Status.LOAD_FAILED,
-            message=f"{pair.solution}: cannot be read: {error.strerror}",
+            status=Status.SKIPPED,
+            message=f"{pair.solution}: cannot be read: {error.strerror}. Next: let the user who "
+            "runs this read it",
         )
     if "cpp_extension" in source:
         if find_compiler() is None:

@@ -20,6 +20,8 @@ from harness.settings import Settings
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
 """A pair needs one to build, one to be checked, one to be timed against and one for torch.compile.
 On a small machine memory counts more than the seconds that the later ones take to start."""
+_HEARD = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD, signal.SIGUSR1}
+"""The kernel lets nobody ignore the first two; the others are used, or do nothing by themselves."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -28,13 +30,27 @@ _PR_SET_CHILD_SUBREAPER = 36
 def _close_doors() -> None:
     """Die with the fleet, hide memory from our own user, adopt what workers leave behind.
 
-    And say in the log where this process stands when the fleet, which gives it up, asks.
+    And say in the log where this process stands when the fleet, which gives it up, asks. A solution
+    that runs under our user id may send any signal: those that can be ignored are. A fault of our
+    own still ends this process: the kernel does not let it be ignored.
     """
+    for number in signal.valid_signals() - _HEARD:
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def share_what_is_made() -> None:
+    """Let other users read what this process and its builders make, whatever the umask says.
+
+    As root, a solution runs as another user: with umask 077 it could not read the CPU runner's
+    library that was just built for it.
+    """
+    if os.geteuid() == 0:
+        os.umask(0o022)
 
 
 def options_from(raw: dict[str, Any]) -> Options:
@@ -53,6 +69,7 @@ def main() -> None:
     """Judge the pair that the fleet asks for."""
     nursery.prefork(_WORKERS)
     _close_doors()
+    share_what_is_made()
     # A problem's prints must not reach the fleet's pipe: it gets a descriptor of its own.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)

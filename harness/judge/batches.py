@@ -21,7 +21,7 @@ from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.nvml import GpuWatch
 from harness.judge.precision import Standard
-from harness.judge.remote import WorkerFailed
+from harness.judge.remote import KilledBesideSolution, WorkerFailed
 from harness.judge.singles import SLOT, Hand, Singles
 from harness.judge.staging import Stage, Values
 from harness.judge.survey import Survey
@@ -219,7 +219,7 @@ class Batches:
             seed = 1 + self._secret.getrandbits(60) if self._survey.draws else 0
             timed = baton.run(order, self._secret, self._checks.most, whole, see, seed)
         except WorkerFailed as failed:
-            if role in (REFERENCE, CANDIDATE):
+            if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
             raise BaselineFailed(role, failed) from failed
         if role == CANDIDATE:

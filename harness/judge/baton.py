@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -284,6 +285,15 @@ class Baton:
             self.worker.resume_family()
             self.worker.resume()
             self._resting = False
+
+    def sit(self, cores: set[int]) -> None:
+        """Have the worker's main thread move to some cores."""
+        self.wake()
+        self.worker.ask("sit", cores=sorted(cores))
+
+    def sits_on(self, cores: set[int]) -> bool:
+        """Return whether the worker's main thread runs on some cores only."""
+        return os.sched_getaffinity(self.worker.pid) <= cores
 
     def clear(self) -> None:
         """Have the worker let go of all inputs and outputs, and the judge of their memory."""

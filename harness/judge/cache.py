@@ -54,6 +54,12 @@ class ExtensionCache:
         for folder in (self.support, self.folder, self._staging_root):
             folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def read_by_workers(self) -> list[Path]:
+        """What a solution's workers read, under whatever user id, as far as it is there."""
+        built = sorted(self.support.glob("*-*/*"))
+        return [self.support, self.folder, self._staging_root, *built]
+
     def complete(self) -> bool:
         """Return whether everything the solution built last time is here and still valid."""
         try:
@@ -66,9 +72,9 @@ class ExtensionCache:
         return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
 
     def staging(self, uid: int | None) -> Path:
-        """Return a new folder that a build worker under uid may write."""
+        """Return a new folder that a build worker under uid may write; None is the judge's own."""
         folder = Path(tempfile.mkdtemp(dir=self._staging_root))
-        if uid is not None and os.geteuid() == 0:
+        if uid is not None:
             os.chown(folder, uid, uid)
         return folder
 

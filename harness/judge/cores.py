@@ -14,7 +14,7 @@ import fcntl
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,16 @@ def _claimed(wanted: Seats, folder: Path) -> bool:
     return True
 
 
-def take_seats(device: torch.device, workers: list[int]) -> str:
+def take_seats(
+    device: torch.device, workers: list[int], ask: Callable[[set[int]], bool] = lambda cores: False
+) -> str:
     """Give the judge a core and all workers another.
 
     Args:
         device: decides which cores are near.
         workers: process ids.
+        ask: has the workers move themselves to some cores, and returns whether all did. A judge
+            may not move another user's process in a default container (CAP_SYS_NICE).
 
     Returns:
         What came of it, for the verdict.
@@ -106,8 +110,11 @@ def take_seats(device: torch.device, workers: list[int]) -> str:
     taken = seats_for(device)
     if taken is None:
         return "judge and workers run where the system puts them: no two cores are free"
-    if sit_all(workers, taken.workers) and sit(0, taken.judge):
-        return f"judge on core {taken.judge}, workers on core {taken.workers}"
+    if sit_all(workers, taken.workers) or ask({taken.workers}):
+        if sit(0, taken.judge):
+            return f"judge on core {taken.judge}, workers on core {taken.workers}"
+    else:
+        ask(os.sched_getaffinity(0))  # none rather than some
     return "judge and workers run where the system puts them: cannot pin them"
 
 

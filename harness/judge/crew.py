@@ -6,18 +6,18 @@ import concurrent.futures
 import contextlib
 import os
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness import numeric_flags
 from harness.domain import BASELINES, Options, Pair
-from harness.judge import trials
+from harness.judge import identity, trials
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Problem
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
 
 _FIRST_TIME_S = 300.0
 """For what an import or a driver takes the first time: our work, not the user's limit."""
@@ -44,10 +44,12 @@ class Crew:
             see harness.numeric_flags.
         seed: master seed.
         notes: takes what the reader of a verdict should know.
+        emit: tells the fleet of an event.
 
     Attributes:
         workers: all that were started and not removed.
         timeout_s: limit of one request.
+        confinement: of the workers that run the solution.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Crew:
         numerics: str,
         seed: int,
         notes: list[str],
+        emit: Callable[[str], None],
     ) -> None:
         self._pair = pair
         self._options = options
@@ -73,10 +76,12 @@ class Crew:
         self.numeric_flags: dict[str, Mapping[str, Any]] = {}
         self._seed = seed
         self._notes = notes
+        self._emit = emit
         self._kind = options.device.partition(":")[0]
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
+        self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
         self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
@@ -85,6 +90,9 @@ class Crew:
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cap = int(max(self._policy.memory_floor_bytes, 4 * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        untrusted = role in ("candidate", "build")
+        if untrusted and not self.confinement.own_user:
+            self._emit("solution_code")
         worker = RemoteWorker(
             role=role,
             log=self._log,
@@ -93,15 +101,15 @@ class Crew:
             memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
             threads=self.threads(),
             device=self._options.device,
-            untrusted=role in ("candidate", "build"),
+            confinement=self.confinement if untrusted else None,
+            beside_solution=not (untrusted or self.confinement.own_user),
+            # Compilers leave the cores to the pair that is measured meanwhile.
+            niceness=_LAST if role == "build" else 0,
             compiled=self._compiled if role.startswith(_COMPILED) else None,
         )
         self.workers.append(worker)
-        if role == "build":  # compilers leave the cores to the pair that is measured meanwhile
-            os.setpriority(os.PRIO_PROCESS, worker.pid, _LAST)
-        for note in worker.notes:
-            if note not in self._notes:
-                self._notes.append(note)
+        if untrusted and self.confinement.note and self.confinement.note not in self._notes:
+            self._notes.append(self.confinement.note)
         return worker
 
     def threads(self) -> int:
@@ -257,6 +265,8 @@ class Crew:
                     problem.overrides,
                     worker.folder / "build",
                 )
+            except KilledBesideSolution:
+                raise
             except (CannotLoad, WorkerFailed) as error:
                 return str(error)
             if profiled and (why := _said(worker, "start_profiler")):
@@ -283,6 +293,7 @@ class Crew:
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
+            KilledBesideSolution: a worker was killed, and the solution could have done it.
         """
         self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
@@ -312,14 +323,17 @@ class Crew:
         for task in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
                 os.sched_setaffinity(int(task.name), {cores[0]})
-        for worker in workers:
-            worker.pin(set(cores[1:]))
+        free = [worker.role for worker in workers if not worker.pin(set(cores[1:]))]
+        if free:
+            self._notes.append(f"not kept off the judge's core: {', '.join(free)}")
 
 
 def _said(worker: RemoteWorker, do: str) -> str:
     """Ask a worker for something that has no answer; return why it failed, or an empty string."""
     try:
         worker.ask(do, timeout_s=_FIRST_TIME_S)
+    except KilledBesideSolution:
+        raise
     except WorkerFailed as failed:
         return str(failed)
     return ""

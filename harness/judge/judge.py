@@ -127,6 +127,7 @@ class Judge:
             numerics=numeric_flags.TF32 if self._precision() == "tf32" else numeric_flags.STRICT,
             seed=self._seed,
             notes=self._facts.notes,
+            emit=emit,
         )
         if self._crew.threads():
             torch.set_num_threads(self._crew.threads())
@@ -192,6 +193,7 @@ class Judge:
 
     def _judge(self) -> None:
         self._enter("load")
+        requirements.readable(self._crew.confinement)
         overrides = self._overrides()
         self._emit("problem_code")
         problem = Problem(
@@ -405,6 +407,7 @@ class Judge:
         try:
             self._facts.ncu, note = ncu.profile(
                 self._profiled_call,
+                self._crew.confinement,
                 log=self._log,
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,

@@ -29,7 +29,7 @@ from harness.domain import KernelProfile
 from harness.environment import find_ncu
 from harness.judge import ncu_report
 from harness.judge.drain import Drain
-from harness.judge.identity import PACKAGE_ROOT, environment_in, fresh_uid
+from harness.judge.identity import PACKAGE_ROOT, Confinement, environment_in
 from harness.judge.processes import kill_leftovers, live
 
 MAX_LAUNCHES = 64
@@ -60,12 +60,18 @@ class Call:
 
 
 def profile(
-    make_call: Callable[[Path], Call], *, log: Path, warm_l2: bool, timeout_s: float
+    make_call: Callable[[Path], Call],
+    confinement: Confinement,
+    *,
+    log: Path,
+    warm_l2: bool,
+    timeout_s: float,
 ) -> tuple[tuple[KernelProfile, ...], str]:
     """Return the kernels of one call, and a note where something is to be said of them.
 
     Args:
         make_call: returns the call; it is given the folder for extensions that the cache lacks.
+        confinement: of the process that runs the solution, and of ncu around it.
         log: takes what ncu and the solution print.
         warm_l2: leave the L2 cache as the call before left it.
         timeout_s: limit for all of it.
@@ -80,20 +86,23 @@ def profile(
             "install Nsight Compute (the CUDA toolkit brings it), or put its folder on PATH",
         )
     folder = Path(tempfile.mkdtemp(prefix="harness-ncu-"))
-    uid = fresh_uid()
+    uid = confinement.uid()
+    spec = {"uid": uid, "expose": confinement.exposed_with(folder)}
     try:
         _write(make_call(folder / "build"), folder, uid)
         gc.collect()
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # the profiled process needs it: counting saves and restores
         report = folder / "report.csv"
-        code = _run(command(ncu, folder, report, uid, warm_l2), folder, uid, log, timeout_s)
+        code = _run(command(ncu, folder, report, spec, warm_l2), folder, uid, log, timeout_s)
         return judged(code, _text_of(report), timeout_s)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def command(ncu: str, folder: Path, report: Path, uid: int, warm_l2: bool) -> list[str]:
+def command(
+    ncu: str, folder: Path, report: Path, spec: Mapping[str, Any], warm_l2: bool
+) -> list[str]:
     """Return the command line: sandbox, ncu in it, the call in that.
 
     Clocks stay as they are: no setting of the card is ever changed. The section WarpStateStats
@@ -112,7 +121,7 @@ def command(ncu: str, folder: Path, report: Path, uid: int, warm_l2: bool) -> li
         # A file: what the solution prints cannot run into the table.
         "--log-file": str(report),
     }
-    words = [sys.executable, "-m", "harness.worker.sandbox", str(uid), ncu, "--csv"]
+    words = [sys.executable, "-m", "harness.worker.sandbox", json.dumps(spec), ncu, "--csv"]
     words += [word for option in options.items() for word in option]
     return [*words, sys.executable, "-m", "harness.worker.profile_call", str(folder)]
 
@@ -156,7 +165,7 @@ def _note(what: str, then: str) -> str:
     return f"--ncu: {what}. Next: {then}"
 
 
-def _write(call: Call, folder: Path, uid: int) -> None:
+def _write(call: Call, folder: Path, uid: int | None) -> None:
     """Leave request and tensors where harness/worker/profile_call.py looks for them."""
     values = {"init": call.init, "state": dict(call.state), "args": call.args}
     counted = wire.Encoder(None)
@@ -179,7 +188,7 @@ def _write(call: Call, folder: Path, uid: int) -> None:
     finally:
         arena.close()
     (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    if os.geteuid() == 0:
+    if uid is not None:
         for path in (folder, *folder.iterdir()):
             os.chown(path, uid, uid)
 
@@ -198,7 +207,9 @@ def _file_of(size_bytes: int, path: Path) -> int:
     return descriptor
 
 
-def _run(words: list[str], folder: Path, uid: int, log: Path, timeout_s: float) -> int | None:
+def _run(
+    words: list[str], folder: Path, uid: int | None, log: Path, timeout_s: float
+) -> int | None:
     """Run the profiler to its end; return its exit code, None where time was up."""
     process = subprocess.Popen(
         words,
@@ -222,7 +233,7 @@ def _run(words: list[str], folder: Path, uid: int, log: Path, timeout_s: float) 
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         live.discard(process.pid)
-        kill_leftovers(uid if os.geteuid() == 0 else None)
+        kill_leftovers(uid)
         drain.join(2)
 
 

@@ -18,9 +18,10 @@ import torch
 
 from harness import nursery, wire
 from harness.domain import HarnessError, Status
+from harness.environment import oom_kills
 from harness.judge import processes
 from harness.judge.drain import Drain
-from harness.judge.identity import PACKAGE_ROOT, environment_in, fresh_uid
+from harness.judge.identity import PACKAGE_ROOT, Confinement, environment_in
 
 _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
@@ -41,6 +42,17 @@ class WorkerFailed(Exception):
         self.error = dict(error or {})
 
 
+class KilledBesideSolution(WorkerFailed):
+    """A trusted worker was killed while a solution ran under the same user id."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            Status.CRASHED,
+            f"the {role} worker was killed (SIGKILL) while the solution ran under the same user "
+            "id, and memory was not short: a signal of the solution's",
+        )
+
+
 class RemoteWorker:
     """One worker process with its own folder, user id, arenas and limits.
 
@@ -52,7 +64,9 @@ class RemoteWorker:
         memory_bytes: resident memory above which the process is ended.
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
-        untrusted: gets a user id of its own.
+        confinement: of a worker that runs a solution; None is a trusted one.
+        beside_solution: a trusted one, under the same user id as a solution.
+        niceness: scheduling priority that it takes before it runs any code of a user's.
         compiled: where torch.compile keeps what it made; None is the worker's own folder.
     """
 
@@ -66,7 +80,9 @@ class RemoteWorker:
         memory_bytes: int,
         threads: int,
         device: str,
-        untrusted: bool,
+        confinement: Confinement | None = None,
+        beside_solution: bool = False,
+        niceness: int = 0,
         compiled: Path | None = None,
     ) -> None:
         self.role = role
@@ -95,14 +111,14 @@ class RemoteWorker:
         self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
         self.memory_fd: int | None = None
         self.findings_path = self.folder / "findings.jsonl"
-        root = os.geteuid() == 0
-        self.uid = None
-        self._untrusted = untrusted
+        self.uid = confinement.uid() if confinement else None
+        self._untrusted = confinement is not None
+        self._beside_solution = beside_solution
+        self._ended_by_us = False
+        self._oom_kills = oom_kills()
         self._still = processes.Standstill(frozenset(), {})
-        if untrusted:
-            self.uid = fresh_uid()
-            if root:
-                os.chown(self.folder, self.uid, self.uid)
+        if self.uid is not None:
+            os.chown(self.folder, self.uid, self.uid)
         environment = environment_in(self.folder, compiled)
         with processes.births:
             self._process = nursery.take(environment, PACKAGE_ROOT)
@@ -111,16 +127,18 @@ class RemoteWorker:
         self._drain = Drain(self._process.output, log, f"{role} worker")
         self._drain.start()
         try:
-            self.notes: list[str] = self.ask(
+            self.ask(
                 "confine",
+                untrusted=self._untrusted,
                 uid=self.uid,
-                hide=not untrusted,
+                expose=confinement.exposed_with(self.folder) if confinement else [],
+                niceness=niceness,
                 max_data_bytes=None if device.startswith("cuda") else memory_bytes + (4 << 30),
                 environment=environment,
                 timeout_s=_START_TIMEOUT_S,
                 folder=str(self.folder),
                 threads=threads,
-            )["notes"]
+            )
         except WorkerFailed as error:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error
@@ -338,11 +356,21 @@ class RemoteWorker:
         """The process id."""
         return self._process.pid
 
-    def pin(self, cores: set[int]) -> None:
-        """Keep every thread of the worker on some cores; threads to come inherit it."""
+    def pin(self, cores: set[int]) -> bool:
+        """Keep every thread of the worker on some cores; threads to come inherit it.
+
+        The worker does it itself: another user's threads are out of a judge's reach in a default
+        container (CAP_SYS_NICE). It could as well undo what the judge does.
+
+        Returns:
+            Whether it has come to pass.
+        """
+        self.ask("pin", cores=sorted(cores))
+        found = set()
         for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.sched_setaffinity(int(task.name), cores)
+            with contextlib.suppress(ProcessLookupError):
+                found |= os.sched_getaffinity(int(task.name))
+        return found <= cores
 
     # --- failures -------------------------------------------------------------------------------
 
@@ -386,12 +414,15 @@ class RemoteWorker:
         return WorkerFailed(status, message + (place if place not in message else ""), error)
 
     def _dead(self) -> WorkerFailed:
-        code = self._process.wait(5)
+        ours, code = self._ended_by_us, self._process.wait(5)
         self.kill()
         self._read_last_findings()
         if code is None:
             return WorkerFailed(Status.CRASHED, "closed its end of the wire")
         if code < 0:
+            by_memory = oom_kills() > self._oom_kills
+            if -code == signal.SIGKILL and self._beside_solution and not (ours or by_memory):
+                return KilledBesideSolution(self.role)
             name = signal.Signals(-code).name
             return WorkerFailed(Status.CRASHED, f"died with {name}")
         return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
@@ -445,11 +476,12 @@ class RemoteWorker:
 
     def kill(self) -> None:
         """End the process, its group, and everything that runs under its user id; reap them."""
+        self._ended_by_us = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         processes.live.discard(self._process.pid)
-        processes.kill_leftovers(self.uid if os.geteuid() == 0 else None)
+        processes.kill_leftovers(self.uid)
 
     def close(self) -> None:
         """End the worker and free all that belongs to it."""

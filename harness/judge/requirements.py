@@ -10,6 +10,7 @@ import torch
 
 from harness.domain import Status
 from harness.judge import causes, own_kernels
+from harness.judge.identity import Confinement
 from harness.judge.record import Facts
 from harness.judge.remote import RemoteWorker
 
@@ -20,6 +21,20 @@ class Settled(Exception):
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def readable(confinement: Confinement) -> None:
+    """See that the solution's processes may read its file.
+
+    Raises:
+        Settled: they may not (SKIPPED): that is no fault of its code.
+    """
+    if confinement.private is not None:
+        raise Settled(
+            Status.SKIPPED,
+            f"{confinement.private} is private: the solution runs under a user id that may not "
+            f"read it. Next: chmod o+r {confinement.private}",
+        )
 
 
 def hardware(wanted: str | None, kind: str, device: torch.device) -> None:

@@ -20,7 +20,7 @@ from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
 from harness.judge.oracle import Oracle
 from harness.judge.problem import InvalidReference, Problem
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
 from harness.judge.speed import Measured, speed_of
 from harness.judge.staging import Stage
 from harness.judge.survey import settle, survey
@@ -108,7 +108,7 @@ class Stopwatch:
             self._batons[CANDIDATE].clear()
             return speed
         except WorkerFailed as failed:
-            if self._batches.running == CANDIDATE:
+            if self._batches.running == CANDIDATE or isinstance(failed, KilledBesideSolution):
                 raise
             if failed.status is Status.OUT_OF_MEMORY:
                 raise HarnessError(
@@ -238,7 +238,7 @@ class Stopwatch:
         try:
             work()
         except (WorkerFailed, BaselineFailed) as failed:
-            if role in (REFERENCE, CANDIDATE):
+            if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
             self._fail(role, str(failed))
 
@@ -257,11 +257,18 @@ class Stopwatch:
             self._guarded(role, partial(self._warm_up, role))
         if self._on_gpu:  # on the CPU they have theirs
             workers = [baton.worker.pid for baton in self._batons.values()]
-            self._seats = cores.take_seats(self._problem.device, workers)
+            self._seats = cores.take_seats(self._problem.device, workers, self._sit)
         self._choose_calls()
         settle(self._problem.device)
         self._batches.begin_anew()
         self._batches.reruns = _UNSEEN_COUNTED
+
+    def _sit(self, cores: set[int]) -> bool:
+        """Have the main thread of every worker move to some cores; return whether all did."""
+        for role, baton in list(self._batons.items()):
+            self._batches.running = role
+            self._guarded(role, partial(baton.sit, cores))
+        return all(baton.sits_on(cores) for baton in self._batons.values())
 
     def _choose_calls(self) -> None:
         """Find how many calls of each role take as long as a batch should, and stage them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import socket
 import sys
 import threading
@@ -114,13 +115,18 @@ class Worker:
 
     # --- requests -------------------------------------------------------------------------------
 
-    def do_confine(self, request: dict[str, Any]) -> dict[str, Any]:
+    def do_confine(self, request: dict[str, Any]) -> None:
         """Give up rights; must come before any user code."""
         # The judge reads timed outputs through it. A process may open its own until it hides.
         with contextlib.suppress(OSError):
             self._sent_along.append(os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC))
-        notes = sandbox.confine(
-            request["uid"], hide=request["hide"], max_data_bytes=request["max_data_bytes"]
+        # Before a change of user: root may not renice another user's process in every container.
+        os.nice(request["niceness"])
+        sandbox.confine(
+            untrusted=request["untrusted"],
+            uid=request["uid"],
+            expose=request["expose"],
+            max_data_bytes=request["max_data_bytes"],
         )
         for name in set(os.environ) - set(request["environment"]):
             del os.environ[name]
@@ -128,7 +134,17 @@ class Worker:
         os.chdir(request["folder"])
         if request["threads"]:
             torch.set_num_threads(request["threads"])
-        return {"notes": notes}
+
+    def do_pin(self, request: dict[str, Any]) -> None:
+        """Keep every thread of this process on some cores, as far as the system lets it."""
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):  # the judge looks at what came of it
+                os.sched_setaffinity(int(task.name), set(request["cores"]))
+
+    def do_sit(self, request: dict[str, Any]) -> None:
+        """Keep the main thread, which is this one, on some cores, as far as the system lets it."""
+        with contextlib.suppress(OSError):  # the judge looks at what came of it
+            os.sched_setaffinity(0, set(request["cores"]))
 
     def do_arena(self, request: dict[str, Any]) -> None:
         """Map an arena that the judge allocated."""
@@ -482,6 +498,9 @@ def describe(error: BaseException) -> dict[str, Any]:
 def main() -> None:
     """Serve the judge on the inherited socket."""
     sandbox.die_with_parent()
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:  # as the judge does, who started us
+            signal.signal(number, signal.SIG_DFL)
     channel = wire.Channel(socket.socket(fileno=int(sys.argv[1])))
     Worker(channel).serve()
     # Threads and exit handlers of a candidate have no say in how this process ends.

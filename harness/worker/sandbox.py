@@ -1,29 +1,35 @@
 """Takes the judge's rights away from a worker, before any code of a solution runs.
 
 As root, the worker changes to a user id of its own, so that it can neither read nor signal the
-judge. Otherwise the judge has made itself undumpable, which closes /proc/PID/mem and ptrace to
-its own user. What could not be had is returned as a note for the verdict.
+judge. Where another user could not reach what the worker needs (an interpreter below a private
+home), the worker first opens just these folders, in a mount namespace of its own. Where neither
+can be had, the worker keeps the judge's user id without any capability; the judge has made itself
+undumpable, which closes /proc/PID/mem and ptrace to its own user. The judge decides which of them
+it is (harness/judge/identity.py).
 
-``python -m harness.worker.sandbox UID COMMAND...`` becomes another program with a worker's rights.
+``python -m harness.worker.sandbox SPEC COMMAND...`` becomes another program with a worker's rights.
+SPEC is JSON: ``{"uid": 1600000001, "expose": {"/root/.pyenv/versions/3.12": "/root"}}``.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import resource
 import signal
+import stat
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
-_PR_SET_KEEPCAPS = 8
 _PR_SET_NO_NEW_PRIVS = 38
-_PR_CAP_AMBIENT = 47
-_CAP_DAC_READ_SEARCH = 2
 _CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NEWNS = 0x00020000
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 1 << 1, 1 << 2, 1 << 12, 1 << 14, 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,72 +44,94 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def hide_memory() -> bool:
-    """Make this process undumpable: its own user cannot ptrace it or read its memory."""
-    return _prctl(_PR_SET_DUMPABLE, 0)
-
-
-def confine(uid: int | None, *, hide: bool, max_data_bytes: int | None) -> list[str]:
-    """Drop to uid where this process is root, limit resources, forbid new privileges.
+def confine(
+    *,
+    untrusted: bool,
+    uid: int | None = None,
+    expose: Mapping[str, str] | None = None,
+    max_data_bytes: int | None = None,
+) -> None:
+    """Take this process's rights away, limit its resources, forbid new privileges.
 
     Args:
-        uid: user id to change to; None stays.
-        hide: make the process undumpable, for a worker whose memory others must not read.
+        untrusted: it will run a solution: it loses every capability. A trusted worker becomes
+            undumpable instead, for others of its user must not read its memory.
+        uid: user id to change to; None keeps the judge's.
+        expose: files and folders that uid has to reach, with the closed folder above each.
         max_data_bytes: limit of private writable memory (RLIMIT_DATA); None sets none.
 
-    Returns:
-        What could not be had, one line each.
+    Raises:
+        OSError: the system refuses one of them. Nothing of a solution may run then.
     """
-    notes = []
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if max_data_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (max_data_bytes, max_data_bytes))
-    if uid is not None and os.geteuid() == 0:
-        keep_reading = not _world_readable(os.path.realpath(sys.executable))
-        if keep_reading:
-            # The interpreter lies where only root looks (a private home, say). Reading files is
-            # then kept as a single capability; it opens no other process's memory.
-            _prctl(_PR_SET_KEEPCAPS, 1)
-        try:
-            os.setgroups([])
-            os.setresgid(uid, uid, uid)
-            os.setresuid(uid, uid, uid)
-        except OSError as error:
-            notes.append(f"the candidate runs as root: no user id of its own ({error})")
-        else:
-            if keep_reading and not _keep_only_read_search():
-                notes.append("the interpreter is readable by root only: lazy imports may fail")
-    elif uid is not None:
-        notes.append(
-            "not root: the candidate shares the judge's user id (its memory is closed to it, "
-            "signals are not)"
-        )
+    if expose:
+        _open_closed_folders(expose)
+    if uid is not None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    if untrusted:
+        _drop_capabilities()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     # A change of user id clears both of these.
     die_with_parent()
-    _prctl(_PR_SET_DUMPABLE, 0 if hide else 1)
-    return notes
+    _prctl(_PR_SET_DUMPABLE, 1 if untrusted else 0)
 
 
-def _world_readable(path: str) -> bool:
-    """Return whether any user may reach path: every folder above it grants search to others."""
-    return all(folder.stat().st_mode & 0o001 for folder in Path(path).parents)
+def _open_closed_folders(expose: Mapping[str, str]) -> None:
+    """Let any user reach some paths, in a mount namespace of this process's own.
+
+    An empty folder is laid over each closed one, and the paths are mounted in it where they were:
+    the rest of a private home is out of sight. No file and no mode on disk changes.
+
+    Raises:
+        OSError: there is no right to mount (CAP_SYS_ADMIN), or a path is gone.
+    """
+    _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE)
+    held = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in expose]
+    for folder in sorted(set(expose.values())):
+        _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=755,size=1m")
+    umask = os.umask(0o022)
+    for path, descriptor in held:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            Path(path).mkdir(parents=True, exist_ok=True)
+        else:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+        _mount(f"/proc/self/fd/{descriptor}", path, None, _MS_BIND | _MS_REC)
+        os.close(descriptor)
+    os.umask(umask)
 
 
-def _keep_only_read_search() -> bool:
-    bit = 1 << _CAP_DAC_READ_SEARCH
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str = "") -> None:
+    done = _libc.mount(
+        source.encode(),
+        os.fsencode(target),
+        kind.encode() if kind else None,
+        ctypes.c_ulong(flags),
+        options.encode() or None,
+    )
+    _checked(done, f"mount on {target}")
+
+
+def _drop_capabilities() -> None:
     header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    data = struct.pack("<6I", bit, bit, bit, 0, 0, 0)
-    if _libc.capset(header, data) != 0:
-        return False
-    return _prctl(_PR_CAP_AMBIENT, 2, _CAP_DAC_READ_SEARCH)
+    _checked(_libc.capset(header, struct.pack("<6I", 0, 0, 0, 0, 0, 0)), "capset")
+
+
+def _checked(code: int, what: str) -> None:
+    if code != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def main() -> None:
     """Give up rights and become the command that is named."""
-    uid, *command = sys.argv[1:]
-    for note in confine(int(uid), hide=False, max_data_bytes=None):
-        print(note, file=sys.stderr)
+    spec, *command = sys.argv[1:]
+    confine(untrusted=True, **json.loads(spec))
     os.execv(command[0], command)  # noqa: S606 - the judge's own words, none of a solution's
 
 

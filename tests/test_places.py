@@ -1,0 +1,206 @@
+"""Where users run it: default containers, private homes, umask 077. No place blames the solution.
+
+Each place is made here, as root, for a pair that takes no compiler. CI has a job for each of them
+that runs everything there (.github/workflows/places.yml).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.environment import PROJECT_ROOT
+
+# What a default container of Docker or Kubernetes lacks. Names that this kernel does not know, or
+# that are not held here, cannot be dropped.
+LACKING = (
+    "cap_dac_read_search,cap_ipc_lock,cap_linux_immutable,cap_net_admin,cap_sys_admin,"
+    "cap_sys_module,cap_sys_nice,cap_sys_ptrace,cap_sys_rawio,cap_sys_resource"
+)
+REFERENCE = """
+import torch
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return x + 1
+def get_inputs():
+    return [torch.randn(4, 3)]
+"""
+SOLUTION = """
+import os, re
+import torch
+CAPABILITIES = re.findall("^Cap(?:Prm|Eff|Amb):(.*)$", open("/proc/self/status").read(), re.M)
+assert all(int(held, 16) == 0 for held in CAPABILITIES), f"holds capabilities {CAPABILITIES}"
+{act}
+class ModelNew(torch.nn.Module):
+    def forward(self, x):
+        import colorsys, wave  # nothing has imported these before: the interpreter is reachable
+        return x + 1
+"""
+EVALUATE = """
+import json, sys
+from harness import evaluate, to_json
+verdict = evaluate(sys.argv[1], sys.argv[2], device=sys.argv[3], timed=False, timeout_s=20)
+print(json.dumps(to_json(verdict)))
+"""
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make this place")
+needs_capsh = pytest.mark.skipif(
+    shutil.which("capsh") is None, reason="needs capsh (apt-get install libcap2-bin)"
+)
+
+
+def in_container(*command: str) -> tuple[str, ...]:
+    """Return a command that runs another one with the capabilities of a default container."""
+    return ("capsh", f"--drop={LACKING}", "--", "-c", 'exec "$@"', "sh", *command)
+
+
+def here(*command: str) -> tuple[str, ...]:
+    """Return a command as it is."""
+    return command
+
+
+def evaluated(
+    folder: Path,
+    act: str = "",
+    place: Callable[..., tuple[str, ...]] = here,
+    device: str = "cpu",
+    env: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return the verdict of a pair in a folder, evaluated in a place, as JSON."""
+    for name, text in ("reference", REFERENCE), ("solution", SOLUTION.replace("{act}", act)):
+        path = folder / f"{name}.py"
+        if not path.exists():
+            path.write_text(text)
+    files = [str(folder / "reference.py"), str(folder / "solution.py")]
+    done = subprocess.run(
+        place(sys.executable, "-c", EVALUATE, *files, device),
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **(env or {})},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    verdict: dict[str, Any] = json.loads(done.stdout)
+    return verdict
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are private."""
+    folder = Path(tempfile.mkdtemp(prefix="place-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def private_folder(open_folder: Path) -> Path:
+    """A folder that is open below one that only its owner may enter, like one in /root."""
+    folder = open_folder / "home" / "pair"
+    folder.mkdir(parents=True)
+    (open_folder / "home").chmod(0o700)
+    return folder
+
+
+@root_only
+@needs_capsh
+def test_pair_passes_with_the_rights_of_a_default_container(open_folder: Path) -> None:
+    verdict = evaluated(open_folder, place=in_container)
+    assert verdict["status"] == "PASSED", verdict["message"]
+
+
+@root_only
+@needs_capsh
+def test_compilers_yield_in_a_default_container() -> None:
+    """The priority of another user's process is not the judge's to set there."""
+    test = "tests/test_crew.py::test_compilers_yield_to_what_is_measured"
+    words = in_container(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test)
+    done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@root_only
+def test_pair_below_a_private_home_runs_as_another_user_who_sees_nothing_else(
+    private_folder: Path,
+) -> None:
+    secret = private_folder.parent / "secret"
+    secret.write_text("expected values")
+    secret.chmod(0o644)
+    act = (
+        f"assert os.getuid() != 0\n"
+        f"assert not os.path.exists({str(secret)!r})\n"
+        f"assert not os.access('/etc/shadow', os.R_OK)"
+    )
+    verdict = evaluated(private_folder, act)
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert not any("user id" in note for note in verdict["notes"])
+    assert stat.S_IMODE(private_folder.parent.stat().st_mode) == 0o700
+
+
+@root_only
+@needs_capsh
+def test_pair_below_a_private_home_passes_in_a_container_with_a_note(private_folder: Path) -> None:
+    verdict = evaluated(private_folder, place=in_container)
+    assert verdict["status"] == "PASSED", verdict["message"]
+    (note,) = [note for note in verdict["notes"] if "user id" in note]
+    assert "without any capability" in note
+    assert "other users may not read" in note
+
+
+@root_only
+@pytest.mark.parametrize("missing", ["cap_setuid", "cap_chown", "cap_kill"])
+@needs_capsh
+def test_judge_that_may_not_change_a_user_says_so_and_goes_on(
+    open_folder: Path, missing: str
+) -> None:
+    def place(*command: str) -> tuple[str, ...]:
+        return ("capsh", f"--drop={missing}", "--", "-c", 'exec "$@"', "sh", *command)
+
+    verdict = evaluated(open_folder, place=place)
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert any(f"root lacks {missing.upper()} here" in note for note in verdict["notes"])
+
+
+@root_only
+def test_private_solution_is_skipped_with_the_next_step(open_folder: Path) -> None:
+    path = open_folder / "solution.py"
+    path.write_text(SOLUTION.replace("{act}", ""))
+    path.chmod(0o600)
+    verdict = evaluated(open_folder)
+    assert verdict["status"] == "SKIPPED", verdict["message"]
+    assert f"Next: chmod o+r {path}" in verdict["message"]
+    path.chmod(0o644)
+    assert evaluated(open_folder)["status"] == "PASSED"
+
+
+@root_only
+def test_what_the_judge_builds_is_readable_under_umask_077(open_folder: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from harness.judge.__main__ import share_what_is_made
+from harness.judge.cache import ExtensionCache
+from harness.worker.cuda_on_cpu import support
+share_what_is_made()
+cache = ExtensionCache(Path(sys.argv[1]) / "cache", Path(sys.argv[2]), "cpu")
+support._obtain(cache.support, "runtime-1", lambda folder: (folder / "it.so").touch())
+"""
+    (open_folder / "solution.py").write_text("")
+    words = [sys.executable, "-c", program, str(open_folder), str(open_folder / "solution.py")]
+    subprocess.run(words, cwd=PROJECT_ROOT, check=True, umask=0o077)
+    made = [*(open_folder / "cache").rglob("*"), open_folder / "cache"]
+    assert any(path.name == "it.so" for path in made)
+    for path in made:
+        if path.name != ".lock":
+            assert path.stat().st_mode & 0o004, path
+            assert not path.is_dir() or path.stat().st_mode & 0o001, path
