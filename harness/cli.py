@@ -313,6 +313,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         quick=arguments.quick,
         seed=arguments.seed,
         timeout_s=arguments.timeout,
+        time_limit_s=arguments.time_limit,
         jobs=arguments.jobs,
         fail_fast=arguments.fail_fast,
         baselines=arguments.baselines,
@@ -410,6 +411,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
     add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
+    add(
+        "--time-limit",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds for all phases of a pair, without waiting and compiling (300)",
+    )
     add(
         "--baselines",
         type=_baselines,

@@ -7,7 +7,8 @@ fleet to judge, on stdin                  the request, then ``{"grant": "device"
 judge to fleet, on stdout
   ``{"event": "phase", "phase": P}``      what it does now; also a sign of life
   ``{"event": "await", "what": "device"}``  built; waits for the device
-  ``{"event": "problem_code"}``           the reference's code runs in the judge from here on
+  ``{"event": "problem_code"}``           the reference's code runs in the judge from here on;
+                                          ``left_s``: the pair's time ends in so many seconds
   ``{"event": "harness_code"}``           and no longer
   ``{"event": "verdict", "verdict": V}``  the end; the judge exits with 0
 ========================================  =====================================================
@@ -21,6 +22,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import re
 import selectors
@@ -33,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.domain import HarnessError, Status, Verdict, verdict_from_json
+from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_json
 from harness.fleet.slots import Slot
 
 _POLL_S = 0.05
@@ -60,12 +62,15 @@ class Deadlines:
     total_s: float
 
     @classmethod
-    def from_timeout(cls, timeout_s: float) -> Deadlines:
-        """Return the deadlines that follow from the user's limit for one phase."""
+    def from_options(cls, options: Options) -> Deadlines:
+        """Return the deadlines that follow from the user's limits for a phase and for a pair."""
+        timeout_s = options.timeout_s
         return cls(
             silence_s=3 * timeout_s + 720,  # a build may be silent for ten minutes
             problem_code_s=2 * timeout_s + 30,
-            total_s=30 * timeout_s + 600,
+            # Ten minutes of compilers, and as many for what the timing has begun by then, such as
+            # a torch.compile.
+            total_s=options.time_limit_s + 3 * timeout_s + 1200,
         )
 
 
@@ -161,6 +166,7 @@ class JudgeProcess:
         self._waited_s = 0.0
         self._waiting = False
         self._in_problem_code = False
+        self._problem_code_until = math.inf
         self._oom_kills = oom_kills()
 
     def run(self) -> Outcome:
@@ -248,6 +254,8 @@ class JudgeProcess:
                 self._on_phase("wait for the device")
         elif event in ("problem_code", "harness_code"):
             self._in_problem_code = event == "problem_code"
+            left_s = message.get("left_s")
+            self._problem_code_until = math.inf if left_s is None else self._heard + float(left_s)
         elif event == "verdict":
             raise _Ended(self._read_verdict(message.get("verdict")))
         else:
@@ -286,6 +294,14 @@ class JudgeProcess:
                     status=Status.INVALID_REFERENCE,
                     message=f"the reference did not return within {silent:.0f} s"
                     f"{self._where()}. Next: a smaller --size, or a longer --timeout",
+                )
+            )
+        if self._in_problem_code and now > self._problem_code_until:
+            raise _Ended(
+                Failure(
+                    status=Status.INVALID_REFERENCE,
+                    message="the time for all phases of a pair was over while the reference ran"
+                    f"{self._where()}. Next: a smaller --size, or a longer --time-limit",
                 )
             )
         if silent > self._deadlines.silence_s:

@@ -94,7 +94,7 @@ def run_pairs(
         options: what the user asked for.
         listener: is told of progress.
         judge_command: starts one judge; None is the real one.
-        deadlines: when to give up on a judge; None follows from ``options.timeout_s``.
+        deadlines: when to give up on a judge; None follows from the options.
         plan: how to use the machine; None makes one from the options.
         resume: gets every verdict at once; a pair whose verdict stands there is not evaluated.
 
@@ -119,7 +119,7 @@ def run_pairs(
         plan,
         listener or _Silent(),
         judge_command or JUDGE_COMMAND,
-        deadlines or Deadlines.from_timeout(options.timeout_s),
+        deadlines or Deadlines.from_options(options),
         resume,
     )
     return run.evaluate(pairs)
@@ -134,6 +134,8 @@ def _validate(pairs: Sequence[Pair], options: Options) -> None:
         raise UsageError(f"unknown mode {options.mode!r}; valid: forward, eval, train")
     if not 0 < options.timeout_s < float("inf"):
         raise UsageError(f"the timeout must be positive seconds, not {options.timeout_s!r}")
+    if not 0 < options.time_limit_s < float("inf"):
+        raise UsageError(f"the time limit must be positive seconds, not {options.time_limit_s!r}")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"the number of jobs must be at least 1, not {options.jobs!r}")
     if options.cap_s is not None and not 0 < options.cap_s < float("inf"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.domain import BASELINES, Options, Pair
 from harness.judge import trials
+from harness.judge.budget import Budget
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.policy import Policy
@@ -39,6 +40,7 @@ class Crew:
         compiled: folder in which torch.compile keeps what it made.
         tf32: whether TF32 is granted.
         seed: master seed.
+        budget: the pair's time.
         notes: takes what the reader of a verdict should know.
 
     Attributes:
@@ -57,6 +59,7 @@ class Crew:
         *,
         tf32: bool,
         seed: int,
+        budget: Budget,
         notes: list[str],
     ) -> None:
         self._pair = pair
@@ -67,6 +70,7 @@ class Crew:
         self._compiled = compiled
         self._tf32 = tf32
         self._seed = seed
+        self._budget = budget
         self._notes = notes
         self._kind = options.device.partition(":")[0]
         # Below the limit itself, so that a hang's whole verdict is there within it.
@@ -90,6 +94,7 @@ class Crew:
             device=self._options.device,
             untrusted=role in ("candidate", "build"),
             compiled=self._compiled if role.startswith("torch.compile") else None,
+            budget=self._budget if role in ("candidate", "build") else None,
         )
         self.workers.append(worker)
         if role == "build":  # compilers leave the cores to the pair that is measured meanwhile
@@ -179,7 +184,8 @@ class Crew:
 
     def _guarded(self) -> bool:
         """Return whether the CPU runner's memory checks are to be had for this candidate."""
-        why = self._cache.prepare_support(self._log)
+        with self._budget.compiling():
+            why = self._cache.prepare_support(self._log)
         if why:
             note = f"memory is neither guarded nor poisoned: {why}"
             if note not in self._notes:
