@@ -58,6 +58,7 @@ def evaluate(
     quick: bool = False,
     seed: int | None = None,
     timeout_s: float = 60.0,
+    time_limit_s: float = 300.0,
     timed: bool = True,
     baselines: Sequence[str] | None = None,
     cap_s: float | None = None,
@@ -79,6 +80,7 @@ def evaluate(
         quick: small size and fewest trials.
         seed: replay this seed; None draws a secret one.
         timeout_s: limit for one phase, seconds.
+        time_limit_s: limit for all phases, seconds; waiting and compiling do not count.
         timed: whether speed is measured where the device allows it.
         baselines: what to compare with: ``eager`` (always), ``compile``, ``max-autotune``; None is
             eager, and on a GPU compile, too.
@@ -104,6 +106,7 @@ def evaluate(
         quick=quick,
         seed=seed,
         timeout_s=timeout_s,
+        time_limit_s=time_limit_s,
         jobs=1,
         timed=timed,
         baselines=None if baselines is None else tuple(baselines),

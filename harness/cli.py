@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -28,6 +28,7 @@ from harness.environment import (
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
 from harness.fleet.gpus import find_gpus
+from harness.resume import ResumeFile, open_resume
 from harness.sizes import at_sizes
 
 OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
@@ -94,6 +95,7 @@ class _Session:
         self._pairs: tuple[Pair, ...] = ()
         self._run = Run(verdicts=())
         self._documented = False
+        self._resume: ResumeFile | None = None
         self.interrupted_code = 128 + signal.SIGINT
 
     def note_signal(self, number: int) -> None:
@@ -123,7 +125,16 @@ class _Session:
         outputs.check_targets(arguments)
         self._documented = True
         self._pairs = self._chosen_pairs()
-        return self._evaluate(self._pairs)
+        with ExitStack() as stack:
+            if arguments.resume:
+                self._resume = stack.enter_context(open_resume(arguments.resume, _environment()))
+                for number in self._resume.ignored:
+                    print(
+                        f"warning: --resume {arguments.resume}: line {number} holds no verdict "
+                        "of this version and is ignored",
+                        file=sys.stderr,
+                    )
+            return self._evaluate(self._pairs)
 
     def leave(self, code: int, error: str | None) -> int:
         """Write what was asked for and keep the run in the history; returns the exit code."""
@@ -205,10 +216,14 @@ class _Session:
         )
         began = time.monotonic()
 
-        def evaluate(some: Sequence[Pair]) -> list[Verdict]:
+        def evaluate(some: Sequence[Pair], resume: ResumeFile | None = None) -> list[Verdict]:
             with open_progress(len(some), verbose=arguments.verbose) as progress:
                 return run_pairs(
-                    some, options, listener=progress, judge_command=self._judge_command
+                    some,
+                    options,
+                    listener=progress,
+                    judge_command=self._judge_command,
+                    resume=resume,
                 )
 
         def again(names: Sequence[str]) -> list[Verdict]:
@@ -216,10 +231,11 @@ class _Session:
             return evaluate([pair for pair in pairs if pair.name in names])
 
         try:
-            self._run = Run(verdicts=tuple(evaluate(pairs)))
+            self._run = Run(verdicts=tuple(evaluate(pairs, self._resume)))
         except Interrupted as interrupted:
             self._run = Run(verdicts=tuple(interrupted.verdicts))
             self._print_report(time.monotonic() - began)
+            self._all_kept()
             raise
         code = exit_code(self._run.verdicts)
         self._run = dataclasses.replace(self._run, environment=_environment(), exit_code=code)
@@ -229,7 +245,16 @@ class _Session:
         self._print_report(time.monotonic() - began)
         if guarded and guarded.updating:
             print(guarded.update(self._run, self._existing(pairs)), file=self._out)
+        if not self._all_kept():
+            return HARNESS_FAILED
         return code or (self._run.gate.exit_code if self._run.gate else OK)
+
+    def _all_kept(self) -> bool:
+        """Return whether the resume file holds every verdict; says what is missing there."""
+        problem = self._resume.problem() if self._resume else ""
+        if problem:
+            print(f"warning: {problem}", file=sys.stderr)
+        return not problem
 
     def _existing(self, pairs: Sequence[Pair]) -> set[str]:
         """Return the names of all pairs that are known, those at hand included."""
@@ -254,7 +279,10 @@ class _Session:
             print(f"{said}\n", file=out)
         if run.gate:
             print(f"{explain_gate(run.gate)}\n", file=out)
-        print(summarize(run.verdicts, wall_s), file=out)
+        reused = ""
+        if self._resume and self._resume.reused:
+            reused = f"{len(self._resume.reused)} of them from {self._resume.path}"
+        print(summarize(run.verdicts, wall_s, reused=reused), file=out)
 
 
 def _gpu_names() -> tuple[str, ...]:
@@ -285,6 +313,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         quick=arguments.quick,
         seed=arguments.seed,
         timeout_s=arguments.timeout,
+        time_limit_s=arguments.time_limit,
         jobs=arguments.jobs,
         fail_fast=arguments.fail_fast,
         baselines=arguments.baselines,
@@ -384,6 +413,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
     add(
+        "--time-limit",
+        type=float,
+        default=300.0,
+        metavar="S",
+        help="seconds for all phases of a pair, without waiting and compiling (300)",
+    )
+    add(
         "--baselines",
         type=_baselines,
         metavar="LIST",
@@ -415,6 +451,13 @@ def _parser() -> argparse.ArgumentParser:
         "--thread-order",
         choices=("forward", "reverse", "shuffled"),
         help="emulated: threads start in this order only (default: all three)",
+    )
+    add(
+        "--resume",
+        type=Path,
+        metavar="FILE",
+        help="keep every verdict in FILE at once, and take those that stand there: a run that was "
+        "interrupted goes on",
     )
     add("--json", metavar="FILE", help="write one JSON document; - is stdout")
     outputs.add_options(parser)

@@ -52,6 +52,8 @@ def check_targets(arguments: argparse.Namespace) -> None:
         if target is None or (target == "-" and option == "json"):
             continue
         path = Path(target)
+        if arguments.resume and path.resolve() == arguments.resume.resolve():
+            raise UsageError(f"--{option} {target}: is the file of --resume. Next: name another")
         if path.is_dir():
             raise UsageError(f"--{option} {target}: is a folder")
         if not path.resolve().parent.is_dir():

@@ -145,6 +145,17 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "reference_hangs":
         say("problem_code")
         time.sleep(600)
+    elif part == "reference_runs_out_of_time":
+        say("problem_code", left_s=0.2)
+        while True:
+            phase("check eval 3/12")
+            time.sleep(0.02)
+    elif part == "candidate_takes_its_time":
+        say("problem_code", left_s=0.2)
+        say("harness_code")
+        time.sleep(0.6)
+        say("problem_code", left_s=None)
+        time.sleep(0.3)
     elif part == "reference_hangs_in_line_2":
         faulthandler.register(signal.SIGUSR1, all_threads=False)
         say("problem_code")

@@ -14,6 +14,7 @@ import torch
 
 from harness.domain import Options, Pair
 from harness.judge import roofline
+from harness.judge.budget import Budget
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.crew import Crew
@@ -40,6 +41,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
         tmp_path / "compiled",
         tf32=False,
         seed=1,
+        budget=Budget(300.0, 600.0),
         notes=[],
         emit=lambda event: None,
     )

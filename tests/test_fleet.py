@@ -141,6 +141,19 @@ def test_reference_that_hangs_in_the_judge_blames_the_problem(run: Run) -> None:
     assert "did not return within 0 s. Next" in verdict.message
 
 
+def test_reference_that_outlasts_the_pairs_time_blames_the_problem(run: Run) -> None:
+    part = "reference_runs_out_of_time"
+    verdict = run(part)[part]
+    assert verdict.status is Status.INVALID_REFERENCE
+    assert "over while the reference ran" in verdict.message
+    assert "--time-limit" in verdict.message
+
+
+def test_time_of_the_reference_runs_while_its_code_does(run: Run) -> None:
+    part = "candidate_takes_its_time"
+    assert run(part)[part].status is Status.PASSED
+
+
 def test_where_the_reference_hangs_is_said(run: Run) -> None:
     part = "reference_hangs_in_line_2"
     verdict = run(part, deadlines=SHORT)[part]
@@ -381,6 +394,8 @@ def test_listener_hears_every_pair_from_start_to_end(
         ({"mode": "training"}, "unknown mode"),
         ({"timeout_s": 0}, "timeout"),
         ({"timeout_s": float("nan")}, "timeout"),
+        ({"time_limit_s": 0}, "time limit"),
+        ({"time_limit_s": float("inf")}, "time limit"),
         ({"jobs": 0}, "jobs"),
         ({"seed": -1}, "seed"),
         ({"cap_s": 0.0}, "cap"),

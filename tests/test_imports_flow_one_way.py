@@ -25,12 +25,13 @@ ALLOWED: dict[str, set[str]] = {
     "wire_cuda": {"domain", "wire"},
     "nursery": set(),
     "discover": {"domain"},
+    "resume": {"domain"},
     "sizes": {"domain", "settings"},
     "environment": {"__init__"},
     "judge": NEUTRAL | {"__init__", "judge", "nursery", "environment"},
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
-    "fleet": {"domain", "settings", "environment", "fleet"},
-    "report": {"domain", "report"},
+    "fleet": {"domain", "settings", "environment", "fleet", "resume"},
+    "report": {"domain", "report", "resume"},
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},
     "pytest_plugin": {"discover", "domain", "fleet", "report"},
@@ -39,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},
     "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair", "sizes"}
-    | {"guard", "outputs"},
+    | {"guard", "outputs", "resume"},
 }
 
 

@@ -368,6 +368,8 @@ class Options:
         quick: small size and fewest trials.
         seed: replay this seed; None draws a secret one.
         timeout_s: limit for one phase of one pair, seconds.
+        time_limit_s: limit for all phases of one pair, seconds; waiting for a device and
+            compiling do not count.
         jobs: pairs or builds side by side; None lets the fleet decide.
         fail_fast: stop at the first pair that does not pass.
         timed: whether speed is measured where the device allows it.
@@ -391,6 +393,7 @@ class Options:
     quick: bool = False
     seed: int | None = None
     timeout_s: float = 60.0
+    time_limit_s: float = 300.0
     jobs: int | None = None
     fail_fast: bool = False
     timed: bool = True

@@ -7,7 +7,8 @@ fleet to judge, on stdin                  the request, then ``{"grant": "device"
 judge to fleet, on stdout
   ``{"event": "phase", "phase": P}``      what it does now; also a sign of life
   ``{"event": "await", "what": "device"}``  built; waits for the device
-  ``{"event": "problem_code"}``           the reference's code runs in the judge from here on
+  ``{"event": "problem_code"}``           the reference's code runs in the judge from here on;
+                                          ``left_s``: the pair's time ends in so many seconds
   ``{"event": "harness_code"}``           and no longer
   ``{"event": "solution_code"}``          a solution runs under the judge's own user id from here on
   ``{"event": "verdict", "verdict": V}``  the end; the judge exits with 0
@@ -24,6 +25,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import re
 import selectors
@@ -36,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.domain import HarnessError, Status, Verdict, verdict_from_json
+from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_json
 from harness.environment import oom_kills
 from harness.fleet.slots import Slot
 
@@ -68,12 +70,15 @@ class Deadlines:
     total_s: float
 
     @classmethod
-    def from_timeout(cls, timeout_s: float) -> Deadlines:
-        """Return the deadlines that follow from the user's limit for one phase."""
+    def from_options(cls, options: Options) -> Deadlines:
+        """Return the deadlines that follow from the user's limits for a phase and for a pair."""
+        timeout_s = options.timeout_s
         return cls(
             silence_s=3 * timeout_s + 720,  # a build may be silent for ten minutes
             problem_code_s=2 * timeout_s + 30,
-            total_s=30 * timeout_s + 600,
+            # Ten minutes of compilers, and as many for what the timing has begun by then, such as
+            # a torch.compile.
+            total_s=options.time_limit_s + 3 * timeout_s + 1200,
         )
 
 
@@ -160,6 +165,7 @@ class JudgeProcess:
         self._in_problem_code = False
         self._beside_solution = False
         self._stopped_since: float | None = None
+        self._problem_code_until = math.inf
         self._oom_kills = oom_kills()
 
     def run(self) -> Outcome:
@@ -248,6 +254,8 @@ class JudgeProcess:
                 self._on_phase("wait for the device")
         elif event in ("problem_code", "harness_code"):
             self._in_problem_code = event == "problem_code"
+            left_s = message.get("left_s")
+            self._problem_code_until = math.inf if left_s is None else self._heard + float(left_s)
         elif event == "solution_code":
             self._beside_solution = True
         elif event == "verdict":
@@ -304,6 +312,14 @@ class JudgeProcess:
                     status=Status.INVALID_REFERENCE,
                     message=f"the reference did not return within {silent:.0f} s"
                     f"{self._where()}. Next: a smaller --size, or a longer --timeout",
+                )
+            )
+        if self._in_problem_code and now > self._problem_code_until:
+            raise _Ended(
+                Failure(
+                    status=Status.INVALID_REFERENCE,
+                    message="the time for all phases of a pair was over while the reference ran"
+                    f"{self._where()}. Next: a smaller --size, or a longer --time-limit",
                 )
             )
         if silent > self._deadlines.silence_s:

@@ -35,4 +35,6 @@ def replay_command(pair: Pair, options: Options, *, seed: int) -> str:
         words.append("--quick")
     if options.timeout_s != Options().timeout_s:
         words += ["--timeout", f"{options.timeout_s:g}"]
+    if options.time_limit_s != Options().time_limit_s:
+        words += ["--time-limit", f"{options.time_limit_s:g}"]
     return shlex.join(words)

@@ -20,10 +20,12 @@ from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict
 from harness.environment import PROJECT_ROOT, find_compiler
 from harness.fleet.devices import Plan, make_plan
 from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
+from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.slots import Slot
+from harness.resume import ResumeFile
 
 JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
 
@@ -42,6 +44,9 @@ class Listener(Protocol):
 
     def finished(self, verdict: Verdict) -> None:
         """A pair has its verdict."""
+
+    def reused(self, verdict: Verdict) -> None:
+        """A pair's verdict was taken from the resume file: the pair is not started."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -68,6 +73,9 @@ class _Silent:
     def finished(self, verdict: Verdict) -> None:
         pass
 
+    def reused(self, verdict: Verdict) -> None:
+        pass
+
 
 def run_pairs(
     pairs: Sequence[Pair],
@@ -77,6 +85,7 @@ def run_pairs(
     judge_command: Sequence[str] | None = None,
     deadlines: Deadlines | None = None,
     plan: Plan | None = None,
+    resume: ResumeFile | None = None,
 ) -> list[Verdict]:
     """Return one verdict per pair, in their order, whatever becomes of their judges.
 
@@ -85,8 +94,9 @@ def run_pairs(
         options: what the user asked for.
         listener: is told of progress.
         judge_command: starts one judge; None is the real one.
-        deadlines: when to give up on a judge; None follows from ``options.timeout_s``.
+        deadlines: when to give up on a judge; None follows from the options.
         plan: how to use the machine; None makes one from the options.
+        resume: gets every verdict at once; a pair whose verdict stands there is not evaluated.
 
     Raises:
         UsageError: an option is not valid, or its device is not there.
@@ -109,7 +119,8 @@ def run_pairs(
         plan,
         listener or _Silent(),
         judge_command or JUDGE_COMMAND,
-        deadlines or Deadlines.from_timeout(options.timeout_s),
+        deadlines or Deadlines.from_options(options),
+        resume,
     )
     return run.evaluate(pairs)
 
@@ -123,6 +134,8 @@ def _validate(pairs: Sequence[Pair], options: Options) -> None:
         raise UsageError(f"unknown mode {options.mode!r}; valid: forward, eval, train")
     if not 0 < options.timeout_s < float("inf"):
         raise UsageError(f"the timeout must be positive seconds, not {options.timeout_s!r}")
+    if not 0 < options.time_limit_s < float("inf"):
+        raise UsageError(f"the time limit must be positive seconds, not {options.time_limit_s!r}")
     if options.jobs is not None and options.jobs < 1:
         raise UsageError(f"the number of jobs must be at least 1, not {options.jobs!r}")
     if options.cap_s is not None and not 0 < options.cap_s < float("inf"):
@@ -144,12 +157,14 @@ class _Run:
         listener: Listener,
         judge_command: Sequence[str],
         deadlines: Deadlines,
+        resume: ResumeFile | None,
     ) -> None:
         self._options = options
         self._plan = plan
         self._listener = listener
         self._judge_command = judge_command
         self._deadlines = deadlines
+        self._resume = resume
         self._logs = new_log_folder(options.log_dir)
         self._verdicts: dict[str, Verdict] = {}
         self._stop = threading.Event()
@@ -160,10 +175,11 @@ class _Run:
         """Return the verdicts of all pairs."""
         waiting: queue.SimpleQueue[Pair] = queue.SimpleQueue()
         for pair in pairs:
-            waiting.put(pair)
+            if not self._take_stored(pair):
+                waiting.put(pair)
         threads = [
             threading.Thread(target=self._work, args=(waiting,), name=f"fleet-{i}", daemon=True)
-            for i in range(min(self._plan.alive, len(pairs)))
+            for i in range(min(self._plan.alive, waiting.qsize()))
         ]
         interrupted = False
         for thread in threads:
@@ -187,6 +203,7 @@ class _Run:
                 pair = waiting.get_nowait()
             except queue.Empty:
                 return
+            key = self._key(pair)
             try:
                 verdict = self._evaluate(pair)
             except Exception:  # noqa: BLE001 - edge of a thread: a record is written whatever happens
@@ -201,10 +218,32 @@ class _Run:
             if verdict is None:
                 return
             self._verdicts[pair.name] = verdict
+            if self._resume is not None:
+                # A file that was edited meanwhile: nobody knows which of its contents was judged.
+                self._resume.append(key if key == self._key(pair) else None, verdict)
             self._listener.finished(verdict)
-            bad = verdict.status not in (Status.PASSED, Status.SKIPPED)
-            if self._options.fail_fast and bad:
-                self._stop_all(f"not evaluated: {pair.name} did not pass and --fail-fast is set")
+            self._stop_if_bad(verdict)
+
+    def _take_stored(self, pair: Pair) -> bool:
+        """Take a pair's verdict from the resume file; returns whether it stands there."""
+        stored = self._resume.verdict_of(self._key(pair)) if self._resume is not None else None
+        if stored is None:
+            return False
+        self._verdicts[pair.name] = stored
+        self._listener.reused(stored)
+        self._stop_if_bad(stored)
+        return True
+
+    def _key(self, pair: Pair) -> str | None:
+        """Return the key of a pair in the resume file; None where there is no such file."""
+        if self._resume is None:
+            return None
+        return pair_key(pair, self._options, self._plan.devices[0])
+
+    def _stop_if_bad(self, verdict: Verdict) -> None:
+        bad = verdict.status not in (Status.PASSED, Status.SKIPPED)
+        if self._options.fail_fast and bad:
+            self._stop_all(f"not evaluated: {verdict.pair} did not pass and --fail-fast is set")
 
     def _stop_all(self, why: str) -> None:
         with self._mutex:

@@ -24,7 +24,7 @@ import harness
 from harness.domain import HarnessError
 from harness.toolchain import toolchain
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _PREPARE = (
     "import sys; from pathlib import Path; from harness.worker.cuda_on_cpu import prepare; "
     "print(prepare(Path(sys.argv[1])))"

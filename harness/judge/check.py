@@ -11,6 +11,7 @@ import torch
 from harness.domain import Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
+from harness.judge.budget import OutOfTime
 from harness.judge.diagnose import pattern
 from harness.judge.experiments import UNLIKE, Experiments
 from harness.judge.impostors import IMPOSTORS
@@ -85,6 +86,7 @@ class Checker:
             WorkerFailed: the candidate's process failed.
         """
         self._validate(plan[0])
+        self._limit_memory()
         self._send_state(self._problem.state())
         for trial in plan:
             on_trial(trial)
@@ -168,6 +170,17 @@ class Checker:
         self.oracle.measure(trial, inputs, first, self._random)
         self.standard = dataclasses.replace(self.standard, oracle_precision=self.oracle.precision)
         self._answers = AnswerJudge(problem, self.oracle, self._match, self.standard, self.report)
+
+    def _limit_memory(self) -> None:
+        """Limit the candidate's GPU memory by what reference and oracle took.
+
+        One that takes all of it would leave none to the judge, whose own fault that would seem.
+        """
+        if self._problem.device.type == "cuda":
+            policy = self.standard.policy
+            peak = torch.cuda.max_memory_allocated(self._problem.device)
+            limit = max(policy.gpu_memory_floor_bytes, int(policy.gpu_memory_factor * peak))
+            self._worker.ask("limit_memory", bytes=limit)
 
     def _perturb(self, trial: trials.Trial) -> None:
         """Give all sides a new state, the boldest on which the reference stays finite."""
@@ -382,6 +395,8 @@ class Checker:
                 return None if answer.get("odd") else (got, False)
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
+                return None
+            except OutOfTime:  # as above
                 return None
             return got, True
 

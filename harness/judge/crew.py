@@ -13,6 +13,7 @@ from typing import Any
 from harness import numeric_flags
 from harness.domain import BASELINES, Options, Pair
 from harness.judge import identity, trials
+from harness.judge.budget import Budget
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
 from harness.judge.policy import Policy
@@ -43,6 +44,7 @@ class Crew:
         numerics: the numeric flags of the candidate and of all baselines but ``eager defaults``:
             see harness.numeric_flags.
         seed: master seed.
+        budget: the pair's time.
         notes: takes what the reader of a verdict should know.
         emit: tells the fleet of an event.
 
@@ -63,6 +65,7 @@ class Crew:
         *,
         numerics: str,
         seed: int,
+        budget: Budget,
         notes: list[str],
         emit: Callable[[str], None],
     ) -> None:
@@ -75,6 +78,7 @@ class Crew:
         self._numerics = numerics
         self.numeric_flags: dict[str, Mapping[str, Any]] = {}
         self._seed = seed
+        self._budget = budget
         self._notes = notes
         self._emit = emit
         self._kind = options.device.partition(":")[0]
@@ -106,6 +110,7 @@ class Crew:
             # Compilers leave the cores to the pair that is measured meanwhile.
             niceness=_LAST if role == "build" else 0,
             compiled=self._compiled if role.startswith(_COMPILED) else None,
+            budget=self._budget if untrusted else None,
         )
         self.workers.append(worker)
         if untrusted and self.confinement.note and self.confinement.note not in self._notes:
@@ -206,7 +211,8 @@ class Crew:
 
     def _guarded(self) -> bool:
         """Return whether the CPU runner's memory checks are to be had for this candidate."""
-        why = self._cache.prepare_support(self._log)
+        with self._budget.compiling():
+            why = self._cache.prepare_support(self._log)
         if why:
             note = f"memory is neither guarded nor poisoned: {why}"
             if note not in self._notes:

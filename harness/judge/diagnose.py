@@ -45,8 +45,8 @@ _NEXT = {
 
 
 def advised(status: Status, message: str) -> str:
-    """Return the message with what to do next, in one line."""
-    advice = _NEXT.get(status)
+    """Return the message with what to do next, in one line; one that says so itself keeps that."""
+    advice = None if "Next: " in message else _NEXT.get(status)
     first = " ".join(message.split()).rstrip(".")
     if len(first) > _MAX_MESSAGE:
         first = first[:_MAX_MESSAGE] + " ..."

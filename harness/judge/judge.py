@@ -19,6 +19,7 @@ from harness.domain import (
     Options,
     Pair,
     Speed,
+    SpeedOutcome,
     Status,
     UsageError,
     Verdict,
@@ -38,6 +39,7 @@ from harness.judge import (
     trials,
 )
 from harness.judge.batches import Setting
+from harness.judge.budget import Budget, OutOfTime
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import CANDIDATE, ClockPolicy
 from harness.judge.crew import CannotLoad, Crew
@@ -116,6 +118,9 @@ class Judge:
         self._cache_root = Path(cache_root).resolve()
         nvcc = options.nvcc if self._kind != "cuda" else ()
         self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind, nvcc)
+        self._budget = Budget(
+            options.time_limit_s, self._policy.build_timeout_s, self._candidates_turn
+        )
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
         self._crew = Crew(
             pair,
@@ -126,6 +131,7 @@ class Judge:
             self._cache_root / "compiled",
             numerics=numeric_flags.TF32 if self._precision() == "tf32" else numeric_flags.STRICT,
             seed=self._seed,
+            budget=self._budget,
             notes=self._facts.notes,
             emit=emit,
         )
@@ -150,6 +156,8 @@ class Judge:
         except TimedWrongly as wrong:
             status = wrong.mismatch.status
             message = f"in a timed batch, {wrong}: what is checked is not what was timed"
+        except OutOfTime:
+            status, message = self._budget.verdict(self._phase)
         except WorkerFailed as failed:
             status, message = causes.worker_failed(self._crew.workers, self._phase, failed)
         except InvalidReference as invalid:
@@ -195,7 +203,7 @@ class Judge:
         self._enter("load")
         requirements.readable(self._crew.confinement)
         overrides = self._overrides()
-        self._emit("problem_code")
+        self._enter_problem_code()
         problem = Problem(
             self._pair.problem,
             overrides,
@@ -204,6 +212,12 @@ class Judge:
         )
         self._problem, self._init = problem, problem.init_inputs
         self._emit("harness_code")
+        if self._budget.left_s() <= 0:
+            raise InvalidReference(
+                f"{self._pair.problem}: to import it and to construct Model took "
+                f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s over "
+                "all phases. Next: a smaller --size, or a longer --time-limit"
+            )
         self._facts.modes = (
             (self._options.mode,) if self._options.mode else tuple(self._settings.modes)
         )
@@ -216,7 +230,8 @@ class Judge:
         )
         if timed and self._kind == "cuda":
             self._crew.call_in()
-        self._await_device()
+        with self._budget.waiting():
+            self._await_device()
         self._enter("load")
         if self._kind == "cuda":
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
@@ -248,6 +263,7 @@ class Judge:
 
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
+            self._budget.check()
             # After the first call what is free is what the candidate will leave.
             second = timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]
             if second:
@@ -255,8 +271,11 @@ class Judge:
                 if free > total // 4:
                     self._crew.summon(problem, profiled=profiled)
 
-        self._emit("problem_code")
+        self._budget.begin_checks()
+        self._enter_problem_code()
         checker.run(plan, progress)
+        self._budget.end_checks()
+        self._enter_problem_code()
         requirements.launches(self._facts, worker, loaded, self._text, self._kind)
         requirements.strength(checker.report.survivors)
         if timed:
@@ -279,8 +298,9 @@ class Judge:
                 wrong = checker.on_other_stream(
                     trials.on_other_stream(self._seed, self._facts.modes[0])
                 )
-            except torch.OutOfMemoryError:
-                self._facts.notes.append("no memory to see whether it is right on another stream")
+            except (torch.OutOfMemoryError, OutOfTime) as missing:
+                what = "time" if isinstance(missing, OutOfTime) else "memory"
+                self._facts.notes.append(f"no {what} to see whether it is right on another stream")
         elif worker.launches_without_stream:
             wrong = "its launches name no stream, or the default one"
         if not wrong:
@@ -305,7 +325,7 @@ class Judge:
         if size != "small":
             known = ", ".join(["full", "small", *self._settings.sizes])
             raise UsageError(f"{self._pair.problem}: no size {size!r}. Next: one of {known}.")
-        self._emit("problem_code")
+        self._enter_problem_code()
         changes = reduce.reduced(self._pair.problem, self._policy.small_input_bytes)
         self._emit("harness_code")
         if changes:
@@ -320,7 +340,8 @@ class Judge:
         if self._cache.complete():
             return
         if self._kind != "cuda":
-            why = self._cache.prepare_support(self._log)
+            with self._budget.compiling():
+                why = self._cache.prepare_support(self._log)
             if why:
                 raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
         worker = self._crew.start("build")
@@ -378,7 +399,7 @@ class Judge:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
             self._crew.pin(list(workers.values()))
-        self._facts.speed = timing.Stopwatch(
+        watch = timing.Stopwatch(
             problem,
             checker.oracle,
             workers,
@@ -394,7 +415,16 @@ class Judge:
             policy,
             failed,
             self._enter_step,
-        ).run()
+            budget=self._budget,
+        )
+        try:
+            self._facts.speed = watch.run()
+        except OutOfTime:
+            self._facts.speed = Speed(
+                outcome=SpeedOutcome.UNDECIDED,
+                note=f"the pair's time ({self._budget.limit_s:g} s) was over before it was timed; "
+                "a longer --time-limit leaves more",
+            )
         for other in others.values():
             other.kill()  # what follows is the candidate's alone, and so is the memory
 
@@ -422,7 +452,7 @@ class Judge:
         """Return a call like those that were timed, on an input of its own."""
         problem = self._problem
         assert problem is not None
-        self._emit("problem_code")
+        self._enter_problem_code()
         args = problem.inputs(trials.derived(self._seed, "ncu"))
         self._emit("harness_code")
         state_now = problem.state()
@@ -473,8 +503,25 @@ class Judge:
         if phase:
             self._emit("phase", phase=f"{phase} {detail}".strip())
 
+    def _enter_problem_code(self) -> None:
+        """Tell the fleet that the reference's code runs from here on, and how long it may."""
+        self._emit("problem_code", left_s=self._budget.fleet_s())
+
+    def _candidates_turn(self, turn: bool) -> None:
+        """Tell the fleet whether the candidate works: what takes long then is not the reference."""
+        if turn:
+            self._emit("harness_code")
+        else:
+            self._enter_problem_code()
+
     def _enter_step(self, step: str) -> None:
-        """Say which step of the timing runs; the same again only now and then: it wakes others."""
+        """Say which step of the timing runs; the same again only now and then: it wakes others.
+
+        Raises:
+            OutOfTime: the pair's time has been over for a while.
+        """
+        if self._budget.left_s() < -self._policy.overtime_s:
+            raise OutOfTime
         phase = f"time {step}"
         if phase != self._phase or time.monotonic() - self._phase_since > _ALIVE_S:
             self._enter(phase)

@@ -25,7 +25,13 @@ class Policy:
         double_tolerance: both, for float64.
         memory_floor_bytes: a worker may always use this much resident memory.
         memory_factor: and this multiple of what the judge itself holds for the pair.
-        build_timeout_s: limit of one build worker while it compiles.
+        build_timeout_s: limit of all compilers of a pair.
+        overtime_s: so long after the pair's time is over its timing may still bring to an end
+            what it has begun: two blocks, single calls.
+        gpu_memory_floor_bytes: a candidate may always use this much GPU memory while it is checked:
+            16 GiB are what the poison of one output may take.
+        gpu_memory_factor: and this multiple of what reference and oracle took together; the oracle
+            is float64, so that this is some twelve times the reference's own.
         ncu_timeout_s: limit of one call under Nsight Compute, its start included.
         output_factor: an answer may be this many times as large as the reference's.
         small_input_bytes: inputs of a problem without sizes of its own are halved to this.
@@ -47,6 +53,9 @@ class Policy:
     memory_floor_bytes: int = 3 << 30
     memory_factor: float = 16.0
     build_timeout_s: float = 600.0
+    overtime_s: float = 30.0
+    gpu_memory_floor_bytes: int = 24 << 30
+    gpu_memory_factor: float = 4.0
     ncu_timeout_s: float = 60.0
     output_factor: float = 8.0
     small_input_bytes: int = 1 << 20

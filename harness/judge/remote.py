@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ from harness import nursery, wire
 from harness.domain import HarnessError, Status
 from harness.environment import oom_kills
 from harness.judge import processes
+from harness.judge.budget import Budget, OutOfTime
 from harness.judge.drain import Drain
 from harness.judge.identity import PACKAGE_ROOT, Confinement, environment_in
 
@@ -68,6 +70,7 @@ class RemoteWorker:
         beside_solution: a trusted one, under the same user id as a solution.
         niceness: scheduling priority that it takes before it runs any code of a user's.
         compiled: where torch.compile keeps what it made; None is the worker's own folder.
+        budget: of the pair, where this worker's time counts against it.
     """
 
     def __init__(
@@ -84,10 +87,11 @@ class RemoteWorker:
         beside_solution: bool = False,
         niceness: int = 0,
         compiled: Path | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.role = role
+        self._budget = Budget(math.inf, build_timeout_s)  # it starts on our time, not the pair's
         self._timeout_s = timeout_s
-        self._build_timeout_s = build_timeout_s
         self._memory_bytes = memory_bytes
         self._device = device
         self._inbox: Any = None
@@ -142,6 +146,7 @@ class RemoteWorker:
         except WorkerFailed as error:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error
+        self._budget = budget or self._budget
         # Its memory as a file, opened before any code of a solution's ran; others are not taken.
         self.memory_fd = next(iter(self._channel.take_fds()), None)
 
@@ -167,10 +172,20 @@ class RemoteWorker:
             raise self._dead() from None
 
     def answer(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return the answer to the last request; compile events extend the deadline."""
-        limit = timeout_s or self._timeout_s
-        deadline = time.monotonic() + limit
-        hard = time.monotonic() + max(self._build_timeout_s, limit)
+        """Return the answer to the last request; compile events extend the deadline.
+
+        Raises:
+            WorkerFailed: as for ``ask``.
+            OutOfTime: the pair's time ran out meanwhile; the worker has ended.
+        """
+        with self._budget.candidate(), contextlib.ExitStack() as compiler:
+            return self._answer(timeout_s or self._timeout_s, compiler)
+
+    def _answer(self, limit: float, compiler: contextlib.ExitStack) -> dict[str, Any]:
+        began = time.monotonic()
+        deadline = began + min(limit, self._budget.deadline_s())
+        build_limit_s = self._budget.build_left_s()
+        hard = began + max(build_limit_s, limit)
         compiling_since: float | None = None
         while True:
             try:
@@ -180,21 +195,25 @@ class RemoteWorker:
             except wire.WireTimeout:
                 self.kill()
                 if compiling_since is not None:
-                    text = f"was still compiling after {self._build_timeout_s:.0f} s"
+                    text = f"was still compiling after {hard - began:.0f} s"
+                elif self._budget.deadline_s() <= 0:
+                    raise OutOfTime from None
                 else:
                     text = f"gave no answer within {limit:.0f} s"
                 raise WorkerFailed(Status.TIMED_OUT, text) from None
             except wire.WireViolation as error:
                 raise self.tampered(str(error)) from None
-            if message.get("event") == "compiling" and compiling_since is None:
+            if message.get("event") == "compiling" and compiling_since is None and build_limit_s:
                 compiling_since = time.monotonic()
                 self._compiling = True
+                compiler.enter_context(self._budget.compiling())
                 deadline = hard
                 continue
             if message.get("event") == "compiled" and compiling_since is not None:
                 compiling_since = None
                 self._compiling = False
-                deadline = min(hard, time.monotonic() + limit)
+                compiler.close()
+                deadline = min(hard, time.monotonic() + min(limit, self._budget.deadline_s()))
                 continue
             if message.get("id") != self._sequence:
                 raise self.tampered("its answer carries another request's number")
@@ -203,7 +222,7 @@ class RemoteWorker:
         if message.get("ok") is not True:
             raise self._failed(message.get("error"))
         if "too_small" in message:
-            return self._grown(message["too_small"], message.get("tensors"), timeout_s)
+            return self._grown(message["too_small"], message.get("tensors"), limit)
         return message
 
     def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,7 +298,7 @@ class RemoteWorker:
         self.share(which, host)
         return host
 
-    def _grown(self, needed: Any, tensors: Any, timeout_s: float | None) -> dict[str, Any]:
+    def _grown(self, needed: Any, tensors: Any, timeout_s: float) -> dict[str, Any]:
         if type(needed) is not int or needed <= 0:
             raise self.tampered("a malformed size")
         if needed > self.max_outbox_bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import random
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +18,7 @@ from harness.domain import HarnessError, Speed, Status
 from harness.judge import clock, cores, nvml, state
 from harness.judge.batches import BaselineFailed, Batches, Setting
 from harness.judge.baton import Baton
+from harness.judge.budget import Budget
 from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
@@ -50,6 +54,7 @@ class Stopwatch:
         policy: when to stop and what counts.
         failed: why further baselines could not be loaded.
         progress: told of each step, and of the same again before each of its batches.
+        budget: the pair's time; None is endless.
     """
 
     def __init__(
@@ -62,7 +67,10 @@ class Stopwatch:
         policy: clock.ClockPolicy,
         failed: Mapping[str, str],
         progress: Callable[[str], None] = lambda step: None,
+        *,
+        budget: Budget | None = None,
     ) -> None:
+        self._budget = budget or Budget(math.inf, math.inf)
         self._progress, self._step = progress, ""
         self._problem = problem
         self._oracle = oracle
@@ -99,6 +107,7 @@ class Stopwatch:
             WorkerFailed: the candidate failed while it was timed.
             InvalidReference: the reference did.
             HarnessError: there is no memory to time even single calls.
+            OutOfTime: from ``progress``.
         """
         try:
             with cores.seated():
@@ -140,13 +149,15 @@ class Stopwatch:
         self._enter("blocks")
         batches.alike = batches.short
         order = random.Random(self._setting.seed)
+        left_s = self._budget.left_s()
+        policy = dataclasses.replace(self._policy, cap_s=min(self._policy.cap_s, left_s))
         while True:
             roles = [REFERENCE, CANDIDATE, *self._others()]
             try:
                 blocks = clock.measure(
                     lambda role: batches.run(role) / batches.calls_of(role),
                     roles,
-                    self._policy,
+                    policy,
                     order,
                     condition=self._watch.condition,
                     prepare=batches.check_pending,
@@ -189,7 +200,16 @@ class Stopwatch:
             card=self._watch.card,
             gpu=self._watch.record(),
             repeats=self._survey.repeats,
-            notes=tuple(n for n in (self._cache_note(), self._seats, self._watch.blind) if n),
+            notes=tuple(
+                note
+                for note in (
+                    self._cache_note(),
+                    self._seats,
+                    self._watch.blind,
+                    self._time_note() if blocks.capped and policy != self._policy else "",
+                )
+                if note
+            ),
         )
         return speed_of(measured, self._policy)
 
@@ -322,10 +342,12 @@ class Stopwatch:
 
     def _warm_up(self, role: str) -> None:
         baton = self._batons[role]
-        if role not in (REFERENCE, CANDIDATE):
+        compiles = role not in (REFERENCE, CANDIDATE)
+        if compiles:
             baton.timeout_s = _COMPILE_S
-        for _ in range(2):
-            self._batches.run(role, 1)
+        with self._budget.compiling() if compiles else contextlib.nullcontext():
+            for _ in range(2):
+                self._batches.run(role, 1)
         baton.timeout_s = self._setting.timeout_s
 
     def _room(self) -> int:
@@ -378,6 +400,12 @@ class Stopwatch:
         few = [i % self._stage.count for i in range(min(self._batches.calls_of(role), 3))]
         self._batches.running = role
         return self._batons[role].device_ms(self._setting.mode, few)
+
+    def _time_note(self) -> str:
+        return (
+            f"the pair's time ({self._budget.limit_s:g} s) ended the timing; a longer --time-limit "
+            "leaves more"
+        )
 
     def _cache_note(self) -> str:
         calls = self._batches.calls_of(CANDIDATE)

@@ -22,6 +22,7 @@ from harness.domain import (
     run_from_json,
     to_json,
 )
+from harness.resume import is_resume, run_from_resume
 
 
 def render_document(
@@ -72,13 +73,18 @@ def render_run(run: Run) -> str:
 
 
 def read_run(path: Path) -> Run:
-    """Return the run that a document holds.
+    """Return the run that a document or a resume file holds.
 
     Raises:
         UsageError: the file cannot be read, is not whole, or is of another form.
     """
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if is_resume(content):
+            return run_from_resume(content, str(path))
+        plain = json.loads(content.decode("utf-8"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     except ValueError as error:

@@ -43,6 +43,9 @@ class Progress(Protocol):
     def finished(self, verdict: Verdict) -> None:
         """A pair has its verdict."""
 
+    def reused(self, verdict: Verdict) -> None:
+        """A pair's verdict was taken from the resume file."""
+
 
 def open_progress(pairs: int, stream: TextIO | None = None, *, verbose: bool = False) -> Progress:
     """Return the progress that suits a stream.
@@ -127,6 +130,14 @@ class _PlainProgress:
                 f"{verdict.status.value} after {spent}, {left} left"
             )
 
+    def reused(self, verdict: Verdict) -> None:
+        with self._board.mutex:
+            self._board.finish(verdict.pair)
+            self._say(
+                f"[{self._board.done}/{self._board.pairs}] {verdict.pair}: "
+                f"{verdict.status.value} from the resume file"
+            )
+
     def _say(self, line: str) -> None:
         self._stream.write(clean(line) + "\n")
         self._stream.flush()
@@ -166,10 +177,18 @@ class _LiveProgress:
     def finished(self, verdict: Verdict) -> None:
         with self._board.mutex:
             spent = seconds(self._board.finish(verdict.pair))
+        self._scroll(verdict, spent)
+
+    def reused(self, verdict: Verdict) -> None:
+        with self._board.mutex:
+            self._board.finish(verdict.pair)
+        self._scroll(verdict, "from the resume file")
+
+    def _scroll(self, verdict: Verdict, after: str) -> None:
         line = Text.assemble(
             (f"{verdict.status.value:<9} ", _STYLES.get(verdict.status, "red")),
             f"{clean(verdict.pair)} ",
-            (spent, "dim"),
+            (after, "dim"),
         )
         self._console.print(line)
 

@@ -188,12 +188,13 @@ def _gate(decision: PairDecision | None) -> str:
     return f"{decision.gate_class.value}{moved}"
 
 
-def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None) -> str:
+def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None, *, reused: str = "") -> str:
     """Return one line such as ``5 passed, 1 WRONG_VALUES, in 41.3 s on cpu``.
 
     Args:
         verdicts: of one run.
         wall_s: how long it took; None leaves that out.
+        reused: how many were not evaluated, and where they come from; empty leaves that out.
     """
     counts = Counter(verdict.status for verdict in verdicts)
     parts = [
@@ -208,6 +209,8 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None) -> str:
     where = f" on {', '.join(devices)}" if devices else ""
     if set(counts) <= {Status.SKIPPED}:
         parts.append("nothing was evaluated")
+    if reused:
+        parts.append(reused)
     took = "" if wall_s is None else f", in {seconds(wall_s)}"
     return f"{', '.join(parts)}{took}{where}"
 

@@ -304,8 +304,16 @@ class Worker:
         """Hand back the last call's arguments as they are now: was one of them changed?"""
         return self._encoded({"inputs": self._inputs.current}, {})
 
+    def do_limit_memory(self, request: dict[str, Any]) -> None:
+        """Have torch refuse GPU memory beyond a limit, until the checked calls are over."""
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        share = min(1.0, request["bytes"] / total)
+        torch.cuda.set_per_process_memory_fraction(share, self._device)
+
     def do_finish(self, request: dict[str, Any]) -> None:
         """Let go of all inputs and outputs: what was written around them shows when it is freed."""
+        if self._device.type == "cuda":  # timed batches keep many outputs
+            torch.cuda.set_per_process_memory_fraction(1.0, self._device)
         self._inputs = calls.Inputs(self._device)
         self._previous_output = self._last = None
         gc.collect()

@@ -5,6 +5,9 @@ everything that went into it, first in the cache (read-only here), else it is bu
 folder of this worker, which the judge moves into the cache when the build worker is done. Two
 solutions that use the same extension name therefore never meet, and a build that is killed leaves
 nothing but a folder that is thrown away.
+
+Within one solution, the second extension of a name becomes ``name_v1``, as torch names it: pybind11
+keeps one module per name and process, and would hand out the first one again.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class Builder:
         self.libraries: list[str] = []
         self.unsupported: list[str] = []
         self.ships_cuda = False
+        self._names: dict[str, str] = {}
 
     def install(self) -> None:
         """Replace load_inline and load in torch.utils.cpp_extension for this process."""
@@ -128,7 +132,7 @@ class Builder:
 
         self.ships_cuda = self.ships_cuda or bool(cuda_sources)
 
-        def build(folder: Path) -> None:
+        def build(folder: Path, name: str) -> None:
             if self._device == "cuda":
                 more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
                 self._torch_load_inline(  # type: ignore[no-untyped-call]
@@ -188,7 +192,7 @@ class Builder:
         self.ships_cuda = self.ships_cuda or any(f.endswith(".cu") for f in files)
         contents = self._contents(files, flags["extra_include_paths"])
 
-        def build(folder: Path) -> None:
+        def build(folder: Path, name: str) -> None:
             if self._device == "cuda":
                 self._torch_load(
                     name,
@@ -234,10 +238,15 @@ class Builder:
         return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
 
     def _obtain(
-        self, name: str, content: dict[str, Any], build: Callable[[Path], None], as_module: bool
+        self,
+        name: str,
+        content: dict[str, Any],
+        build: Callable[[Path, str], None],
+        as_module: bool,
     ) -> Any:
         if self._nvcc:
             content = {**content, "nvcc": self._nvcc}
+        name = self._versioned(name, content)
         key = content_key(name, content, self._device)
         self.keys.append(key)
         finished = self._cache / key
@@ -255,13 +264,26 @@ class Builder:
         if not as_module:
             torch.ops.load_library(str(library))
             return str(library)
-        return self._import(name, library)
+        return self._import(library.stem, library)
 
-    def _build(self, name: str, folder: Path, build: Callable[[Path], None]) -> None:
+    def _versioned(self, name: str, content: dict[str, Any]) -> str:
+        """Return the name under which an extension is built: one name never stands for two.
+
+        The number follows from the order in which this process asks for extensions. Where another
+        process asks in another order, the key differs, too, and it builds its own.
+        """
+        digest = content_key(name, content, self._device)
+        number, own = 0, name
+        while self._names.setdefault(own, digest) != digest:
+            number += 1
+            own = f"{name}_v{number}"
+        return own
+
+    def _build(self, name: str, folder: Path, build: Callable[[Path, str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._announce("compiling", name)
         try:
-            build(folder)
+            build(folder, name)
         except Unsupported as error:
             self.unsupported.append(str(error))
             raise

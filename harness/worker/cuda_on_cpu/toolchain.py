@@ -31,6 +31,8 @@ CHECKED = [
     # A float4 moves as one access, whose alignment can be checked, not as four.
     "-fno-tree-sra",
     "-fno-ipa-sra",
+    # Two extensions may have a kernel template of one name: each keeps its own shared memory.
+    "-fno-gnu-unique",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
 ]

@@ -1,0 +1,164 @@
+"""The time that one pair has over all its phases: how much is left, and who took it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from harness.domain import Status
+
+_GRACE_S = 2.0
+"""So much later than the judge the fleet looks at the time: the judge knows more about it."""
+_NEXT = "Next: a smaller --size, or a longer --time-limit"
+
+
+class OutOfTime(Exception):
+    """The pair's time is over."""
+
+
+class Budget:
+    """One pair's time. It runs from now on, but not while the pair waits or a compiler runs.
+
+    Compilers have a time of their own, over all builds of the pair: a public CUDA solution takes
+    50 to 120 s to compile, and that says nothing against it.
+
+    Args:
+        limit_s: for all phases.
+        build_limit_s: for all compilers.
+        on_turn: called with True before the candidate works while the reference's code might
+            run, and with False afterwards.
+        now: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        build_limit_s: float,
+        on_turn: Callable[[bool], None] = lambda candidate: None,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limit_s = limit_s
+        self._build_limit_s = build_limit_s
+        self._on_turn = on_turn
+        self._now = now
+        self._began = now()
+        self._paused_s = 0.0
+        self._pauses = 0
+        self._paused_at = 0.0
+        self._compiled_s = 0.0
+        self._candidate_s = 0.0
+        self._asked = 0
+        self._checks_began: tuple[float, float] | None = None
+        self._over = False
+
+    # --- what is left ---------------------------------------------------------------------------
+
+    def spent_s(self) -> float:
+        """Return the seconds that count so far."""
+        until = self._paused_at if self._pauses else self._now()
+        return until - self._began - self._paused_s
+
+    def left_s(self) -> float:
+        """Return the seconds that are left; below zero where the time is over."""
+        return self.limit_s - self.spent_s()
+
+    def deadline_s(self) -> float:
+        """Return how many seconds the candidate may work from now on; endless after the checks."""
+        return math.inf if self._over else self.left_s()
+
+    def build_left_s(self) -> float:
+        """Return the seconds that compilers have left."""
+        return max(0.0, self._build_limit_s - self._compiled_s)
+
+    def fleet_s(self) -> float | None:
+        """Return after how many seconds the fleet is to end a reference; None after the checks."""
+        return None if self._over else max(0.0, self.left_s()) + _GRACE_S
+
+    # --- what runs ------------------------------------------------------------------------------
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Do not count what happens inside: the pair waits for others."""
+        self._pause()
+        try:
+            yield
+        finally:
+            self._go_on()
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Count what happens inside as a compiler's time."""
+        began = self._now()
+        self._pause()
+        try:
+            yield
+        finally:
+            self._go_on()
+            self._compiled_s += self._now() - began
+
+    @contextmanager
+    def candidate(self) -> Iterator[None]:
+        """Count what happens inside as the candidate's work."""
+        began = self.spent_s()
+        turn = self._checks_began is not None and not self._over and not self._asked
+        self._asked += 1
+        if turn:
+            self._on_turn(True)
+        try:
+            yield
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self._candidate_s += self.spent_s() - began
+            if turn:
+                self._on_turn(False)
+
+    def begin_checks(self) -> None:
+        """Begin to tell the candidate's time from the reference's."""
+        self._checks_began = self.spent_s(), self._candidate_s
+
+    def end_checks(self) -> None:
+        """End the limit on the candidate: what comes now is its speed, and no reason to refuse."""
+        self._over = True
+
+    def check(self) -> None:
+        """See that there is time.
+
+        Raises:
+            OutOfTime: there is none.
+        """
+        if self.deadline_s() <= 0:
+            raise OutOfTime
+
+    def verdict(self, phase: str) -> tuple[Status, str]:
+        """Return status and message for a pair whose time is over: whoever took more of it.
+
+        Before the checks only the candidate works, beside what every pair needs.
+        """
+        candidate_s = self._candidate_s
+        said = (
+            f"during {phase}: the time for all phases of a pair is over ({self.limit_s:g} s); the "
+            f"solution worked for {candidate_s:.1f} s of it"
+        )
+        if self._checks_began is None:
+            return Status.TIMED_OUT, f"{said}. {_NEXT}"
+        spent, before = self._checks_began
+        candidates = candidate_s - before
+        if candidates >= self.spent_s() - spent - candidates:
+            return Status.TIMED_OUT, f"{said}. {_NEXT}"
+        return (
+            Status.INVALID_REFERENCE,
+            f"{said}, and the reference and its checks took more. {_NEXT}",
+        )
+
+    def _pause(self) -> None:
+        if not self._pauses:
+            self._paused_at = self._now()
+        self._pauses += 1
+
+    def _go_on(self) -> None:
+        self._pauses -= 1
+        if not self._pauses:
+            self._paused_s += self._now() - self._paused_at
