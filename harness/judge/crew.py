@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Crew:
         # Below the limit itself, so that a hang's whole verdict is there within it.
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
+        self._sharing = threading.Lock()
         self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
@@ -136,6 +138,7 @@ class Crew:
         """
         private = worker.folder / "build"
         fields = worker.encode(init=problem.init_inputs)
+        self._share_draws(worker, problem)
         try:
             return worker.ask(
                 "load",
@@ -152,6 +155,14 @@ class Crew:
             if failed.error.get("kind") in ("raised", "exit"):
                 raise CannotLoad(str(failed)) from None
             raise
+
+    def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:
+        """Give a worker the random numbers that its constructor is going to draw."""
+        with self._sharing:  # baselines load side by side
+            fd = problem.draws.shared()
+        if fd is not None:
+            worker.send("draws", (fd,), index=problem.draws.index)
+            worker.answer()
 
     def load_fields(
         self, class_name: str, path: Path, overrides: dict[str, Any], staging: Path
