@@ -10,7 +10,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from harness.domain import BASELINES, Options, Pair
+import torch
+
+from harness.domain import BASELINES, Options, Pair, Status
 from harness.judge import trials
 from harness.judge.cache import ExtensionCache
 from harness.judge.clock import REFERENCE
@@ -74,6 +76,7 @@ class Crew:
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
         self._sharing = threading.Lock()
+        self._starved: set[str] = set()
         self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
@@ -254,7 +257,11 @@ class Crew:
                     worker.folder / "build",
                     modes[role],
                 )
-            except (CannotLoad, WorkerFailed) as error:
+            except WorkerFailed as error:
+                if error.status is Status.OUT_OF_MEMORY:
+                    self._starved.add(role)
+                return str(error)
+            except CannotLoad as error:
                 return str(error)
             if profiled and (why := _said(worker, "start_profiler")):
                 self._notes.append(f"{role}: its profiler did not start: {why}")
@@ -280,11 +287,14 @@ class Crew:
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
+            torch.OutOfMemoryError: it does not fit beside the others.
         """
         self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
         failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
         failed = {role: why for role, why in failed.items() if why}
+        if REFERENCE in failed and REFERENCE in self._starved:
+            raise torch.OutOfMemoryError(f"in its own worker, the reference {failed[REFERENCE]}")
         if REFERENCE in failed:
             raise InvalidReference(f"in its own worker, the reference {failed[REFERENCE]}")
         for role in failed:

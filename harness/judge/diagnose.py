@@ -45,12 +45,12 @@ _NEXT = {
 
 
 def advised(status: Status, message: str) -> str:
-    """Return the message with what to do next, in one line."""
+    """Return the message with what to do next, in one line, unless it says so itself."""
     advice = _NEXT.get(status)
     first = " ".join(message.split()).rstrip(".")
     if len(first) > _MAX_MESSAGE:
         first = first[:_MAX_MESSAGE] + " ..."
-    return f"{first}. Next: {advice}." if advice else first
+    return f"{first}. Next: {advice}." if advice and "Next: " not in first else first
 
 
 def pattern(mismatch: Mismatch, inputs: Any) -> str:

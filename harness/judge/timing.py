@@ -98,7 +98,7 @@ class Stopwatch:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
             WorkerFailed: the candidate failed while it was timed.
             InvalidReference: the reference did.
-            HarnessError: there is no memory to time even single calls.
+            torch.OutOfMemoryError: there is no memory to time even single calls.
         """
         try:
             with cores.seated():
@@ -107,9 +107,8 @@ class Stopwatch:
             if self._batches.running == CANDIDATE:
                 raise
             if failed.status is Status.OUT_OF_MEMORY:
-                raise HarnessError(
-                    f"no memory to time the reference beside the candidate: {failed}. "
-                    "Next: a smaller --size, or --baselines eager"
+                raise torch.OutOfMemoryError(
+                    f"no memory to time the reference beside the candidate: {failed}"
                 ) from failed
             raise InvalidReference(f"while it was timed, the reference {failed}") from failed
 
