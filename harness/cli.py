@@ -322,6 +322,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         cap_s=arguments.cap,
         ncu=arguments.ncu,
         nvcc=() if arguments.nvcc is None else nvcc_list(arguments.nvcc),
+        memory_bytes=None if arguments.memory is None else int(arguments.memory * 2**30),
         **orders,
     )
 
@@ -400,7 +401,13 @@ def _parser() -> argparse.ArgumentParser:
         "CUDA source run on the CPU) or cpu (the solution's own CPU path)",
     )
     add("--mode", choices=("forward", "eval", "train"), help="check this mode only")
-    add("--size", metavar="NAME", help="full, small (default off the GPU) or a problem's own")
+    add(
+        "--size",
+        metavar="NAME",
+        help="full, small (default off the GPU), a problem's own, or constants: NAME=VALUE,... "
+        "(default on a GPU: the largest that fits into its free memory)",
+    )
+    add("--memory", type=float, metavar="GIB", help=argparse.SUPPRESS)  # for tests of sizes
     add(
         "--sizes",
         nargs="?",

@@ -129,6 +129,22 @@ class Settings:
         )
 
 
+def constants_of(size: str) -> dict[str, Any] | None:
+    """Return the constants that a size such as ``rows=64,shape=(2,3)`` gives; None for a name.
+
+    Args:
+        size: what ``--size`` takes.
+    """
+    try:
+        call = ast.parse(f"size({size})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or not call.keywords:
+            return None
+        found = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+    except (ValueError, SyntaxError):
+        return None
+    return found if len(found) == len(call.keywords) else None
+
+
 def read_settings(problem: Path) -> Settings:
     """Return the settings of a reference file; the defaults where it has none.
 

@@ -21,6 +21,8 @@ from harness.domain import HarnessError
 
 _HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1
+_NO_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
 
 
 class _Handle(ctypes.Structure):
@@ -158,7 +160,7 @@ class DeviceArena:
         """Allocate an arena of zeros.
 
         Raises:
-            HarnessError: the device has no memory for it.
+            torch.OutOfMemoryError: the device has no memory for it.
         """
         size_bytes = -(-size_bytes // (1 << 21)) * (1 << 21)
         pointer = ctypes.c_void_p()
@@ -169,7 +171,9 @@ class DeviceArena:
                 _cudart().cudaGetLastError()
                 torch.cuda.empty_cache()
                 code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
-            _check(code, f"no GPU memory for an arena of {size_bytes} bytes")
+            if code == _NO_MEMORY:
+                raise torch.OutOfMemoryError(f"no GPU memory for an arena of {size_bytes} bytes")
+            _check(code, f"an arena of {size_bytes} bytes")
         assert pointer.value is not None
         arena = cls(pointer.value, size_bytes, device, owned=True)
         # What this process freed may lie there: a worker must not find it between the tensors.

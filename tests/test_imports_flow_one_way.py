@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
-NEUTRAL = {"bell", "domain", "modules", "pretend_cuda", "settings", "source", "toolchain", "tray"}
-NEUTRAL |= {"wire", "wire_cuda"}
+NEUTRAL = {"bell", "domain", "draws", "modules", "pretend_cuda", "settings", "source", "toolchain"}
+NEUTRAL |= {"tray", "wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
     "pretend_cuda": set(),
     "toolchain": {"environment"},
+    "draws": {"domain"},
     "modules": set(),
     "source": {"domain"},
     "settings": {"domain"},

@@ -364,7 +364,8 @@ class Options:
     Attributes:
         device: ``auto``, ``cuda``, ``cuda:N``, ``emulated`` or ``cpu``.
         mode: ``forward``, ``eval``, ``train``, or None for what the problem's settings say.
-        size: ``full``, ``small``, another named size of the problem, or None for the default.
+        size: ``full``, ``small``, another named size of the problem, its constants as
+            ``NAME=VALUE,...``, or None: on a GPU the largest that fits into memory, else small.
         quick: small size and fewest trials.
         seed: replay this seed; None draws a secret one.
         timeout_s: limit for one phase of one pair, seconds.
@@ -385,6 +386,8 @@ class Options:
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.
         nvcc: architectures for which nvcc compiles the CUDA source too, where no GPU runs it.
+        memory_bytes: choose sizes as if the device had so much memory, all of it free; None asks
+            the device.
     """
 
     device: str = "auto"
@@ -406,3 +409,4 @@ class Options:
     cap_s: float | None = None
     ncu: bool = False
     nvcc: tuple[str, ...] = ()
+    memory_bytes: int | None = None

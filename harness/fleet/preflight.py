@@ -5,7 +5,7 @@ from __future__ import annotations
 from harness.domain import Options, Pair, Status, UsageError
 from harness.environment import find_compiler, find_nvcc
 from harness.fleet.judge_process import Failure
-from harness.settings import Settings, read_settings
+from harness.settings import Settings, constants_of, read_settings
 
 NO_COMPILER = "no C++ compiler found (c++, g++ or $CXX). Next: apt-get install g++, then run again"
 NO_NVCC = (
@@ -26,10 +26,12 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
     except UsageError as error:
         return Failure(status=Status.INVALID_REFERENCE, message=str(error))
     sizes = {"full", "small", *settings.sizes}
-    if options.size is not None and options.size not in sizes:
+    size = options.size
+    if size is not None and size not in sizes and constants_of(size) is None:
         return Failure(
             status=Status.SKIPPED,
-            message=f"no size {options.size!r}; this problem has: {', '.join(sorted(sizes))}",
+            message=f"no size {size!r}; this problem has: {', '.join(sorted(sizes))}. "
+            "Next: one of these, or its constants as NAME=VALUE,...",
         )
     try:
         source = pair.solution.read_text(encoding="utf-8", errors="replace")

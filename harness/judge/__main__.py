@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import nursery
 from harness.domain import Options, Pair, to_json
-from harness.judge.judge import Judge
+from harness.judge.judge import judged
 from harness.settings import Settings
 
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
@@ -93,7 +93,7 @@ def main() -> None:
         problem=Path(raw["problem"]).resolve(),
         solution=Path(raw["solution"]).resolve(),
     )
-    judge = Judge(
+    verdict = judged(
         pair,
         options_from(request["options"]),
         Settings.from_json(request["settings"]),
@@ -101,7 +101,6 @@ def main() -> None:
         emit,
         await_device,
     )
-    verdict = judge.verdict()
     nursery.end_waiting()
     emit("verdict", verdict=to_json(verdict))
     events.close()

@@ -6,12 +6,15 @@ import concurrent.futures
 import contextlib
 import os
 import resource
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness import numeric_flags
-from harness.domain import BASELINES, Options, Pair
+from harness.domain import BASELINES, Options, Pair, Status
 from harness.judge import identity, trials
 from harness.judge.budget import Budget
 from harness.judge.cache import ExtensionCache
@@ -86,6 +89,8 @@ class Crew:
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
         self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
+        self._sharing = threading.Lock()
+        self._starved: set[str] = set()
         self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
         self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
@@ -160,6 +165,7 @@ class Crew:
         compile_mode = None
         if worker.role.startswith(_COMPILED):
             compile_mode = worker.role.removeprefix(_COMPILED).strip() or "default"
+        self._share_draws(worker, problem)
         try:
             loaded = worker.ask(
                 "load",
@@ -184,6 +190,14 @@ class Crew:
                 for name, value in list(said.items())[:20]
                 if isinstance(value, bool)
             }
+
+    def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:
+        """Give a worker the random numbers that its constructor is going to draw."""
+        with self._sharing:  # baselines load side by side
+            fd = problem.draws.shared()
+        if fd is not None:
+            worker.send("draws", (fd,), index=problem.draws.index)
+            worker.answer()
 
     def load_fields(
         self, class_name: str, path: Path, overrides: dict[str, Any], staging: Path
@@ -273,7 +287,11 @@ class Crew:
                 )
             except KilledBesideSolution:
                 raise
-            except (CannotLoad, WorkerFailed) as error:
+            except WorkerFailed as error:
+                if error.status is Status.OUT_OF_MEMORY:
+                    self._starved.add(role)
+                return str(error)
+            except CannotLoad as error:
                 return str(error)
             if profiled and (why := _said(worker, "start_profiler")):
                 self._notes.append(f"{role}: its profiler did not start: {why}")
@@ -300,11 +318,14 @@ class Crew:
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
             KilledBesideSolution: a worker was killed, and the solution could have done it.
+            torch.OutOfMemoryError: it does not fit beside the others.
         """
         self.summon(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._summoned.items()}
         failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
         failed = {role: why for role, why in failed.items() if why}
+        if REFERENCE in failed and REFERENCE in self._starved:
+            raise torch.OutOfMemoryError(f"in its own worker, the reference {failed[REFERENCE]}")
         if REFERENCE in failed:
             raise InvalidReference(f"in its own worker, the reference {failed[REFERENCE]}")
         for role in failed:

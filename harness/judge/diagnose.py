@@ -45,7 +45,7 @@ _NEXT = {
 
 
 def advised(status: Status, message: str) -> str:
-    """Return the message with what to do next, in one line; one that says so itself keeps that."""
+    """Return the message with what to do next, in one line, unless it says so itself."""
     advice = None if "Next: " in message else _NEXT.get(status)
     first = " ".join(message.split()).rstrip(".")
     if len(first) > _MAX_MESSAGE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import re
 import secrets
 import time
@@ -32,8 +33,8 @@ from harness.judge import (
     ncu,
     own_kernels,
     record,
-    reduce,
     requirements,
+    size,
     state,
     timing,
     trials,
@@ -85,6 +86,7 @@ class Judge:
         log: file for the workers' output.
         emit: called with an event's name and fields; the fleet listens.
         await_device: returns when this judge may use the device.
+        at_most_bytes: choose a size that needs no more: memory ran out at a larger one.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Judge:
         emit: Emit,
         await_device: Callable[[], None],
         policy: Policy | None = None,
+        at_most_bytes: int | None = None,
     ) -> None:
         self._pair = pair
         self._options = options
@@ -111,7 +114,18 @@ class Judge:
         self._problem: Problem | None = None
         self._init: Any = None
         self._source: Mapping[str, str] = {}
-        self._reduced = ""
+        self._modes = (options.mode,) if options.mode else tuple(settings.modes)
+        self._sizes = size.Sizes(
+            pair,
+            options,
+            settings,
+            self._policy,
+            train="train" in self._modes,
+            at_most_bytes=at_most_bytes,
+        )
+        self._size: size.Size | None = None
+        self._available: int | None = None
+        self._short_of_memory = False
         self._phase = ""
         self._phase_since = time.monotonic()
         cache_root = options.cache_dir or Path(".cache")
@@ -160,6 +174,8 @@ class Judge:
             status, message = self._budget.verdict(self._phase)
         except WorkerFailed as failed:
             status, message = causes.worker_failed(self._crew.workers, self._phase, failed)
+            if status is Status.OUT_OF_MEMORY and not self._had_room():
+                status, message = self._short(message)
         except InvalidReference as invalid:
             status, message = Status.INVALID_REFERENCE, str(invalid)
         except UsageError as error:
@@ -167,8 +183,7 @@ class Judge:
         except HarnessError as error:
             status, message = Status.HARNESS_ERROR, str(error)
         except torch.OutOfMemoryError:
-            status = Status.HARNESS_ERROR
-            message = "the judge ran out of GPU memory; a smaller size (--size small) needs less"
+            status, message = self._short("the judge ran out of GPU memory")
             with self._log.open("a") as log:
                 log.write(traceback.format_exc())
         except Exception as error:  # noqa: BLE001 - the process edge: a fault of ours gets its name
@@ -183,18 +198,47 @@ class Judge:
             self._facts.numeric_flags = self._crew.numeric_flags
             self._facts.numeric_flags["judge"] = numeric_flags.flags()
             self._crew.dismiss()
+        if self._size is not None and self._size.note:
+            self._facts.notes.insert(0, self._size.note)
         status, message = causes.with_findings(self._facts.findings, status, message)
         if status is Status.MEMORY_FAULT:
             self._facts.speed = Speed()
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
-        if self._reduced and status in _OF_VALUES:
+        if self._size is not None and self._size.halved and status in _OF_VALUES:
             message = (
-                f"{message} (at a reduced size, {self._reduced}: --size full tells whether it is "
-                "written for the full size only)"
+                f"{message} (at a reduced size, {self._size.halved}: --size full tells whether it "
+                "is written for the full size only)"
             )
         return record.verdict(
             self._facts, self._pair, self._options, self._seed, self._log, status, message
+        )
+
+    def at_smaller_size(self) -> Judge | None:
+        """Return a judge of the same pair at a smaller size, where this one ran out of memory.
+
+        Returns:
+            None where memory sufficed, the user chose the size, or there is no smaller one.
+        """
+        if not self._short_of_memory or self._size is None or self._size.name == "small":
+            return None
+        needed = self._needed()
+        options = self._options
+        if needed is None:
+            options = dataclasses.replace(options, size="small")
+        self._problem = None
+        gc.collect()
+        if self._kind == "cuda":
+            torch.cuda.empty_cache()
+        return Judge(
+            self._pair,
+            options,
+            self._settings,
+            self._log,
+            self._emit,
+            lambda: None,  # the device is this process's already
+            self._policy,
+            None if needed is None else needed // 2,
         )
 
     # --- phases ---------------------------------------------------------------------------------
@@ -202,25 +246,14 @@ class Judge:
     def _judge(self) -> None:
         self._enter("load")
         requirements.readable(self._crew.confinement)
-        overrides = self._overrides()
-        self._enter_problem_code()
-        problem = Problem(
-            self._pair.problem,
-            overrides,
-            torch.device("cpu"),
-            trials.derived(self._seed, "construction") % 2**31,
-        )
-        self._problem, self._init = problem, problem.init_inputs
-        self._emit("harness_code")
+        self._facts.modes = self._modes
+        problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
             raise InvalidReference(
                 f"{self._pair.problem}: to import it and to construct Model took "
                 f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s over "
                 "all phases. Next: a smaller --size, or a longer --time-limit"
             )
-        self._facts.modes = (
-            (self._options.mode,) if self._options.mode else tuple(self._settings.modes)
-        )
         requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
         self._enter("build")
         self._build(problem)
@@ -235,6 +268,9 @@ class Judge:
         self._enter("load")
         if self._kind == "cuda":
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
+        # Others may hold memory of a device that is ours alone to measure on.
+        problem = self._problem_for(size.free_bytes(self._options, self._device))
+        if self._kind == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
                 self._crew.summon(problem, profiled=profiled)
@@ -312,26 +348,43 @@ class Judge:
             )
         self._facts.warnings.append(f"{_IGNORES_STREAM} ({wrong})")
 
-    def _overrides(self) -> dict[str, Any]:
-        size = self._options.size
-        if size is None:
-            size = "full" if self._kind == "cuda" and not self._options.quick else "small"
-        self._facts.size = size
-        if size == "full":
-            return {}
-        named = self._settings.sizes.get(size)
-        if named is not None:
-            return dict(named)
-        if size != "small":
-            known = ", ".join(["full", "small", *self._settings.sizes])
-            raise UsageError(f"{self._pair.problem}: no size {size!r}. Next: one of {known}.")
+    def _problem_for(self, available_bytes: int | None) -> Problem:
+        """Return the problem at the size that is asked for, or fits into so much memory."""
         self._enter_problem_code()
-        changes = reduce.reduced(self._pair.problem, self._policy.small_input_bytes)
+        chosen = self._sizes.choose(available_bytes)
+        self._available = available_bytes
+        if self._size is None or self._size.name != chosen.name or self._problem is None:
+            self._problem = None  # before the next one takes its memory, too
+            self._problem = Problem(
+                self._pair.problem,
+                chosen.overrides,
+                torch.device("cpu"),
+                trials.derived(self._seed, "construction") % 2**31,
+            )
+            self._init = self._problem.init_inputs
         self._emit("harness_code")
-        if changes:
-            self._reduced = text = ", ".join(f"{n}={v}" for n, v in changes.items())
-            self._facts.notes.append(f"reduced size: {text}; paths for the full size did not run")
-        return changes
+        self._size = chosen
+        self._facts.size = chosen.name
+        return self._problem
+
+    def _had_room(self) -> bool:
+        """Return whether the candidate had so much memory that it is at fault where it ran out."""
+        if self._available is None:
+            return True
+        needed = self._needed()
+        return needed is None or needed <= self._policy.memory_room * self._available
+
+    def _needed(self) -> int | None:
+        return None if self._size is None else self._sizes.need_of(self._size)
+
+    def _short(self, what: str) -> tuple[Status, str]:
+        """Return the verdict where memory ran out and nobody is to blame."""
+        self._short_of_memory = self._options.size is None
+        needed, available = self._needed(), self._available
+        figures = [f"at size {self._facts.size}"]
+        figures += [f"about {size.gib(needed)} are needed"] if needed is not None else []
+        figures += [f"{size.gib(available)} were free"] if available is not None else []
+        return Status.SKIPPED, f"{what} ({', '.join(figures)}). Next: --size small"
 
     def _build(self, problem: Problem) -> None:
         """Import the solution once in a worker that is thrown away, to fill the cache."""
@@ -551,3 +604,25 @@ class Judge:
         )
         where = f"in trial {trial.name}: "
         return where + mismatch.message
+
+
+def judged(
+    pair: Pair,
+    options: Options,
+    settings: Settings,
+    log: Path,
+    emit: Emit,
+    await_device: Callable[[], None],
+    policy: Policy | None = None,
+) -> Verdict:
+    """Return a pair's verdict; at a smaller size where memory runs out. Arguments as for Judge."""
+    policy = policy or Policy()
+    judge = Judge(pair, options, settings, log, emit, await_device, policy)
+    verdict = judge.verdict()
+    for _ in range(policy.smaller_sizes):
+        smaller = judge.at_smaller_size()
+        if smaller is None:
+            break
+        judge = smaller
+        verdict = judge.verdict()
+    return verdict

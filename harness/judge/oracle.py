@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from harness.domain import HarnessError
 from harness.judge import likeness, trials
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
 from harness.modules import mapped, tensors_of, write_state
@@ -52,6 +51,8 @@ class Oracle:
             try:
                 outcome = self._double_call(mode, inputs, rng, grads)
             except torch.OutOfMemoryError:
+                if self._on_cpu:
+                    raise
                 self._move_oracle_to_cpu()
                 outcome = self._double_call(mode, inputs, rng, grads)
         outcome.output = mapped(outcome.output, to_double)
@@ -68,8 +69,6 @@ class Oracle:
         return outcome
 
     def _move_oracle_to_cpu(self) -> None:
-        if self._on_cpu:
-            raise HarnessError("the float64 oracle does not fit into memory")
         self.module = self.module.cpu()
         self._on_cpu = True
         torch.cuda.empty_cache()

@@ -35,6 +35,18 @@ class Policy:
         ncu_timeout_s: limit of one call under Nsight Compute, its start included.
         output_factor: an answer may be this many times as large as the reference's.
         small_input_bytes: inputs of a problem without sizes of its own are halved to this.
+        memory_fixed_bytes: GPU memory of a pair before any tensor: CUDA contexts and libraries of
+            judge, candidate, reference and torch.compile, about 0.5 GiB each.
+        memory_states, memory_inputs, memory_outputs, memory_calls: GPU memory of judge and
+            candidate together, as a multiple of the bytes of the parameters and buffers, of the
+            inputs, of the outputs, and of the most that one call of the reference holds beside
+            state and inputs. Measured by resident memory on the CPU, one of them being 256 MiB:
+            13.0, 8.7, 7.3 and 3.0.
+        memory_named_share: a named size that needs less than this share of the memory is meant for
+            quick checks, not for timing: the full size is halved instead.
+        memory_room: a candidate that runs out of memory has taken too much where the estimate for
+            the pair is at most this share of what was free: it had more than all others together.
+        smaller_sizes: how often a pair is judged again at half of the memory that did not suffice.
     """
 
     calls: int = 14
@@ -59,6 +71,14 @@ class Policy:
     ncu_timeout_s: float = 60.0
     output_factor: float = 8.0
     small_input_bytes: int = 1 << 20
+    memory_fixed_bytes: int = 2 << 30
+    memory_states: float = 13.0
+    memory_inputs: float = 8.7
+    memory_outputs: float = 7.3
+    memory_calls: float = 3.0
+    memory_named_share: float = 1 / 8
+    memory_room: float = 0.5
+    smaller_sizes: int = 2
 
     def tolerance(self, dtype: torch.dtype) -> tuple[float, float]:
         """Return (atol, rtol) for outputs of a dtype."""

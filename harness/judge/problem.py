@@ -18,6 +18,7 @@ import torch
 
 from harness import modules, pretend_cuda, source
 from harness.domain import HarnessError, UsageError
+from harness.draws import Draws
 from harness.modules import mapped, module_state, seed_everything
 
 
@@ -63,6 +64,9 @@ class Problem:
         overrides: module-level constants to replace: a named or a reduced size.
         device: torch device that calls run on.
         seed: seed of the construction.
+
+    Attributes:
+        draws: large random tensors of the construction, for the oracle and the workers.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Problem:
                     "get_init_inputs()."
                 )
         self._construction_seed = seed
+        self.draws = Draws(keep=True)
         with self._user_code("get_init_inputs()"):
             seed_everything(seed)
             get_init = getattr(self._namespace, "get_init_inputs", list)
@@ -87,7 +92,7 @@ class Problem:
         self.reference = self._constructed().to(device)
 
     def _constructed(self) -> torch.nn.Module:
-        with self._user_code("constructing Model(*get_init_inputs())"):
+        with self._user_code("constructing Model(*get_init_inputs())"), self.draws.replayed():
             seed_everything(self._construction_seed)
             module = self._namespace.Model(*copy.deepcopy(self.init_inputs))
         if not isinstance(module, torch.nn.Module):

@@ -1,21 +1,24 @@
-"""Reduced sizes for a problem file that states none: halves its module-level integers.
+"""What one call of a problem takes in memory and work, and smaller sizes where none is named.
 
-Cost is estimated on meta tensors, which have shapes and no memory: a KernelBench problem may ask
-for gigabytes at its full size.
+Both are found on meta tensors, which have shapes and no memory: a KernelBench problem may ask for
+gigabytes at its full size. A problem is made smaller by halving its module-level integers.
 """
 
 from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness import pretend_cuda, source
+from harness import modules, pretend_cuda, source
 from harness.modules import module_state, tensors_of
 
 _SMALLEST = 2
@@ -25,37 +28,85 @@ _ROUNDS = 200
 Value = int | tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """What one call of the reference takes.
+
+    Attributes:
+        state_bytes: parameters and buffers.
+        input_bytes: the arguments.
+        output_bytes: what it returns.
+        call_bytes: the most that is alive at once during the call beside state and arguments; the
+            output is part of it, and so is what a gradient call keeps for backward.
+        flops: of products and convolutions.
+    """
+
+    state_bytes: int
+    input_bytes: int
+    output_bytes: int
+    call_bytes: int
+    flops: float
+
+
 def reduced(path: Path, target_bytes: int) -> dict[str, Value]:
     """Return module-level constants to override so that inputs, state and outputs are small.
 
-    Halves the largest integer that lowers the cost and keeps the reference runnable, again and
-    again, until the bytes are at most target_bytes and the work is at most 50 MFLOP, or nothing
-    more can be halved. Integers and tuples of integers are considered.
+    Args:
+        path: the problem's file.
+        target_bytes: goal for inputs, state and outputs together; the work's goal is 50 MFLOP.
+
+    Returns:
+        name -> smaller value; empty where the problem is small already or cannot be measured.
+    """
+
+    def held(cost: Footprint) -> int:
+        return cost.state_bytes + cost.input_bytes + cost.output_bytes
+
+    return halved(
+        path,
+        lambda cost: held(cost) + cost.flops / 50,
+        lambda cost: held(cost) <= target_bytes and cost.flops <= _MAX_FLOPS,
+    )
+
+
+def halved(
+    path: Path,
+    weight: Callable[[Footprint], float],
+    enough: Callable[[Footprint], bool],
+    train: bool = False,
+) -> dict[str, Value]:
+    """Return module-level constants to override so that a call takes little enough.
+
+    Halves the largest integer that lowers the weight and keeps the reference runnable, again and
+    again, until it is enough or nothing more can be halved. Integers and tuples of integers are
+    considered.
 
     Args:
         path: the problem's file.
-        target_bytes: goal for inputs, state and outputs together.
+        weight: what is to become less.
+        enough: when it is.
+        train: a call computes gradients.
 
     Returns:
         name -> smaller value; empty where the problem is small already or cannot be measured.
     """
     tree = source.parse(path)
     constants = _constants(tree)
-    cost = _cost(path, {})
+    cost = footprint(path, {}, train)
     if cost is None:
         return {}
     current: dict[str, Value] = dict(constants)
     fixed: set[tuple[str, int]] = set()
     for _ in range(_ROUNDS):
-        if cost[0] <= target_bytes and cost[1] <= _MAX_FLOPS:
+        if enough(cost):
             break
         slot = _largest(current, fixed)
         if slot is None:
             break
         attempt = dict(current)
         attempt[slot[0]] = _halved(current[slot[0]], slot[1])
-        lower = _cost(path, _changes(constants, attempt))
-        if lower is not None and _weight(lower) < _weight(cost):
+        lower = footprint(path, _changes(constants, attempt), train)
+        if lower is not None and weight(lower) < weight(cost):
             current, cost = attempt, lower
         else:
             fixed.add(slot)
@@ -99,25 +150,77 @@ def _halved(value: Value, position: int) -> Value:
     return value // 2
 
 
-def _weight(cost: tuple[float, float]) -> float:
-    return cost[0] + cost[1] / 50
+def footprint(path: Path, overrides: Mapping[str, Any], train: bool = False) -> Footprint | None:
+    """Return what one call takes at these constants, None where it does not run on meta tensors.
 
-
-def _cost(path: Path, overrides: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return (bytes, flops) of one call at these constants, None where it does not run."""
+    Args:
+        path: the problem's file.
+        overrides: module-level constants to replace.
+        train: the call computes gradients, of all outputs.
+    """
     try:
-        with pretend_cuda.pretend(answer_cuda=False), torch.device("meta"), torch.no_grad():
+        with pretend_cuda.pretend(answer_cuda=False), torch.device("meta"):
             namespace = source.execute(path, "measured_problem", overrides)
-            module = namespace.Model(*getattr(namespace, "get_init_inputs", list)())
-            inputs = namespace.get_inputs()
-            moved = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in inputs]
-            counter = FlopCounterMode(display=False)
-            with counter:
-                output = module.to("meta")(*moved)
-    except Exception:  # noqa: BLE001 - a problem on meta tensors may raise anything: unknown
+            module = namespace.Model(*getattr(namespace, "get_init_inputs", list)()).to("meta")
+            moved = modules.mapped(list(namespace.get_inputs()), lambda t: t.to("meta"))
+            state = module_state(module)
+            counter, live = FlopCounterMode(display=False), _Live()
+            for held in (*state.values(), *tensors_of(moved)):
+                live.see(held)
+            before = live.peak_bytes
+            mode = "train" if train else "forward"
+            with counter, live:
+                output, _ = modules.call(module, mode, moved, 0, _ones if train else None)
+    except (Exception, SystemExit):  # noqa: BLE001 - user code on meta tensors may raise anything
         return None
-    held = [*tensors_of(moved), *tensors_of(output), *module_state(module).values()]
     if any(math.prod(t.shape) == 0 for t in tensors_of(output)):
         return None
-    size = sum(t.numel() * t.element_size() for t in held)
-    return float(size), float(counter.get_total_flops())
+    return Footprint(
+        state_bytes=_bytes(state.values()),
+        input_bytes=_bytes(tensors_of(moved)),
+        output_bytes=_bytes(tensors_of(output)),
+        call_bytes=live.peak_bytes - before,
+        flops=float(counter.get_total_flops()),
+    )
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _ones(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
+    wanted = [modules.differentiable(o) and o.requires_grad for o in outputs]
+    return [torch.ones_like(o) if w else None for o, w in zip(outputs, wanted, strict=True)]
+
+
+class _Live(TorchDispatchMode):
+    """Adds up the storages that are alive while operations run.
+
+    Attributes:
+        peak_bytes: the most so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tensors_of(result):
+            self.see(tensor)
+        return result
+
+    def see(self, tensor: torch.Tensor) -> None:
+        """Count a tensor's storage until it is freed."""
+        storage = tensor.untyped_storage()
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self._now += nbytes
+            self.peak_bytes = max(self.peak_bytes, self._now)
+            weakref.finalize(storage, self._freed, key, nbytes)
+
+    def _freed(self, key: int, nbytes: int) -> None:
+        self._known.discard(key)
+        self._now -= nbytes

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+_LARGE_ELEMENTS = 1 << 20
+
 
 class StateMismatch(Exception):
     """The candidate's parameters and buffers cannot be matched; carries both lists."""
@@ -191,6 +193,18 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
     return mixed and tensor.numel() > 1
 
 
+def _normal(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return normal numbers in a tensor's shape, on its device.
+
+    Those of a large tensor on a GPU are drawn there: the CPU takes 2.4 s for 2**26 of them.
+    """
+    if value.device.type == "cpu" or value.numel() < _LARGE_ELEMENTS:
+        return torch.randn(value.shape, generator=generator).to(value.device)
+    seed = int(torch.randint(1 << 62, (1,), generator=generator))
+    there = torch.Generator(device=value.device).manual_seed(seed)
+    return torch.randn(value.shape, generator=there, device=value.device)
+
+
 def perturbed(
     state: Mapping[str, torch.Tensor],
     kinds: Mapping[str, str],
@@ -217,7 +231,7 @@ def perturbed(
             changed[name] = value.clone()
             continue
         real = value.abs() if value.is_complex() else value
-        noise = torch.randn(value.shape, generator=generator).to(value.device)
+        noise = _normal(value, generator)
         if not bool((value != 0).any()):
             fresh = 0.5 * noise
         elif not value.is_complex() and bool((value > 0).all()):

@@ -106,7 +106,7 @@ class Stopwatch:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
             WorkerFailed: the candidate failed while it was timed.
             InvalidReference: the reference did.
-            HarnessError: there is no memory to time even single calls.
+            torch.OutOfMemoryError: there is no memory to time even single calls.
             OutOfTime: from ``progress``.
         """
         try:
@@ -120,9 +120,8 @@ class Stopwatch:
             if self._batches.running == CANDIDATE or isinstance(failed, KilledBesideSolution):
                 raise
             if failed.status is Status.OUT_OF_MEMORY:
-                raise HarnessError(
-                    f"no memory to time the reference beside the candidate: {failed}. "
-                    "Next: a smaller --size, or --baselines eager"
+                raise torch.OutOfMemoryError(
+                    f"no memory to time the reference beside the candidate: {failed}"
                 ) from failed
             raise InvalidReference(f"while it was timed, the reference {failed}") from failed
 

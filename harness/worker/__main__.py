@@ -22,6 +22,7 @@ import torch
 
 from harness import bell, modules, numeric_flags, pretend_cuda, tray, wire
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
+from harness.draws import Draws
 from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, end_compile_processes, load_module
@@ -57,6 +58,7 @@ class Worker:
         self._bell: bell.Bell | None = None
         self._shared: dict[str, wire.Arena] = {}
         self._sent_along: list[int] = []
+        self._draws = Draws()
 
     def serve(self) -> None:
         """Answer requests until the judge closes the wire."""
@@ -191,6 +193,11 @@ class Worker:
         with launches.durations(self._device):
             pass
 
+    def do_draws(self, request: dict[str, Any]) -> None:
+        """Take the large random tensors that the next constructor would draw."""
+        (fd,) = self._channel.take_fds()
+        self._draws = Draws(fd, request["index"])
+
     def do_load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Import a file, construct its module, move it to the device."""
         self._kind = request["device"].partition(":")[0]
@@ -223,9 +230,11 @@ class Worker:
             )
             self._runtime.guard_allocations(True)
         with self._user_code():
-            module = load_module(
-                path, request["class_name"], init, request["seed"], request["overrides"]
-            )
+            with self._draws.replayed():
+                module = load_module(
+                    path, request["class_name"], init, request["seed"], request["overrides"]
+                )
+            self._draws.close()
             module = module.to(self._device)
         if request["compile"] is not None:
             module = compiled(module, request["compile"])
