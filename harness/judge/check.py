@@ -343,7 +343,7 @@ class Checker:
                 self.report.survivors.discard(name)
                 continue
             accepted = all(
-                compare.tensor(g, r, o, self.standard, trial.name, w)[1] is None
+                compare.tensor(g, r, o, self.standard, trial.name, w).mismatch is None
                 for w, g, r, o in likeness.triples(fake, expected, case.oracle.output, "output")
             )
             if not accepted:
