@@ -11,12 +11,13 @@ import torch
 from harness.domain import Check, Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.compare import Mismatch
+from harness.judge.dataflow import matters
 from harness.judge.fingerprint import Evidence, named
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
-from harness.judge.problem import Outcome, Problem, to_double
-from harness.modules import tensors_of
+from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
+from harness.modules import mapped, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Above this, tensors are not kept or sent back for checks that can do without."""
@@ -99,6 +100,7 @@ class AnswerJudge:
         self._names = problem.forward_names()
         self._accepted: Any = None
         self._warned: dict[str, float] = {}
+        self._idle: dict[str, bool] = {}
 
     def forget(self) -> None:
         """Let go of the last accepted output."""
@@ -200,11 +202,16 @@ class AnswerJudge:
 
     def _warn(self, compared: compare.Compared) -> None:
         """Keep a warning once, with its largest figure."""
-        times = max(compared.times, self._warned.get(compared.warning, 0.0))
-        self._warned[compared.warning] = times
-        self._report.warnings[:] = [
-            f"{text} (up to {n:.0f} times)" for text, n in self._warned.items()
-        ]
+
+        def text(times: float) -> str:
+            return f"{compared.warning} (up to {times:.0f} times)"
+
+        warnings, known = self._report.warnings, self._warned.get(compared.warning)
+        if known is None:
+            warnings.append(text(compared.times))
+        elif compared.times > known:
+            warnings[warnings.index(text(known))] = text(compared.times)
+        self._warned[compared.warning] = max(compared.times, known or 0.0)
 
     def _record(self, check: Check) -> None:
         kind = check.what
@@ -339,14 +346,8 @@ class AnswerJudge:
             )
         for name in self._match.unheld:
             if not likeness.identical(case.reference.state[name], case.before[name]):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_STATE,
-                        message=f"{name} changes in the reference; the candidate does not hold it",
-                    ),
-                    trial,
-                    case,
-                )
+                said = f"{name} changes in the reference; the candidate does not hold it"
+                self._wrong_state(said, name, trial, case)
         for theirs, ours in self._match.source.items():
             r, before = case.reference.state[ours], case.before[ours]
             g = got.get(theirs)
@@ -360,16 +361,51 @@ class AnswerJudge:
             if likeness.identical(g, r):
                 continue
             if likeness.identical(r, before):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_STATE,
-                        message=f"{theirs} was changed by the call; the reference leaves it alone",
-                    ),
-                    trial,
-                    case,
-                )
+                said = f"{theirs} was changed by the call; the reference leaves it alone"
+                self._wrong_state(said, ours, trial, case)
+                continue
             truth = to_double(case.oracle.state[ours]).to(r.device)
-            self._compare_all(g, r, truth, f"state {ours}", trial, case, Status.WRONG_STATE)
+            try:
+                self._compare_all(g, r, truth, f"state {ours}", trial, case, Status.WRONG_STATE)
+            except Refused as refused:
+                self._wrong_state(refused.mismatch, ours, trial, case)
+
+    def _wrong_state(
+        self, found: Mismatch | str, ours: str, trial: trials.Trial, case: Case
+    ) -> None:
+        """Refuse a wrong part of the state, or warn of it where no later call can see it.
+
+        Args:
+            found: what is wrong with it, or the mismatch.
+            ours: the reference's name of it.
+            trial: in which.
+            case: the same.
+        """
+        if isinstance(found, str):
+            found = Mismatch(status=Status.WRONG_STATE, message=found)
+        if ours not in self._idle:
+            self._idle[ours] = self._is_idle(ours, trial, case)
+        if not self._idle[ours]:
+            raise Refused(found, trial, case)
+        warning = f"{ours} differs from the reference's; no output of it depends on that buffer"
+        if warning not in self._report.warnings:
+            self._report.warnings.append(warning)
+
+    def _is_idle(self, ours: str, trial: trials.Trial, case: Case) -> bool:
+        """Return whether a buffer reaches nothing in the reference, in any mode."""
+        problem = self._problem
+        if ours not in dict(problem.reference.named_buffers()):
+            return False
+        after = {n: t.detach().clone() for n, t in problem.state().items()}
+        inputs = [mapped(v, lambda t: t.detach().clone()) for v in case.inputs]
+        try:
+            return not problem.judged(
+                "following a buffer", lambda: matters(problem.reference, ours, inputs, trial.rng)
+            )
+        except InvalidReference:
+            return False
+        finally:
+            write_state(problem.reference, after)
 
 
 def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None = None) -> Mismatch:

@@ -197,7 +197,17 @@ def opened(mode: TorchDispatchMode) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class RoundedProducts(TorchDispatchMode):
+class _Arithmetic(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+class RoundedProducts(_Arithmetic):
     """Rounds the operands of products.
 
     Args:
@@ -209,7 +219,7 @@ class RoundedProducts(TorchDispatchMode):
     def __init__(
         self, rounding: Rounding, *, results: bool = False, only: int | None = None
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._rounding = rounding
         self._results = results
         self._only = only
@@ -232,11 +242,11 @@ class RoundedProducts(TorchDispatchMode):
         return result
 
 
-class RoundedEverywhere(TorchDispatchMode):
+class RoundedEverywhere(_Arithmetic):
     """Rounds the result of every operator that rounds at all, as a module cast to 16 bits does."""
 
     def __init__(self, rounding: Rounding) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._rounding = rounding
 
     def __torch_dispatch__(
@@ -254,11 +264,11 @@ class RoundedEverywhere(TorchDispatchMode):
         return result
 
 
-class TanhGelu(TorchDispatchMode):
+class TanhGelu(_Arithmetic):
     """Computes GELU by its tanh approximation wherever the reference computes it exactly."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.replaced = 0
 
     def __torch_dispatch__(
@@ -272,7 +282,7 @@ class TanhGelu(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
-class Roundings(TorchDispatchMode):
+class Roundings(_Arithmetic):
     """Moves every result by what an honest arithmetic may err there, up or down by chance.
 
     A sum of K terms may be off by sqrt(K) roundings of the sum of its absolute values, whatever
@@ -289,7 +299,7 @@ class Roundings(TorchDispatchMode):
     """
 
     def __init__(self, unit: float, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._unit = unit
         self._generator = generator
 

@@ -441,6 +441,9 @@ def _exact(
     # oracle's.
     wrong = (got != reference) & (got != oracle.to(got.dtype))
     count = int(wrong.sum())
+    integers = got.dtype in (torch.int64, torch.int32) and reference.dtype == got.dtype
+    if count and integers and evidence is not None and evidence.is_free_order(got, reference):
+        count = 0
     check = Check(
         phase=phase,
         what=what,

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.judge import arithmetic
 from harness.judge.arithmetic import Rounding
+from harness.judge.dataflow import FreeOrders, is_free_order
 from harness.judge.likeness import triples
 from harness.judge.oracle import Oracle
 from harness.judge.policy import Policy
@@ -180,6 +181,7 @@ class Evidence:
         self._stand_in = stand_in
         self._noise: dict[str, dict[str, torch.Tensor]] = {}
         self._changes: dict[str, dict[str, torch.Tensor]] = {}
+        self._orders: list[tuple[torch.Tensor, int, torch.Tensor]] | None = None
         self._products = 0
 
     def noise(self, what: str, due: str) -> torch.Tensor | None:
@@ -282,6 +284,15 @@ class Evidence:
                 f"(correlation of the error with what that changes {correlation:.3f})",
             )
         return None
+
+    def is_free_order(self, got: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Return whether indices differ only among equal elements of a sort that is not stable."""
+        if self._orders is None:
+            watch = FreeOrders()
+            self._run(watch, None)
+            self._orders = watch.found
+        near = self._policy.eps_factor * torch.finfo(torch.float32).eps
+        return is_free_order(got, expected, self._orders, near)
 
     def allowed(self, what: str, precision: str) -> torch.Tensor | None:
         """Return what a declared precision may change in a tensor, sampled; the larger change."""
