@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+_LARGEST_INDEX = 1 << 24
+
 
 class StateMismatch(Exception):
     """The candidate's parameters and buffers cannot be matched; carries both lists."""
@@ -179,8 +181,11 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
     """Return whether a state tensor is a constant by its looks, and is then never perturbed.
 
     Buffers of integers or booleans, with infinities, or with a pattern of zeros and ones: masks,
-    index tables, counters. Parameters and other floating buffers are perturbed.
+    index tables, counters. Parameters and other floating buffers are perturbed, and integers that
+    are weights.
     """
+    if _is_quantised(tensor):
+        return False
     if kind == "parameter":
         return not (tensor.is_floating_point() or tensor.is_complex())
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
@@ -189,6 +194,24 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
         return True
     mixed = bool((tensor == 0).any()) and bool((tensor != 0).any())
     return mixed and tensor.numel() > 1
+
+
+def _is_quantised(tensor: torch.Tensor) -> bool:
+    """Return whether integers look like weights: bytes of many values, or packed words.
+
+    An index or a counter stays below the size of what it counts. Packed words reach far beyond.
+    """
+    if tensor.numel() < 64 or tensor.dtype not in (
+        torch.int8,
+        torch.uint8,
+        torch.int32,
+        torch.int64,
+    ):
+        return False
+    if tensor.element_size() == 1:
+        return tensor.unique().numel() >= 4
+    middle = tensor.abs().flatten().median()
+    return bool(middle > _LARGEST_INDEX)
 
 
 def perturbed(
@@ -202,7 +225,7 @@ def perturbed(
     A freshly built normalisation has mean 0, variance 1, weight 1 and bias 0, where the identity
     passes. A tensor that was positive throughout stays so (it may be a variance) unless it is a
     parameter and boldness is 2; zero tensors get small normal values; all others are scaled and
-    shifted relative to their own size. Constants stay.
+    shifted relative to their own size. Quantised weights change places. Constants stay.
 
     Args:
         state: name -> tensor, constructed values, any device.
@@ -217,6 +240,11 @@ def perturbed(
             changed[name] = value.clone()
             continue
         real = value.abs() if value.is_complex() else value
+        if not (value.is_floating_point() or value.is_complex()):
+            # Values that occur, elsewhere: each is one that the reference can unpack.
+            order = torch.randperm(value.numel(), generator=generator).to(value.device)
+            changed[name] = value.flatten()[order].view(value.shape)
+            continue
         noise = torch.randn(value.shape, generator=generator).to(value.device)
         if not bool((value != 0).any()):
             fresh = 0.5 * noise
