@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from harness import wire
-from harness.judge.answers import AnswerJudge
 from harness.judge.check import Checker
+from harness.judge.fingerprint import Evidence
+from harness.judge.policy import Policy
 from harness.judge.remote import RemoteWorker
 from harness.worker import calls
 from harness.worker.__main__ import Worker
@@ -34,19 +35,34 @@ def no_memory(*args: Any, **named: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_without_memory_for_the_sensitivity_there_is_none(monkeypatch) -> None:
+def test_without_memory_for_the_evidence_there_is_none(monkeypatch) -> None:
     """A wrong answer of gigabytes is wrong, and no fault of the harness."""
     given_back: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(True))
-    judge = object.__new__(AnswerJudge)
-    judge._oracle = SimpleNamespace(is_reference=False, call=no_memory)
-    reference = torch.nn.Identity()
-    judge._problem = SimpleNamespace(device=torch.device("cpu"), reference=reference, state=dict)
-    judge._report = SimpleNamespace(notes=[])
-    case = SimpleNamespace(nudged=None, inputs=[torch.ones(3)], output_grads=None, before={})
-    trial = SimpleNamespace(grad_seed=1, mode="eval", rng=1)
-    assert judge._moved(trial, case, "output", "output", torch.ones(3)) is None
-    assert given_back and "memory" in judge._report.notes[0]
+    tried: list[bool] = []
+
+    def call(*args: Any, stand_in: bool) -> Any:
+        tried.append(stand_in)
+        return no_memory()
+
+    notes: list[str] = []
+    evidence = Evidence(
+        SimpleNamespace(device=torch.device("cpu"), reference=torch.nn.Identity(), state=dict),
+        SimpleNamespace(is_reference=False, call=call),
+        Policy(),
+        mode="eval",
+        inputs=[torch.ones(3)],
+        rng=1,
+        grads=None,
+        before={},
+        exact={"output": torch.ones(3, dtype=torch.float64)},
+        seed=1,
+        notes=notes,
+    )
+    assert evidence.noise("output", "fp32") is None
+    assert evidence.match("output", torch.ones(3), "fp32") is None
+    assert tried[:2] == [False, True], "the reference itself takes half the memory"
+    assert given_back and "memory" in notes[0]
 
 
 def test_without_memory_a_refusal_is_not_repeated(monkeypatch) -> None:

@@ -11,11 +11,13 @@ import torch
 from harness.domain import Check, Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.compare import Mismatch
+from harness.judge.dataflow import matters
+from harness.judge.fingerprint import Evidence, named
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
-from harness.judge.precision import Sensitivity, Standard, unit_roundoff
+from harness.judge.precision import Standard
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
-from harness.modules import differentiable, mapped, tensors_of, write_state
+from harness.modules import mapped, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Above this, tensors are not kept or sent back for checks that can do without."""
@@ -42,7 +44,8 @@ class Case:
         oracle: what it does in float64.
         varied: whether the inputs really differ from a nominal draw.
         output_grads: one per output tensor in train mode, else None.
-        nudged: the oracle on inputs moved by half a unit in the last place; made when needed.
+        outside: whether the inputs are none that the problem draws.
+        evidence: looks into errors of this call; made when needed.
     """
 
     inputs: list[Any]
@@ -51,7 +54,8 @@ class Case:
     oracle: Outcome
     varied: bool
     output_grads: list[torch.Tensor | None] | None
-    nudged: Outcome | None = None
+    outside: bool = False
+    evidence: Evidence | None = None
 
 
 @dataclass(slots=True)
@@ -68,6 +72,7 @@ class Report:
     nominal_agreed: bool = False
     state_changed_before: bool = False
     precisions: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class AnswerJudge:
@@ -95,6 +100,8 @@ class AnswerJudge:
         self._report = report
         self._names = problem.forward_names()
         self._accepted: Any = None
+        self._warned: dict[str, float] = {}
+        self._idle: dict[str, bool] = {}
 
     def forget(self) -> None:
         """Let go of the last accepted output."""
@@ -156,77 +163,56 @@ class AnswerJudge:
     ) -> None:
         triples = likeness.triples(got, reference, oracle, what)
         for name, g, r, o in triples:
-            check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name)
-            if mismatch is not None and r.is_floating_point():
-                moved = Sensitivity(
-                    by_element=self._moved(trial, case, what, name, o),
-                    terms=_terms(case, o),
-                    magnitude=_magnitude(case),
-                )
-                check, mismatch = compare.tensor(g, r, o, self._standard, trial.name, name, moved)
-            self._record(check)
+            compared = compare.tensor(
+                g,
+                r,
+                o,
+                self._standard,
+                trial.name,
+                name,
+                self._evidence(trial, case),
+                outside=case.outside,
+            )
+            self._record(compared.check)
+            if compared.warning:
+                self._warn(compared)
+            mismatch = compared.mismatch
             if mismatch is not None:
                 if status is not None:
                     mismatch = recast(mismatch, status, "")
                 raise Refused(mismatch, trial, case)
 
-    def _moved(
-        self, trial: trials.Trial, case: Case, what: str, name: str, oracle: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Return how far the oracle's elements move when the inputs are rounded once more."""
-        if self._oracle.is_reference:
-            return None
-        if case.nudged is None:
-            generator = torch.Generator(device=self._problem.device).manual_seed(trial.grad_seed)
-            moved_inputs: list[Any] = []
+    def _evidence(self, trial: trials.Trial, case: Case) -> Evidence:
+        """Return what looks into the errors of a call; it runs nothing until it is asked."""
+        if case.evidence is None:
+            exact = named(case.oracle, self._names)
+            case.evidence = Evidence(
+                self._problem,
+                self._oracle,
+                self._standard.policy,
+                mode=trial.mode,
+                inputs=case.inputs,
+                rng=trial.rng,
+                grads=case.output_grads,
+                before=case.before,
+                exact=exact,
+                seed=trial.grad_seed,
+                notes=self._report.notes,
+            )
+        return case.evidence
 
-            def nudge(t: torch.Tensor) -> torch.Tensor:
-                if not t.is_floating_point():
-                    return t
-                signs = torch.rand(t.shape, generator=generator, device=t.device) < 0.5
-                step = unit_roundoff(t.dtype)
-                return to_double(t) * torch.where(signs, 1 - step, 1 + step)
+    def _warn(self, compared: compare.Compared) -> None:
+        """Keep a warning once, with its largest figure."""
 
-            after = {n: t.detach().clone() for n, t in self._problem.state().items()}
-            write_state(self._problem.reference, case.before)
-            try:
-                moved_inputs = [mapped(v, nudge) for v in case.inputs]
-                case.nudged = self._oracle.call(
-                    trial.mode, moved_inputs, trial.rng, case.output_grads
-                )
-            except InvalidReference:
-                return None
-            except torch.OutOfMemoryError:
-                moved_inputs.clear()
-                torch.cuda.empty_cache()
-                note = "no memory to see how far rounding moves outputs of this size"
-                if note not in self._report.notes:
-                    self._report.notes.append(note)
-                return None
-            finally:
-                write_state(self._problem.reference, after)
-        moved = case.nudged
-        other: Any = None
-        if what == "output":
-            found = likeness.triples(moved.output, moved.output, moved.output, "output")
-            other = next((g for n, g, _, _ in found if n == name), None)
-        elif name.startswith("state "):
-            other = moved.state.get(name.removeprefix("state "))
-        elif name.startswith("grad "):
-            label = name.removeprefix("grad ")
-            other = moved.state_grads.get(label)
-            if other is None:
-                labels = [
-                    self._names[i] if i < len(self._names) else str(i)
-                    for i in range(len(moved.input_grads))
-                ]
-                other = dict(zip(labels, moved.input_grads, strict=False)).get(label)
-        if not isinstance(other, torch.Tensor) or other.shape != oracle.shape:
-            return None
-        gap = to_double(other).to(oracle.device) - oracle
-        if gap.is_complex():
-            gap = torch.view_as_real(gap.resolve_conj())
-        return torch.nan_to_num(gap.abs(), nan=0.0, posinf=0.0)
+        def text(times: float) -> str:
+            return f"{compared.warning} (up to {times:.0f} times)"
+
+        warnings, known = self._report.warnings, self._warned.get(compared.warning)
+        if known is None:
+            warnings.append(text(compared.times))
+        elif compared.times > known:
+            warnings[warnings.index(text(known))] = text(compared.times)
+        self._warned[compared.warning] = max(compared.times, known or 0.0)
 
     def _record(self, check: Check) -> None:
         kind = check.what
@@ -271,7 +257,7 @@ class AnswerJudge:
                     trial,
                     case,
                 )
-            check, mismatch = compare.tensor(
+            compared = compare.tensor(
                 g,
                 r,
                 to_double(r),
@@ -279,9 +265,9 @@ class AnswerJudge:
                 trial.name,
                 f"input {i}",
             )
-            self._record(check)
-            if mismatch is not None:
-                raise Refused(recast(mismatch, Status.INPUT_MUTATED, ""), trial, case)
+            self._record(compared.check)
+            if compared.mismatch is not None:
+                raise Refused(recast(compared.mismatch, Status.INPUT_MUTATED, ""), trial, case)
 
     def _check_previous(self, got: Any, trial: trials.Trial, case: Case) -> None:
         expected = tensors_of(self._accepted)
@@ -361,14 +347,8 @@ class AnswerJudge:
             )
         for name in self._match.unheld:
             if not likeness.identical(case.reference.state[name], case.before[name]):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_STATE,
-                        message=f"{name} changes in the reference; the candidate does not hold it",
-                    ),
-                    trial,
-                    case,
-                )
+                said = f"{name} changes in the reference; the candidate does not hold it"
+                self._wrong_state(said, name, trial, case)
         for theirs, ours in self._match.source.items():
             r, before = case.reference.state[ours], case.before[ours]
             g = got.get(theirs)
@@ -382,16 +362,51 @@ class AnswerJudge:
             if likeness.identical(g, r):
                 continue
             if likeness.identical(r, before):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_STATE,
-                        message=f"{theirs} was changed by the call; the reference leaves it alone",
-                    ),
-                    trial,
-                    case,
-                )
+                said = f"{theirs} was changed by the call; the reference leaves it alone"
+                self._wrong_state(said, ours, trial, case)
+                continue
             truth = to_double(case.oracle.state[ours]).to(r.device)
-            self._compare_all(g, r, truth, f"state {ours}", trial, case, Status.WRONG_STATE)
+            try:
+                self._compare_all(g, r, truth, f"state {ours}", trial, case, Status.WRONG_STATE)
+            except Refused as refused:
+                self._wrong_state(refused.mismatch, ours, trial, case)
+
+    def _wrong_state(
+        self, found: Mismatch | str, ours: str, trial: trials.Trial, case: Case
+    ) -> None:
+        """Refuse a wrong part of the state, or warn of it where no later call can see it.
+
+        Args:
+            found: what is wrong with it, or the mismatch.
+            ours: the reference's name of it.
+            trial: in which.
+            case: the same.
+        """
+        if isinstance(found, str):
+            found = Mismatch(status=Status.WRONG_STATE, message=found)
+        if ours not in self._idle:
+            self._idle[ours] = self._is_idle(ours, trial, case)
+        if not self._idle[ours]:
+            raise Refused(found, trial, case)
+        warning = f"{ours} differs from the reference's; no output of it depends on that buffer"
+        if warning not in self._report.warnings:
+            self._report.warnings.append(warning)
+
+    def _is_idle(self, ours: str, trial: trials.Trial, case: Case) -> bool:
+        """Return whether a buffer reaches nothing in the reference, in any mode."""
+        problem = self._problem
+        if ours not in dict(problem.reference.named_buffers()):
+            return False
+        after = {n: t.detach().clone() for n, t in problem.state().items()}
+        inputs = [mapped(v, lambda t: t.detach().clone()) for v in case.inputs]
+        try:
+            return not problem.judged(
+                "following a buffer", lambda: matters(problem.reference, ours, inputs, trial.rng)
+            )
+        except InvalidReference:
+            return False
+        finally:
+            write_state(problem.reference, after)
 
 
 def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None = None) -> Mismatch:
@@ -399,16 +414,3 @@ def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None 
     return dataclasses.replace(
         mismatch, status=status, message=prefix + (message or mismatch.message)
     )
-
-
-def _magnitude(case: Case) -> float:
-    """Return the largest absolute value of all inputs."""
-    floating = [t for t in tensors_of(case.inputs) if differentiable(t) and t.numel()]
-    sizes = [float(torch.nan_to_num(t.abs(), posinf=0.0).max()) for t in floating]
-    return max(sizes, default=0.0)
-
-
-def _terms(case: Case, oracle: torch.Tensor) -> float:
-    """Return how many inputs there are for each output: the least terms that a sum of them has."""
-    read = sum(t.numel() for t in tensors_of(case.inputs))
-    return max(read / max(oracle.numel(), 1), 1.0)

@@ -1,8 +1,9 @@
 """Decides whether what a candidate returned is what the reference computes.
 
-Two bounds on every floating tensor, and both must hold: torch.allclose at the pair's tolerance,
-and an error budget against the float64 oracle, relative to the error that the reference itself
-makes. The first is what users know; the second sees TF32 and float16 inside a float32 problem.
+A floating tensor must be within the pair's tolerance (torch.allclose), which is what users know.
+An error that is no larger than the reference's own, within a factor, needs no explanation. A larger
+one is looked into: where it is that of TF32, bfloat16 or float16, or beyond what float32 gives in
+any order of its sums, the tensor is refused with that evidence; else it is accepted with a warning.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from typing import Any
 import torch
 
 from harness.domain import Check, HarnessError, Status
+from harness.judge.fingerprint import SPOKEN, Evidence, Match, stored_in
 from harness.judge.precision import (
     CHUNK,
     PRECISION_OF,
-    UNIT_ROUNDOFF,
-    Sensitivity,
     Standard,
+    Sums,
     budget_of,
-    effective,
-    looks_like_rounding,
-    lost_slice,
     rms_within,
-    spoken,
+    slices,
     stream,
     unit_roundoff,
 )
 from harness.wire import Untransferable
+
+_COARSENESS = {"fp64": 0, "fp32": 1, "tf32": 2, "fp16": 2, "bf16": 3, "worse": 4, "tanh": 4}
+_MOST_IN_SLICES = 1 << 24
+"""Elements of a tensor whose samples and columns are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +147,23 @@ def _kind(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What a comparison found.
+
+    Attributes:
+        check: the figures.
+        mismatch: the reason for refusal, None where the tensor is accepted.
+        warning: what is suspicious about an accepted tensor, without figures; empty for nothing.
+        times: how often as large as the reference's own the error of that tensor is.
+    """
+
+    check: Check
+    mismatch: Mismatch | None = None
+    warning: str = ""
+    times: float = 0.0
+
+
 def tensor(
     got: torch.Tensor,
     reference: torch.Tensor,
@@ -152,8 +171,10 @@ def tensor(
     standard: Standard,
     phase: str,
     what: str,
-    sensitivity: Sensitivity | None = None,
-) -> tuple[Check, Mismatch | None]:
+    evidence: Evidence | None = None,
+    *,
+    outside: bool = False,
+) -> Compared:
     """Compare one tensor of equal shape and dtype with the reference's and the oracle's.
 
     Args:
@@ -164,10 +185,8 @@ def tensor(
         standard: bounds.
         phase: mode and trial, for the record.
         what: name of the tensor, for the record.
-        sensitivity: how far the oracle moves when its inputs are rounded once more.
-
-    Returns:
-        The figures, and the reason for refusal or None.
+        evidence: looks into what needs an explanation; without it, all of that is refused.
+        outside: the inputs are none that the problem draws: refused is only another function.
 
     Source: the allclose bound is |got - expected| <= atol + rtol * |expected|.
     """
@@ -178,96 +197,253 @@ def tensor(
     if got.shape != reference.shape or got.shape != oracle.shape:
         raise HarnessError(f"{what}: comparing shapes {got.shape} and {oracle.shape}")
     if not reference.is_floating_point():
-        return _exact(got, reference, oracle, phase, what)
-    policy = standard.policy
-    atol, rtol = policy.tolerance(reference.dtype)
-    atol = atol if standard.atol is None else standard.atol
-    rtol = rtol if standard.rtol is None else standard.rtol
+        return _exact(got, reference, oracle, phase, what, evidence)
     flat = (got.reshape(-1), reference.reshape(-1), oracle.reshape(-1))
     not_finite = _non_finite(flat, tuple(got.shape), what)
     if not_finite:
-        return Check(
+        check = Check(
             phase=phase, what=what, max_abs_diff=None, error=None, budget=None, precision=None
-        ), not_finite
-    declared = standard.precision or PRECISION_OF[reference.dtype]
-    if declared in ("tf32", "bf16", "fp16") and reference.dtype == torch.float32:
-        widened = 8 * UNIT_ROUNDOFF[declared]
-        atol, rtol = max(atol, widened), max(rtol, widened)
-    sums = stream(flat, atol, rtol)
-    if sensitivity is None or reference.dtype in (torch.float16, torch.bfloat16):
-        # 16-bit inputs are exact in their few bits, and sums belong into float32.
-        sensitivity, shaken = Sensitivity(), 0.0
-    else:
-        exact = torch.nan_to_num(oracle.double(), nan=0.0, posinf=0.0, neginf=0.0)
-        shaken = sensitivity.largest(exact, unit_roundoff(reference.dtype))
-        del exact
-    # The largest of many errors is some five times their root mean square.
-    moved = 0.2 * shaken * UNIT_ROUNDOFF[declared] / unit_roundoff(reference.dtype)
-    budget = budget_of(sums, reference.dtype, declared, standard)
-    budget = max(budget, policy.sensitivity_factor * shaken)
-    slack = 4 * max(sums.max_reference_error, shaken)
-    if declared != PRECISION_OF[reference.dtype]:
-        # Products rounded to a declared precision err relative to the sum's size, not to each y.
-        slack = max(slack, budget)
-    close = sums.worst <= slack
-    within = sums.max_error <= budget and rms_within(sums, reference.dtype, declared, moved, policy)
-    lost = (
-        lost_slice(got, reference, oracle, policy, shaken, forward=what.startswith("output"))
-        if within
-        else ""
-    )
-    if declared == PRECISION_OF[reference.dtype] and lost:
-        within = False
-    precision = effective(sums, within, declared)
-    check = Check(
-        phase=phase,
-        what=what,
-        max_abs_diff=sums.max_diff,
-        error=sums.max_error,
-        budget=budget,
-        precision=precision,
-    )
-    if close and within:
-        return check, None
-    index = _unravel(sums.worst_at, tuple(got.shape))
-    g, e = float(flat[0][sums.worst_at]), float(flat[2][sums.worst_at])
-    wrong = _wrong_mask(got, oracle, atol, rtol, slack) if not close else None
-    where = f"{what}{list(index)} is {g:.7g}, expected {e:.7g}"
-    worst = lost or f"worst {where}"
-    if close or (precision in ("tf32", "fp16", "bf16") and looks_like_rounding(got, oracle, sums)):
-        return check, Mismatch(
-            status=Status.PRECISION_LOST,
-            message=(
-                f"effective precision {spoken(precision)} where {declared} is due: error "
-                f"{sums.max_error:.3g} against the float64 oracle, budget {budget:.3g} (the "
-                f"reference's own error is {sums.max_reference_error:.3g}); {worst}"
-            ),
-            what=what,
-            index=index,
-            got=g,
-            expected=e,
-            wrong=wrong,
-            precision=precision,
         )
-    return check, Mismatch(
-        status=Status.WRONG_VALUES,
-        message=f"{where} (|diff| {abs(g - e):.3g}, tolerance atol={atol:g} rtol={rtol:g})",
-        what=what,
-        index=index,
-        got=g,
-        expected=e,
-        wrong=wrong,
-        precision=precision,
-    )
+        return Compared(check=check, mismatch=not_finite)
+    return _Comparison(got, reference, oracle, standard, phase, what, evidence, outside).judge()
+
+
+class _Comparison:
+    """One floating tensor against reference and oracle; arguments as for tensor()."""
+
+    def __init__(
+        self,
+        got: torch.Tensor,
+        reference: torch.Tensor,
+        oracle: torch.Tensor,
+        standard: Standard,
+        phase: str,
+        what: str,
+        evidence: Evidence | None,
+        outside: bool,
+    ) -> None:
+        self._got, self._reference, self._oracle = got, reference, oracle
+        self._standard, self._phase, self._what = standard, phase, what
+        self._evidence, self._outside = evidence, outside
+        self._policy = standard.policy
+        self._dtype = reference.dtype
+        self._own = PRECISION_OF[reference.dtype]
+        self._low = self._own in ("bf16", "fp16")
+        self._declared = standard.precision or self._own
+        self._reduced = not self._low and self._declared in SPOKEN and self._declared != self._own
+        atol, rtol = self._policy.tolerance(reference.dtype)
+        self._atol = atol if standard.atol is None else standard.atol
+        self._rtol = rtol if standard.rtol is None else standard.rtol
+        flat = (got.reshape(-1), reference.reshape(-1), oracle.reshape(-1))
+        self._sums: Sums = stream(flat, self._atol, self._rtol)
+        self._budget = budget_of(self._sums, self._dtype, self._own, standard)
+        self._slack = self._policy.slack_factor * self._sums.max_reference_error
+
+    def judge(self) -> Compared:
+        """Return what is to be said of the tensor."""
+        sums = self._sums
+        within = sums.max_error <= self._budget and rms_within(sums, self._dtype, self._policy)
+        if within and sums.worst <= self._slack and self._slices_within():
+            return self._accepted(self._own)
+        if self._evidence is None or self._low:
+            return self._unexplained()
+        evidence, what = self._evidence, self._what
+        stored = stored_in(self._got, self._oracle, self._own)
+        if stored and not self._allows(stored):
+            text = f"every element is a {SPOKEN[stored]} number"
+            return self._lost(stored, text)
+        error = self._got.double() - self._oracle
+        noise = evidence.noise(what, self._own)
+        if noise is None:
+            return self._unexplained()
+        self._slack = max(self._slack, self._policy.slack_factor * float(noise.max()))
+        match = evidence.match(what, error, self._own)
+        if match and not self._allows(match.precision):
+            return self._lost(match.precision, match.text, function=match.precision == "tanh")
+        if self._reduced and not self._outside:
+            return self._as_declared(error, match)
+        factor = self._policy.function_factor if self._outside else self._policy.order_factor
+        explained = self._explained_by(noise, error, factor)
+        self._budget = max(self._budget, factor * float(noise.max()))
+        close = sums.worst <= self._slack
+        if explained and (close or self._outside):
+            return self._suspicious(close)
+        if close and not self._outside:
+            text = (
+                f"no order of its sums gives {SPOKEN[self._own]} errors of that size "
+                f"(up to {self._budget:.3g} over the whole tensor)"
+            )
+            return self._lost("worse", text)
+        return self._wrong()
+
+    def _slices_within(self) -> bool:
+        """Return whether each sample and each column is as precise as its own size allows."""
+        if self._low or self._got.numel() > _MOST_IN_SLICES:
+            return True
+        policy = self._policy
+        eps = 2 * unit_roundoff(self._dtype)
+        if self._standard.oracle_precision not in ("fp64", "itself"):
+            return True
+        got, reference, oracle = (
+            torch.nan_to_num(t.double(), nan=0.0, posinf=0.0, neginf=0.0)
+            for t in (self._got, self._reference, self._oracle)
+        )
+        for error, own, size in zip(
+            slices(got - oracle), slices(reference - oracle), slices(oracle), strict=True
+        ):
+            bound = torch.maximum(policy.reference_factor * own, policy.eps_factor * eps * size)
+            # Below the least normal number there are no digits to keep.
+            if bool((error > bound + torch.finfo(self._dtype).tiny).any()):
+                return False
+        return True
+
+    def _explained_by(self, noise: torch.Tensor, error: torch.Tensor, factor: float) -> bool:
+        """Return whether roundings explain the error of the tensor, of each sample and column."""
+        own = (self._reference.double() - self._oracle).abs()
+        error, own = (
+            torch.nan_to_num(t.abs(), nan=0.0, posinf=0.0, neginf=0.0) for t in (error, own)
+        )
+        parts = [tuple(t.max().reshape(1) for t in (error, noise, own))] if error.numel() else []
+        if self._got.numel() <= _MOST_IN_SLICES:
+            parts += list(zip(slices(error), slices(noise), slices(own), strict=True))
+        tiny = torch.finfo(self._dtype).tiny
+        for e, n, o in parts:
+            bound = torch.maximum(factor * n, self._policy.slack_factor * o)
+            if bool((e > bound + factor * tiny).any()):
+                return False
+        return True
+
+    def _allows(self, precision: str) -> bool:
+        """Return whether the precision that is due is no finer than this one."""
+        return self._reduced and _COARSENESS[precision] <= _COARSENESS[self._declared]
+
+    def _as_declared(self, error: torch.Tensor, match: Match | None) -> Compared:
+        """Judge a tensor whose solution may compute in fewer bits than its dtype has."""
+        assert self._evidence is not None
+        evidence, what, policy = self._evidence, self._what, self._policy
+        allowed = evidence.allowed(what, self._declared)
+        if allowed is None:
+            return self._unexplained()
+        r = torch.nan_to_num(evidence.sampled(what, error), nan=0.0, posinf=0.0, neginf=0.0)
+        d = torch.nan_to_num(allowed, nan=0.0, posinf=0.0, neginf=0.0)
+        self._budget = max(self._budget, 2 * policy.declared_factor * float(d.abs().max()))
+        explained = float(r.norm()) <= policy.declared_factor * float(d.norm())
+        if explained and self._sums.max_error <= self._budget:
+            return self._accepted(match.precision if match else self._declared)
+        if self._sums.worst <= max(self._slack, self._budget):
+            text = f"{SPOKEN[self._declared]} gives smaller errors in the reference"
+            return self._lost("worse", text)
+        return self._wrong()
+
+    def _unexplained(self) -> Compared:
+        """Return the refusal of what cannot be looked into."""
+        if self._sums.worst > max(self._slack, self._budget if self._reduced else 0.0):
+            return self._wrong()
+        return self._lost("worse", "more than one rounding of the result" if self._low else "")
+
+    def _check(self, precision: str) -> Check:
+        return Check(
+            phase=self._phase,
+            what=self._what,
+            max_abs_diff=self._sums.max_diff,
+            error=self._sums.max_error,
+            budget=self._budget,
+            precision="exact" if self._sums.unequal == 0 else precision,
+        )
+
+    def _accepted(self, precision: str) -> Compared:
+        return Compared(check=self._check(precision))
+
+    def _suspicious(self, close: bool) -> Compared:
+        sums = self._sums
+        times = sums.max_error / max(sums.max_reference_error, 1e-300)
+        if close and times <= self._policy.reference_factor:
+            return self._accepted(self._own)
+        what = self._what.partition("[")[0]
+        warning = (
+            f"less precise on inputs that the problem does not draw ({what})"
+            if self._outside
+            else f"no lower precision shows, but the errors of {what} are larger than the "
+            "reference's own"
+        )
+        return Compared(check=self._check(self._own), warning=warning, times=times)
+
+    def _at_worst(self) -> tuple[tuple[int, ...], float, float, str]:
+        index = _unravel(self._sums.worst_at, tuple(self._got.shape))
+        got = float(self._got.reshape(-1)[self._sums.worst_at])
+        expected = float(self._oracle.reshape(-1)[self._sums.worst_at])
+        return (
+            index,
+            got,
+            expected,
+            f"{self._what}{list(index)} is {got:.7g}, expected {expected:.7g}",
+        )
+
+    def _lost(self, precision: str, why: str, *, function: bool = False) -> Compared:
+        """Return the refusal of a tensor that is computed in fewer bits than it should."""
+        index, got, expected, where = self._at_worst()
+        sums = self._sums
+        used = SPOKEN.get(precision, "")
+        head = f"computed with {why}" if used and "number" not in why else why
+        if not used:
+            head = "less precise than " + SPOKEN[self._declared] + (f": {why}" if why else "")
+        close = sums.worst <= self._slack
+        return Compared(
+            check=self._check(precision if precision in _COARSENESS else "worse"),
+            mismatch=Mismatch(
+                status=Status.WRONG_VALUES if function and not close else Status.PRECISION_LOST,
+                message=(
+                    f"{head}; {SPOKEN[self._declared]} is due. The error is {sums.max_error:.3g} "
+                    "against the float64 oracle, the reference's own "
+                    f"{sums.max_reference_error:.3g}; worst {where}"
+                ),
+                what=self._what,
+                index=index,
+                got=got,
+                expected=expected,
+                wrong=None if close else self._wrong_mask(),
+                precision=precision,
+            ),
+        )
+
+    def _wrong(self) -> Compared:
+        index, got, expected, where = self._at_worst()
+        return Compared(
+            check=self._check("worse"),
+            mismatch=Mismatch(
+                status=Status.WRONG_VALUES,
+                message=(
+                    f"{where} (|diff| {abs(got - expected):.3g}, tolerance atol={self._atol:g} "
+                    f"rtol={self._rtol:g})"
+                ),
+                what=self._what,
+                index=index,
+                got=got,
+                expected=expected,
+                wrong=self._wrong_mask(),
+                precision="worse",
+            ),
+        )
+
+    def _wrong_mask(self) -> torch.Tensor | None:
+        return _wrong_mask(self._got, self._oracle, self._atol, self._rtol, self._slack)
 
 
 def _exact(
-    got: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor, phase: str, what: str
-) -> tuple[Check, Mismatch | None]:
+    got: torch.Tensor,
+    reference: torch.Tensor,
+    oracle: torch.Tensor,
+    phase: str,
+    what: str,
+    evidence: Evidence | None,
+) -> Compared:
     # Integers and booleans: the reference's value or, where float64 decides a tie otherwise, the
     # oracle's.
     wrong = (got != reference) & (got != oracle.to(got.dtype))
     count = int(wrong.sum())
+    integers = got.dtype in (torch.int64, torch.int32) and reference.dtype == got.dtype
+    if count and integers and evidence is not None and evidence.is_free_order(got, reference):
+        count = 0
     check = Check(
         phase=phase,
         what=what,
@@ -277,11 +453,11 @@ def _exact(
         precision="exact" if count == 0 else "worse",
     )
     if not count:
-        return check, None
+        return Compared(check=check)
     at = int(wrong.reshape(-1).to(torch.uint8).argmax())
     index = _unravel(at, tuple(got.shape))
     g, e = got.reshape(-1)[at].item(), reference.reshape(-1)[at].item()
-    return check, Mismatch(
+    mismatch = Mismatch(
         status=Status.WRONG_VALUES,
         message=f"{what}{list(index)} is {g}, expected {e} ({count} of {got.numel()} differ)",
         what=what,
@@ -291,6 +467,7 @@ def _exact(
         wrong=wrong.cpu(),
         precision="worse",
     )
+    return Compared(check=check, mismatch=mismatch)
 
 
 def _non_finite(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.judge import likeness, trials
+from harness.judge.arithmetic import opened
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
 from harness.modules import mapped, tensors_of, write_state
 
@@ -39,22 +42,41 @@ class Oracle:
         """Whether the reference stands in for an oracle."""
         return self.module is self._problem.reference
 
-    def call(self, mode: str, inputs: list[Any], rng: int, grads: Any) -> Outcome:
-        """Return what the oracle does on these inputs, from the reference's present state."""
+    def call(
+        self,
+        mode: str,
+        inputs: list[Any],
+        rng: int,
+        grads: Any,
+        under: TorchDispatchMode | None = None,
+        *,
+        stand_in: bool = False,
+    ) -> Outcome:
+        """Return what the oracle does on these inputs, from the reference's present state.
+
+        Args:
+            mode: see Problem.call, as for rng and grads.
+            inputs: of the call, left unchanged.
+            rng: seed of all generators before the call.
+            grads: of the outputs, None for a call without gradients.
+            under: an arithmetic to compute in (see harness.judge.arithmetic), None for float64's.
+            stand_in: let the reference itself stand in for the oracle.
+        """
         problem = self._problem
-        if self.is_reference:
-            before = {n: t.detach().clone() for n, t in problem.state().items()}
-            outcome = problem.call(problem.reference, mode, inputs, rng, grads)
-            write_state(problem.reference, before)
-        else:
-            write_state(self.module, problem.state())
-            try:
-                outcome = self._double_call(mode, inputs, rng, grads)
-            except torch.OutOfMemoryError:
-                if self._on_cpu:
-                    raise
-                self._move_oracle_to_cpu()
-                outcome = self._double_call(mode, inputs, rng, grads)
+        with opened(under) if under is not None else contextlib.nullcontext():
+            if self.is_reference or stand_in:
+                before = {n: t.detach().clone() for n, t in problem.state().items()}
+                outcome = problem.call(problem.reference, mode, inputs, rng, grads)
+                write_state(problem.reference, before)
+            else:
+                write_state(self.module, problem.state())
+                try:
+                    outcome = self._double_call(mode, inputs, rng, grads)
+                except torch.OutOfMemoryError:
+                    if under is not None or self._on_cpu:
+                        raise
+                    self._move_oracle_to_cpu()
+                    outcome = self._double_call(mode, inputs, rng, grads)
         outcome.output = mapped(outcome.output, to_double)
         return outcome
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,6 +193,19 @@ class Problem:
                 isinstance(t, torch.nn.Parameter) for t in modules.tensors_of(output)
             ),
         )
+
+    def judged(self, what: str, run: Callable[[], Any]) -> Any:
+        """Return what a function gives that calls the problem's code.
+
+        Args:
+            what: names it in errors.
+            run: the function.
+
+        Raises:
+            InvalidReference: the problem's code raised.
+        """
+        with self._user_code(what):
+            return run()
 
     @contextlib.contextmanager
     def _user_code(self, what: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ from harness import wire
 from harness.judge import lineage, trials
 from harness.judge.baton import Baton
 from harness.judge.problem import InvalidReference, Problem
-from harness.modules import differentiable, mapped, tensors_of
+from harness.modules import mapped, tensors_of
 
 _DRAW_S = 0.06
 """Time for fresh draws per batch; where it does not suffice, further inputs are made from them."""
@@ -275,10 +275,7 @@ class Stage:
         factor = 1 - (secret % 9973 + 1) / 1e5
 
         def other(t: torch.Tensor) -> torch.Tensor:
-            if not t.dim() or t.numel() < 2:
-                return t
-            rolled = torch.roll(t, 1 + secret % 65537, dims=0)
-            return trials.restored(rolled.mul_(factor), t) if differentiable(t) else rolled
+            return trials.rolled(t, 1 + secret % 65537, factor)
 
         inputs, grads = base
         return [mapped(v, other) for v in inputs], [g if g is None else other(g) for g in grads]

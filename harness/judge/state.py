@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 _LARGE_ELEMENTS = 1 << 20
+_LARGEST_INDEX = 1 << 24
 
 
 class StateMismatch(Exception):
@@ -181,8 +182,11 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
     """Return whether a state tensor is a constant by its looks, and is then never perturbed.
 
     Buffers of integers or booleans, with infinities, or with a pattern of zeros and ones: masks,
-    index tables, counters. Parameters and other floating buffers are perturbed.
+    index tables, counters. Parameters and other floating buffers are perturbed, and integers that
+    are weights.
     """
+    if _is_quantised(tensor):
+        return False
     if kind == "parameter":
         return not (tensor.is_floating_point() or tensor.is_complex())
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 0:
@@ -205,6 +209,24 @@ def _normal(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(value.shape, generator=there, device=value.device)
 
 
+def _is_quantised(tensor: torch.Tensor) -> bool:
+    """Return whether integers look like weights: bytes of many values, or packed words.
+
+    An index or a counter stays below the size of what it counts. Packed words reach far beyond.
+    """
+    if tensor.numel() < 64 or tensor.dtype not in (
+        torch.int8,
+        torch.uint8,
+        torch.int32,
+        torch.int64,
+    ):
+        return False
+    if tensor.element_size() == 1:
+        return tensor.unique().numel() >= 4
+    middle = tensor.abs().flatten().median()
+    return bool(middle > _LARGEST_INDEX)
+
+
 def perturbed(
     state: Mapping[str, torch.Tensor],
     kinds: Mapping[str, str],
@@ -216,7 +238,7 @@ def perturbed(
     A freshly built normalisation has mean 0, variance 1, weight 1 and bias 0, where the identity
     passes. A tensor that was positive throughout stays so (it may be a variance) unless it is a
     parameter and boldness is 2; zero tensors get small normal values; all others are scaled and
-    shifted relative to their own size. Constants stay.
+    shifted relative to their own size. Quantised weights change places. Constants stay.
 
     Args:
         state: name -> tensor, constructed values, any device.
@@ -231,6 +253,11 @@ def perturbed(
             changed[name] = value.clone()
             continue
         real = value.abs() if value.is_complex() else value
+        if not (value.is_floating_point() or value.is_complex()):
+            # Values that occur, elsewhere: each is one that the reference can unpack.
+            order = torch.randperm(value.numel(), generator=generator).to(value.device)
+            changed[name] = value.flatten()[order].view(value.shape)
+            continue
         noise = _normal(value, generator)
         if not bool((value != 0).any()):
             fresh = 0.5 * noise

@@ -14,6 +14,8 @@ from harness.domain import Status
 from harness.judge import compare, state
 from harness.judge.baton import Seen, Timed
 from harness.judge.compare import Mismatch
+from harness.judge.fingerprint import Evidence, real_double
+from harness.judge.likeness import triples
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
 from harness.judge.problem import Outcome, Problem
@@ -134,7 +136,7 @@ class OutputCheck:
                 seen.inputs[slot], staged, exact=True
             )
             rng = timed.seed + position if timed.seed else 0
-            expected, oracle = self._expected(staged, whole is not None, rng)
+            expected, oracle, evidence = self._expected(staged, whole is not None, rng)
             # Where the reference writes into its inputs, too, they are as it left them.
             if touched and not _untouched(seen.inputs[slot], staged, exact=False):
                 raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
@@ -144,7 +146,7 @@ class OutputCheck:
                 self._check_rest(seen, whole)
             self._check_elements(wanted, seen, position)
             if whole is not None and self._repeats:
-                self._check_whole(wanted, whole, seen.layout, expected, oracle)
+                self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
 
     def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
         """Return what the reference gave, in the order of the candidate's own."""
@@ -227,8 +229,10 @@ class OutputCheck:
         layout: Layout,
         expected: Outcome,
         oracle: Any,
+        evidence: Evidence | None,
     ) -> None:
         exact = tensors_of(oracle)
+        names = [n for n, _, _, _ in triples(oracle, oracle, oracle, "output")]
         into = len(given_tensors(expected.output, None)) + len(expected.input_grads)
         for i, (got, want) in enumerate(zip(whole, wanted, strict=True)):
             if want is None or not want.numel() or want.layout is not torch.strided:
@@ -238,11 +242,11 @@ class OutputCheck:
             if i >= into:
                 self._check_state_grad(layout.state[i - into], got, want)
                 continue
-            what = "output" if i < len(exact) else "gradient of an input"
+            what = names[i] if i < len(exact) else "gradient of an input"
             right = exact[i] if i < len(exact) else want
-            _, mismatch = compare.tensor(
-                got.to(want.device), want, right, self._standard, "time", what
-            )
+            mismatch = compare.tensor(
+                got.to(want.device), want, right, self._standard, "time", what, evidence
+            ).mismatch
             if mismatch is not None:
                 raise TimedWrongly(mismatch)
 
@@ -254,7 +258,9 @@ class OutputCheck:
         if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
 
-    def _expected(self, staged: Values, whole: bool, rng: int) -> tuple[Outcome, Any]:
+    def _expected(
+        self, staged: Values, whole: bool, rng: int
+    ) -> tuple[Outcome, Any, Evidence | None]:
         problem, mode = self._problem, self._mode
         before: Mapping[str, torch.Tensor] = {
             n: t.detach().clone() for n, t in problem.state().items()
@@ -263,9 +269,28 @@ class OutputCheck:
         oracle = None
         if whole and not self._oracle.is_reference and not self._large:
             oracle = self._oracle.call(mode, inputs, rng, None).output
+        versions = [t._version for t in tensors_of(inputs)]
         outcome = problem.call(problem.reference, mode, inputs, rng, grads, private=True)
         write_state(problem.reference, before)
-        return outcome, outcome.output if oracle is None else oracle
+        exact = outcome.output if oracle is None else oracle
+        if not whole or versions != [t._version for t in tensors_of(inputs)]:
+            return outcome, exact, None
+        found = triples(exact, exact, exact, "output")
+        evidence = Evidence(
+            problem,
+            self._oracle,
+            self._standard.policy,
+            mode=mode,
+            inputs=inputs,
+            rng=rng,
+            grads=grads,
+            before=before,
+            exact={n: real_double(t) for n, t, _, _ in found if differentiable(t)},
+            seed=self._secret.getrandbits(60),
+            notes=[],
+            stand_in=oracle is None,
+        )
+        return outcome, exact, evidence
 
 
 def _plausible(got: torch.Tensor, want: torch.Tensor) -> bool:

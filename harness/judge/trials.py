@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from harness.modules import mapped
 
 PLAN = (
     "nominal",
-    "nominal",
+    "numbers",
     "edited",
     "same",
     "signs",
@@ -31,7 +32,8 @@ PLAN = (
 
 ``edited`` is the call before with a few elements changed: an answer kept under some of the
 elements is stale then. ``same`` leaves the input buffers untouched while the state changes: an
-answer kept under the inputs alone is stale then.
+answer kept under the inputs alone is stale then. ``numbers`` is a nominal draw whose floating
+arguments that are no tensors are changed, so that a constant in their place shows.
 """
 
 STATE_CHANGES = frozenset({1, 3, 6})
@@ -39,6 +41,9 @@ STATE_CHANGES = frozenset({1, 3, 6})
 
 FOLLOWERS = ("edited", "same")
 """Variants that start from the inputs of the call before."""
+
+OUTSIDE = frozenset({"numbers", "samples", "shift", "large", "tails", "small"})
+"""Variants that no draw of the problem gives. There only another function is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,41 +137,57 @@ def _origin(index: int) -> int:
     return index
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Varied:
+    """Inputs of one call.
+
+    Attributes:
+        inputs: arguments of forward.
+        changed: whether any of them differs from its nominal draw.
+        outside: whether no draw of the problem gives such inputs.
+    """
+
+    inputs: list[Any]
+    changed: bool = False
+    outside: bool = False
+
+
 def varied(
     inputs: list[Any],
     variant: str,
     seed: int,
     names: Sequence[str],
     domain: Mapping[str, Mapping[str, float]],
-) -> tuple[list[Any], bool]:
-    """Return a variant of nominal inputs, and whether any tensor differs from its nominal draw.
+) -> Varied:
+    """Return a variant of nominal inputs.
 
-    Structure is kept: zeros stay zero, infinities stay, duplicates stay equal, sorted stays
-    sorted, integers stay within the values that occur, masks stay masks.
+    Structure that a solution may rely on is kept: zeros stay zero, infinities stay, sorted stays
+    sorted, symmetric symmetric, probabilities probabilities, integers stay within the values that
+    occur, masks stay masks. Equal samples do not stay equal: a solution that computes one of them
+    and expands it is another function.
 
     Args:
         inputs: nominal inputs.
-        variant: an entry of PLAN.
+        variant: an entry of PLAN; ``same`` is what ``edited`` before it made: see Checker.
         seed: of the draws here.
         names: the forward arguments' names, for the domain.
         domain: by argument name: ``min`` and ``max`` that floating elements must keep to.
     """
-    if variant == "nominal":
-        return inputs, False
-    if variant == "same":
-        # What "edited" before it made, from the seed that it was made with: see Checker.
-        return inputs, False
-    changed = False
+    if variant in ("nominal", "same"):
+        return Varied(inputs=inputs)
+    changed = one_signed = False
     done: dict[int, torch.Tensor] = {}
 
     def one(tensor: torch.Tensor, limits: Mapping[str, float] | None, salt: int) -> torch.Tensor:
-        nonlocal changed
+        nonlocal changed, one_signed
         if id(tensor) in done:
             return done[id(tensor)]
         generator = torch.Generator(device=tensor.device).manual_seed((seed + salt) % 2**62)
         fresh = _varied_tensor(tensor, variant, generator)
-        if limits and tensor.is_floating_point():
-            fresh = fresh.clamp(limits.get("min"), limits.get("max"))
+        if tensor.is_floating_point():
+            if limits:
+                fresh = fresh.clamp(limits.get("min"), limits.get("max"))
+            one_signed = one_signed or (variant == "signs" and _is_one_signed(tensor))
         # A tensor whose bytes did not change is no variant of its own.
         changed = changed or not torch.equal(fresh, tensor)
         done[id(tensor)] = restored(fresh, tensor)
@@ -175,8 +196,26 @@ def varied(
     result = []
     for i, value in enumerate(inputs):
         limits = domain.get(names[i]) if i < len(names) else None
-        result.append(mapped(value, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
-    return result, changed
+        if variant == "numbers":
+            result.append(_other_number(value, limits))
+            changed = changed or result[-1] is not value
+        else:
+            result.append(mapped(value, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
+    outside = variant in OUTSIDE or (variant == "signs" and one_signed)
+    return Varied(inputs=result, changed=changed, outside=changed and outside)
+
+
+def _other_number(value: Any, limits: Mapping[str, float] | None) -> Any:
+    """Return another floating number than a given one; integers may be dimensions or flags."""
+    if type(value) is not float or not math.isfinite(value) or value == 0:
+        return value
+    limits = limits or {}
+    other = min(max(value * 1.25, limits.get("min", -math.inf)), limits.get("max", math.inf))
+    return value if other == value else other
+
+
+def _is_one_signed(x: torch.Tensor) -> bool:
+    return bool((x >= 0).all()) or bool((x <= 0).all())
 
 
 def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -185,6 +224,27 @@ def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     if fresh.stride() == like.stride() or like.numel() == 0 or 0 in like.stride():
         return fresh.contiguous()
     return torch.empty_like(like, memory_format=torch.preserve_format).copy_(fresh)
+
+
+def rolled(x: torch.Tensor, by: int, factor: float) -> torch.Tensor:
+    """Return other values with the structure of x: rolled along the first dimension, and scaled.
+
+    Args:
+        x: a nominal draw.
+        by: places.
+        factor: near 1.
+    """
+    if x.dim() < 1 or x.numel() < 2:
+        return x
+    floating = x.is_floating_point() or x.is_complex()
+    fresh = x
+    if x.dim() == 2 and floating and _is_symmetric(x):
+        fresh = torch.roll(x, (by, by), dims=(0, 1))
+    elif not (x.dim() == 1 and _is_sorted(x)) and not (x.dim() == 2 and _is_triangular(x)):
+        fresh = torch.roll(x, by, dims=0)
+    if not floating or (not x.is_complex() and _are_probabilities(x)):
+        return fresh
+    return restored(fresh * factor, x)
 
 
 def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
@@ -207,7 +267,7 @@ def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) ->
 
 def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return x with a few elements swapped, so that only values that occur occur."""
-    if _is_sorted(x) or _is_binary(x) or (x.is_floating_point() and _is_structured(x)):
+    if _is_sorted(_one_of(x)) or _is_binary(x) or (x.is_floating_point() and _is_made(x)):
         return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
     flat = x.flatten().clone()
     # Zeros may be a pattern: only other elements change.
@@ -231,7 +291,7 @@ def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _varied_mask(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
-    if x.dim() >= 2 and (torch.equal(x, x.tril()) or torch.equal(x, x.triu())):
+    if _is_triangular(x):
         return x
     if variant == "signs":
         return ~x
@@ -242,15 +302,21 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
     zero = x == 0
     if _is_binary(x):
         return _permuted(x, generator) if variant in ("permuted", "signs", "tails") else x
-    structured = _is_structured(x)
+    sample = _one_of(x)
+    if _is_symmetric(sample):
+        return _varied_symmetric(x, variant, generator)
+    if _are_probabilities(x):
+        return _varied_probabilities(x, variant, generator)
     if variant == "large":
         return x * 128.0  # exp overflows beyond 88, and must not in a careful softmax
     if variant == "small":
         return x * 2.0**-6
-    if structured:
-        # Only maps of the whole tensor: they keep sortedness, duplicates and symmetry.
+    if _is_structured(sample):
+        # Only maps of whole samples: they keep sortedness and repeated values.
         if variant == "signs" and not _is_sorted(x):
             return -x
+        if variant == "samples" and sample.shape != x.shape:
+            return x * _sizes(x, sample, generator)
         if variant == "samples" and x.dim() > 1 and not _is_sorted(x):
             return x[torch.randperm(x.shape[0], generator=generator, device=x.device)]
         return x
@@ -273,6 +339,50 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
     if variant == "permuted" and not bool(zero.any()):
         return _permuted(x, generator)
     return x
+
+
+def _one_of(x: torch.Tensor) -> torch.Tensor:
+    """Return one of the slices along each dimension in which all of them are equal."""
+    for dim in range(x.dim()):
+        if x.shape[dim] < 2:
+            continue
+        first, second = x.narrow(dim, 0, 1), x.narrow(dim, 1, 1)
+        if torch.equal(first, second) and bool((x == first).all()):
+            x = first
+    return x
+
+
+def _sizes(x: torch.Tensor, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a factor of its own for each of the slices that are equal in x."""
+    pairs = zip(x.shape, sample.shape, strict=True)
+    shape = [n if n != m else 1 for n, m in pairs]
+    return 0.5 + torch.rand(shape, generator=generator, device=x.device)
+
+
+def _varied_symmetric(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    """Return other symmetric matrices; positive definite ones where x holds such."""
+    if variant in ("large", "small"):
+        return x * (128.0 if variant == "large" else 2.0**-6)
+    if variant == "signs":
+        return x if _is_positive_definite(x) else -x
+    if variant != "samples":
+        return x
+    order = torch.randperm(x.shape[-1], generator=generator, device=x.device)
+    fresh = x[..., order, :][..., order]
+    if x.dim() > 2:
+        shape = (*x.shape[:-2], 1, 1)
+        fresh = fresh * (0.5 + torch.rand(shape, generator=generator, device=x.device))
+    return fresh
+
+
+def _varied_probabilities(
+    x: torch.Tensor, variant: str, generator: torch.Generator
+) -> torch.Tensor:
+    """Return other rows that sum to one: each row's elements in an order of its own."""
+    if variant != "samples" or _is_sorted(x):
+        return x
+    order = torch.rand(x.shape, generator=generator, device=x.device).argsort(-1)
+    return torch.gather(x, -1, order)
 
 
 def _permuted(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -309,7 +419,7 @@ def _is_sorted(x: torch.Tensor) -> bool:
 
 
 def _is_structured(x: torch.Tensor) -> bool:
-    """Return whether elements depend on one another: patterns, duplicates, sums, symmetry."""
+    """Return whether elements depend on one another: order, few values that repeat."""
     if x.numel() < 8:
         return False
     if _is_sorted(x):
@@ -318,14 +428,39 @@ def _is_structured(x: torch.Tensor) -> bool:
     nonzero = part[part != 0]
     # Half-precision draws collide by themselves: few distinct values mean less there.
     least = 0.5 if x.element_size() >= 4 else 0.02
-    if nonzero.numel() and nonzero.unique().numel() < nonzero.numel() * least:
-        return True
-    if x.dim() >= 2:
-        rows = x.reshape(-1, x.shape[-1])[:256].double()
-        sums = rows.sum(-1)
-        if bool((rows >= 0).all()) and bool((sums - 1).abs().max() < 1e-3):
-            return True
-        square = x.shape[-1] == x.shape[-2]
-        if square and x.shape[-1] > 1 and bool(torch.equal(x, x.transpose(-1, -2))):
-            return True
-    return False
+    return bool(nonzero.numel()) and nonzero.unique().numel() < nonzero.numel() * least
+
+
+def _is_made(x: torch.Tensor) -> bool:
+    """Return whether floating elements depend on one another in a way that is kept."""
+    sample = _one_of(x)
+    return _is_structured(sample) or _is_symmetric(sample) or _are_probabilities(x)
+
+
+def _is_triangular(x: torch.Tensor) -> bool:
+    if x.dim() < 2 or x.shape[-1] < 2:
+        return False
+    corners = x[..., -1, 0], x[..., 0, -1]
+    return (not bool(corners[0].any()) and torch.equal(x, x.tril())) or (
+        not bool(corners[1].any()) and torch.equal(x, x.triu())
+    )
+
+
+def _are_probabilities(x: torch.Tensor) -> bool:
+    if x.dim() < 2 or x.numel() < 8 or x.shape[-1] < 2:
+        return False
+    rows = x.reshape(-1, x.shape[-1])[:256].double()
+    return bool((rows >= 0).all()) and bool((rows.sum(-1) - 1).abs().max() < 1e-3)
+
+
+def _is_symmetric(x: torch.Tensor) -> bool:
+    """Return whether x holds symmetric matrices, up to the rounding of a product A @ A.T."""
+    if x.dim() < 2 or x.shape[-1] != x.shape[-2] or x.shape[-1] < 2:
+        return False
+    asymmetry = (x - x.transpose(-1, -2)).abs().max()
+    return bool(asymmetry <= 8 * torch.finfo(x.dtype).eps * x.abs().max())
+
+
+def _is_positive_definite(x: torch.Tensor) -> bool:
+    matrices = x.reshape(-1, *x.shape[-2:])[:16].double()
+    return not bool(torch.linalg.cholesky_ex(matrices).info.any())

@@ -1,0 +1,433 @@
+"""Tells by which arithmetic an error came about: the proof that a refusal for precision needs.
+
+The reference runs once more with the operands of its products rounded to TF32, to bfloat16, to
+float16, and with what else a solution may do in fewer bits. What that changes is compared with
+the error of the solution. Where the two agree element by element, in size and in direction, the
+error is that arithmetic's; an honest float32 error agrees with none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.judge import arithmetic
+from harness.judge.arithmetic import Rounding
+from harness.judge.dataflow import FreeOrders, is_free_order
+from harness.judge.likeness import triples
+from harness.judge.oracle import Oracle
+from harness.judge.policy import Policy
+from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
+from harness.modules import differentiable, mapped, write_state
+
+_SAMPLE = 1 << 20
+_JOINT_SAMPLE = 1 << 17
+"""Elements that are compared: of one arithmetic, of several at once."""
+_LEAST_ELEMENTS = 8
+"""That must carry a change between them before its direction says anything."""
+_MOST_PRODUCTS = 12
+"""A call with more products is not looked at product by product: each costs a call."""
+
+ROUNDINGS: Mapping[str, Rounding] = {
+    "tf32": arithmetic.to_tf32,
+    "tf32 cut": arithmetic.cut_to_tf32,
+    "bf16": arithmetic.to_bf16,
+    "fp16": arithmetic.to_fp16,
+    "fp32": arithmetic.to_fp32,
+}
+SPOKEN = {
+    "tf32": "TF32",
+    "tf32 cut": "TF32 (lower bits dropped)",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+    "fp64": "float64",
+}
+"""How messages name a precision."""
+STORED = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Print:
+    """One arithmetic that leaves its mark.
+
+    Attributes:
+        precision: of its operands: tf32, bf16, fp16, fp32, or tanh for another GELU.
+        text: how messages name it.
+        mode: makes the mode that the reference runs under.
+        inputs: rounding of inputs and state before the call, None for none.
+    """
+
+    precision: str
+    text: str
+    mode: Callable[[], TorchDispatchMode]
+    inputs: Rounding | None = None
+
+
+def _of_products(name: str) -> Print:
+    rounding = ROUNDINGS[name]
+    return Print(
+        precision=name.split()[0],
+        text=f"{SPOKEN[name]} operands of products",
+        mode=lambda: arithmetic.RoundedProducts(rounding),
+    )
+
+
+def _of_all(name: str) -> tuple[Print, Print]:
+    rounding = ROUNDINGS[name]
+    return (
+        Print(
+            precision=name,
+            text=f"products computed and stored in {SPOKEN[name]}",
+            mode=lambda: arithmetic.RoundedProducts(rounding, results=True),
+        ),
+        Print(
+            precision=name,
+            text=f"{SPOKEN[name]} throughout",
+            mode=lambda: arithmetic.RoundedEverywhere(rounding),
+            inputs=rounding,
+        ),
+    )
+
+
+def _of_inputs(name: str) -> Print:
+    rounding = ROUNDINGS[name]
+    return Print(
+        precision=name.split()[0],
+        text=f"inputs rounded to {SPOKEN[name]}",
+        mode=lambda: arithmetic.RoundedProducts(rounding),
+        inputs=rounding,
+    )
+
+
+_GELU = Print(precision="tanh", text="the tanh approximation of GELU", mode=arithmetic.TanhGelu)
+_OPERANDS = {"fp32": ("tf32", "tf32 cut", "bf16", "fp16"), "fp64": ("fp32", "tf32")}
+STAGES: Mapping[str, tuple[tuple[Print, ...], ...]] = {
+    due: (
+        (*(_of_products(n) for n in _OPERANDS[due]), _GELU),
+        tuple(mark for n in stored for mark in _of_all(n)),
+        tuple(_of_inputs(n) for n in _OPERANDS[due]),
+    )
+    for due, stored in (("fp32", ("bf16", "fp16")), ("fp64", ("fp32",)))
+}
+"""By the precision that is due, what may have been used in its place; the likeliest stage first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """An arithmetic that explains an error.
+
+    Attributes:
+        precision: tf32, bf16, fp16, fp32, or tanh for another GELU.
+        text: how messages name it, with the evidence.
+        correlation: of the error with what the arithmetic changes.
+    """
+
+    precision: str
+    text: str
+    correlation: float
+
+
+class Evidence:
+    """What can be found out about the error of one call, each thing when it is first asked for.
+
+    Args:
+        problem, oracle: the reference, and what runs it in other arithmetic.
+        policy: thresholds of a match.
+        mode, inputs, rng, grads: of the call.
+        before: the reference's state before the call.
+        exact: what the oracle gave.
+        seed: of the roundings' signs and of samples.
+        due: precision that the solution is held to by the dtype: fp32 or fp64.
+        notes: takes what could not be found out.
+        stand_in: run the reference itself, where the oracle takes too much memory.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        oracle: Oracle,
+        policy: Policy,
+        *,
+        mode: str,
+        inputs: list[Any],
+        rng: int,
+        grads: Any,
+        before: Mapping[str, torch.Tensor],
+        exact: Mapping[str, torch.Tensor],
+        seed: int,
+        notes: list[str],
+        stand_in: bool = False,
+    ) -> None:
+        self._problem = problem
+        self._oracle = oracle
+        self._policy = policy
+        self._mode = mode
+        self._inputs = inputs
+        self._rng = rng
+        self._grads = grads
+        self._before = before
+        self._exact = exact
+        self._seed = seed
+        self._notes = notes
+        self._stand_in = stand_in
+        self._noise: dict[str, dict[str, torch.Tensor]] = {}
+        self._changes: dict[str, dict[str, torch.Tensor]] = {}
+        self._orders: list[tuple[torch.Tensor, int, torch.Tensor]] | None = None
+        self._products = 0
+
+    def noise(self, what: str, due: str) -> torch.Tensor | None:
+        """Return how far each element moves by honest roundings, None where that is not known."""
+        if due not in self._noise:
+            device = self._problem.device
+            generator = torch.Generator(device=device).manual_seed(self._seed % 2**62)
+            unit = torch.finfo(torch.float64 if due == "fp64" else torch.float32).eps / 2
+            roundings = arithmetic.Roundings(unit, generator)
+            moved = self._run(roundings, roundings.moved)
+            self._noise[due] = {
+                n: torch.nan_to_num((t - self._exact[n]).abs(), nan=0.0, posinf=0.0)
+                for n, t in moved.items()
+            }
+        return self._noise[due].get(what)
+
+    def sampled(self, what: str, values: torch.Tensor) -> torch.Tensor:
+        """Return the elements of a tensor that are compared, the same ones at every call."""
+        flat = values.reshape(-1)
+        if flat.numel() <= _SAMPLE:
+            return flat
+        generator = torch.Generator(device=flat.device).manual_seed(self._seed % 2**62)
+        return flat[
+            torch.randint(flat.numel(), (_SAMPLE,), generator=generator, device=flat.device)
+        ]
+
+    def match(self, what: str, error: torch.Tensor, due: str) -> Match | None:
+        """Return the arithmetic that an error comes from, None where none explains it.
+
+        Args:
+            what: name of the tensor.
+            error: candidate minus oracle, float64, the tensor's shape.
+            due: fp32 or fp64.
+        """
+        if what not in self._exact:
+            return None
+        exact = self.sampled(what, self._exact[what])
+        r = self.sampled(what, error)
+        there = torch.isfinite(r) & torch.isfinite(exact)
+        for stage in STAGES[due]:
+            found = [self._compared(what, r, exact, there, mark) for mark in stage]
+            matches = [m for m in found if m is not None]
+            if matches:
+                return max(matches, key=lambda m: m.correlation)
+        return self._partial(what, r, exact, there, due)
+
+    def _compared(
+        self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, mark: Print
+    ) -> Match | None:
+        d = self._change(mark, what)
+        if d is None:
+            return None
+        both = there & torch.isfinite(d)
+        slope, correlation = _agreement(*(_without(t[both], exact[both]) for t in (r, d)))
+        if not self._is_one(slope) or correlation < self._policy.match_correlation:
+            return None
+        return Match(
+            precision=mark.precision,
+            correlation=correlation,
+            text=f"{mark.text} (the error is {slope:.2f} times what that changes in the reference, "
+            f"correlation {correlation:.3f})",
+        )
+
+    def _is_one(self, slope: float) -> bool:
+        return abs(slope - 1) <= self._policy.match_slope
+
+    def _partial(
+        self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, due: str
+    ) -> Match | None:
+        """Return a match of some of the products, where the others are computed as is due."""
+        gelu = self._change(_GELU, what)
+        if self._products > _MOST_PRODUCTS or self._products + (gelu is not None) < 2:
+            return None
+        for name in _OPERANDS[due]:
+            marks = [_one_product(name, number) for number in range(self._products)]
+            changes = [self._change(mark, what) for mark in marks]
+            known = [d for d in (*changes, gelu) if d is not None]
+            both = there.clone()
+            for d in known:
+                both &= torch.isfinite(d)
+            columns = [_without(d[both], exact[both])[:_JOINT_SAMPLE].cpu() for d in known]
+            sizes = [float(d.norm()) for d in columns]
+            columns = [d / n for d, n in zip(columns, sizes, strict=True) if n > 0]
+            left = _without(r[both], exact[both])[:_JOINT_SAMPLE].cpu()
+            if not columns or left.numel() < 16 * len(columns) or float(left.norm()) == 0:
+                continue
+            matrix = torch.stack(columns, 1)
+            fit = torch.linalg.lstsq(matrix, left.unsqueeze(1), driver="gelsd").solution[:, 0]
+            correlation = float((matrix @ fit).norm() / left.norm())
+            slopes = fit / torch.tensor([n for n in sizes if n > 0], dtype=fit.dtype)
+            used = fit.abs() > 0.2 * fit.norm()
+            if correlation < self._policy.match_correlation:
+                continue
+            if not all(self._is_one(float(c)) for c in slopes[used]):
+                continue
+            return Match(
+                precision=name.split()[0],
+                correlation=correlation,
+                text=f"{SPOKEN[name]} operands in {int(used.sum())} of {self._products} products "
+                f"(correlation of the error with what that changes {correlation:.3f})",
+            )
+        return None
+
+    def is_free_order(self, got: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Return whether indices differ only among equal elements of a sort that is not stable."""
+        if self._orders is None:
+            watch = FreeOrders()
+            self._run(watch, None)
+            self._orders = watch.found
+        near = self._policy.eps_factor * torch.finfo(torch.float32).eps
+        return is_free_order(got, expected, self._orders, near)
+
+    def allowed(self, what: str, precision: str) -> torch.Tensor | None:
+        """Return what a declared precision may change in a tensor, sampled; the larger change."""
+        marks = [m for stage in STAGES["fp32"] for m in stage if m.precision == precision]
+        found = [d for d in (self._change(m, what) for m in marks) if d is not None]
+        return max(found, key=lambda d: float(torch.nan_to_num(d).norm()), default=None)
+
+    def _change(self, mark: Print, what: str) -> torch.Tensor | None:
+        """Return what an arithmetic changes in a tensor, sampled, None where it changes nothing."""
+        if mark.text not in self._changes:
+            mode = mark.mode()
+            changed = self._run(mode, mark.inputs)
+            if isinstance(mode, arithmetic.RoundedProducts):
+                self._products = max(self._products, mode.products)
+            self._changes[mark.text] = {
+                n: self.sampled(n, t - self._exact[n]).clone() for n, t in changed.items()
+            }
+        d = self._changes[mark.text].get(what)
+        return d if d is not None and bool((d != 0).any()) else None
+
+    def _run(self, mode: TorchDispatchMode, change: Rounding | None) -> dict[str, torch.Tensor]:
+        """Return the reference's results under a mode, by name; nothing where it does not run."""
+        problem = self._problem
+        after = {n: t.detach().clone() for n, t in problem.state().items()}
+        try:
+            outcome = self._outcome(mode, change)
+        except InvalidReference as error:
+            self._note(f"what another arithmetic changes is not known: {error}")
+            return {}
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if not self._stand_in:
+                self._stand_in = True
+                return self._run(mode, change)
+            self._note("no memory to see what another arithmetic changes in outputs of this size")
+            return {}
+        finally:
+            write_state(problem.reference, after)
+        return {
+            n: t
+            for n, t in named(outcome, problem.forward_names()).items()
+            if n in self._exact and t.shape == self._exact[n].shape
+        }
+
+    def _outcome(self, mode: TorchDispatchMode, change: Rounding | None) -> Outcome:
+        kept = self._stand_in or self._oracle.is_reference
+        inputs, before = self._inputs, self._before
+        if change is not None:
+
+            def changed(t: torch.Tensor) -> torch.Tensor:
+                if not t.is_floating_point():
+                    return t
+                return change(to_double(t)).to(t.dtype if kept else torch.float64)
+
+            inputs = [mapped(v, changed) for v in inputs]
+            if not isinstance(mode, arithmetic.Roundings):
+                before = {n: changed(t) for n, t in before.items()}
+        write_state(self._problem.reference, before)
+        return self._oracle.call(
+            self._mode, inputs, self._rng, self._grads, mode, stand_in=self._stand_in
+        )
+
+    def _note(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
+
+
+def _one_product(name: str, number: int) -> Print:
+    rounding = ROUNDINGS[name]
+    return Print(
+        precision=name.split()[0],
+        text=f"{name} {number}",
+        mode=lambda: arithmetic.RoundedProducts(rounding, only=number),
+    )
+
+
+def named(outcome: Outcome, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return all floating results of a call by the names that checks give them, in float64."""
+    found = {
+        n: g for n, g, _, _ in triples(outcome.output, outcome.output, outcome.output, "output")
+    }
+    for i, t in enumerate(outcome.input_grads):
+        if t is not None:
+            found[f"grad {names[i] if i < len(names) else i}"] = t
+    found |= {f"grad {n}": t for n, t in outcome.state_grads.items() if t is not None}
+    found |= {f"state {n}": t for n, t in outcome.state.items()}
+    return {n: real_double(t) for n, t in found.items() if differentiable(t)}
+
+
+def real_double(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64, complex numbers as pairs."""
+    return torch.view_as_real(to_double(t).resolve_conj()) if t.is_complex() else t.double()
+
+
+def stored_in(got: torch.Tensor, exact: torch.Tensor, due: str) -> str | None:
+    """Return the fewer bits that all elements fit into while those of the truth do not.
+
+    Args:
+        got: candidate, float32 or float64.
+        exact: oracle, float64, same shape.
+        due: fp32 or fp64.
+    """
+    truth = exact.to(got.dtype)
+    for name, dtype in STORED.items():
+        if name == due or (name == "fp32") != (due == "fp64"):
+            continue
+        moved = truth != truth.to(dtype).to(truth.dtype)
+        moved &= torch.isfinite(truth)
+        if int(moved.sum()) < max(16, 0.5 * got.numel()):
+            continue
+        # Zeros are numbers of any format, too: what is stored is the result, more or less.
+        near = float((got - truth)[moved].norm()) < 0.25 * float(truth[moved].norm())
+        if near and bool((got == got.to(dtype).to(got.dtype))[moved].all()):
+            return name
+    return None
+
+
+def _without(values: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Return values less their mean and less what follows the exact result.
+
+    Long sums of positive numbers err in proportion to the result in every arithmetic; which one
+    it was shows in the rest.
+    """
+    if not values.numel():
+        return values
+    centred, along = values - values.mean(), exact - exact.mean()
+    size = float(along @ along)
+    return centred - (float(centred @ along) / size) * along if size > 0 else centred
+
+
+def _agreement(r: torch.Tensor, d: torch.Tensor) -> tuple[float, float]:
+    """Return slope <r,d>/<d,d> and correlation, zeros where too few elements carry them."""
+    squares = d.square()
+    total, size = float(squares.sum()), float(r.square().sum())
+    if total == 0 or size == 0 or total**2 < _LEAST_ELEMENTS * float(squares.square().sum()):
+        return 0.0, 0.0
+    product = float(r @ d)
+    return product / total, product / (total * size) ** 0.5
