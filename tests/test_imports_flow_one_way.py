@@ -11,13 +11,14 @@ ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
 NEUTRAL = {"bell", "domain", "draws", "modules", "pretend_cuda", "settings", "source", "toolchain"}
-NEUTRAL |= {"tray", "wire", "wire_cuda"}
+NEUTRAL |= {"numeric_flags", "tray", "wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
     "pretend_cuda": set(),
     "toolchain": {"environment"},
     "draws": {"domain"},
     "modules": set(),
+    "numeric_flags": set(),
     "source": {"domain"},
     "settings": {"domain"},
     "wire": {"domain", "wire"},

@@ -72,7 +72,6 @@ class Report:
     nominal_agreed: bool = False
     state_changed_before: bool = False
     precisions: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 class AnswerJudge:

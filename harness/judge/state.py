@@ -222,7 +222,7 @@ def _is_quantised(tensor: torch.Tensor) -> bool:
     ):
         return False
     if tensor.element_size() == 1:
-        return tensor.unique().numel() >= 4
+        return bool(tensor.unique().numel() >= 4)
     middle = tensor.abs().flatten().median()
     return bool(middle > _LARGEST_INDEX)
 
