@@ -107,6 +107,30 @@ def test_what_handing_over_takes_is_no_part_of_a_call() -> None:
     assert speed.speedup == pytest.approx(2.0 / 1.5)
 
 
+def test_a_single_call_that_its_overhead_drowns_gives_no_figure() -> None:
+    """Single calls of 0.08 ms under an overhead of 1 ms came out as 1e-6 ms, and 0.00x."""
+    alone = {REFERENCE: [0.99, 1.0, 1.01], CANDIDATE: [1.17, 1.18, 1.19]}
+    quick = changed({name: [0.08 * t for t in STEADY] for name in (REFERENCE, AGAIN)})
+    quick.blocks.ms[CANDIDATE] = [0.05 * t for t in STEADY]
+    latency = Latency(alone, 1.0, part=0.25, least_ms=0.1)
+    speed = speed_of(
+        dataclasses.replace(quick, latency=latency, calls={REFERENCE: 400, CANDIDATE: 400}),
+        ClockPolicy(),
+    )
+    assert speed.shape == "throughput" and speed.speedup == pytest.approx(1.6)
+    assert speed.reference_latency_ms is None and speed.candidate_latency_ms is None
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "less time than starting it" in speed.note
+
+
+def test_a_batch_that_its_overhead_drowns_gives_no_figure() -> None:
+    """441372x was printed where the overhead exceeded the candidate's batch."""
+    nothing = changed({CANDIDATE: [1e-9] * 5})
+    speed = speed_of(nothing, ClockPolicy())
+    assert speed.outcome is SpeedOutcome.UNDECIDED
+    assert speed.speedup is None and speed.candidate_ms is None
+    assert "no figure" in speed.note
+
+
 def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
     """On a GPU calls back to back take the longer of host and kernels, a single one takes both."""
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.9] * 3}

@@ -76,6 +76,9 @@ class ClockPolicy:
             2026-11-29).
         hidden_times: kernels of the candidate hide so many times what the reference's take, at
             most: what its own take is a claim.
+        drowned_part: a time that is less than this part of the overhead subtracted from it is no
+            figure: the overhead varies by as much. Batches of one call of 0.08 ms had an overhead
+            of 1.0 ms, and the rest came out as zero (H200, 2026-11-30).
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
             than this part were jolted, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
@@ -114,6 +117,7 @@ class ClockPolicy:
     handed_ms: float = 0.0003
     handed_gpu_ms: float = 0.0015
     hidden_times: float = 2.0
+    drowned_part: float = 0.25
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25

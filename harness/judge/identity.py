@@ -246,6 +246,8 @@ def environment_in(folder: Path, compiled: Path | None = None) -> dict[str, str]
         "TMPDIR": str(folder),
         "USER": "worker",
         "LOGNAME": "worker",
+        # Compiler processes beside a worker would be stopped and woken with each of its batches.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str((compiled or folder) / "inductor"),
         "TRITON_CACHE_DIR": str((compiled or folder) / "triton"),
         "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),

@@ -91,7 +91,14 @@ class SingleCalls:
             latency = self._over_the_tray(tells)
         else:
             *_, times = self._rounds(policy.latency_batches, policy.latency_s, self._of_batches)
-            latency = Latency(times, handshake_ms, policy.overlap_part, policy.overlap_ms)
+            latency = Latency(
+                times,
+                handshake_ms,
+                policy.overlap_part,
+                policy.overlap_ms,
+                hides=batches.on_gpu,
+                hidden_times=policy.hidden_times,
+            )
         batches.alike = False
         return latency
 

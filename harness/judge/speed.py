@@ -68,13 +68,28 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         return Speed(outcome=SpeedOutcome.UNDECIDED, note=f"every block was discarded: {why}")
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
+    late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
+    if late > 1 / policy.drowned_part:
+        return Speed(
+            outcome=SpeedOutcome.UNDECIDED,
+            note=f"no figure: to start a batch and to read its outputs takes {late:.3g} times as long "
+            "as its calls. Next: a larger --size",
+        )
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     together = worked_on_together(blocks, measured.latency, measured.device_ms)
-    single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
-    if together or (together is None and single[0] < ratio):
-        shape, figures, (ratio, low, high) = "latency", latency, single
+    drowned = measured.latency.is_drowned(policy.drowned_part)
+    if not drowned:
+        single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
+        if together or (together is None and single[0] < ratio):
+            shape, figures, (ratio, low, high) = "latency", latency, single
     outcome = clock.outcome(low, high, floor)
-    if together:
+    if drowned and together is not False:
+        outcome = SpeedOutcome.UNDECIDED
+        notes.append(
+            "a single call takes less time than starting it and reading its outputs: it does not "
+            "tell whether calls back to back are worked on together"
+        )
+    elif together:
         notes.append(
             "its calls are worked on together, back to back: what a single one takes counts"
         )
@@ -84,7 +99,11 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
             "single calls leave open whether its calls are worked on together: the lower of both "
             "figures is given"
         )
-    elif measured.latency.agrees and outcome in (SpeedOutcome.FASTER, SpeedOutcome.SLOWER):
+    elif (
+        not drowned
+        and measured.latency.agrees
+        and outcome in (SpeedOutcome.FASTER, SpeedOutcome.SLOWER)
+    ):
         # Where its memory lies makes a process quick or slow for good; single calls hardly see it.
         beside = max(floor, policy.short_floor)
         if outcome is not clock.outcome(single[0], single[0], beside):
@@ -100,7 +119,6 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
             "the reference carries something over from call to call: timed outputs were checked "
             "for form and size alone"
         )
-    late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
     if late > policy.late_part:
         outcome = SpeedOutcome.UNDECIDED
         notes.append("its batches are too short against the hand-shake")
@@ -129,8 +147,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         calls_per_batch=measured.calls[CANDIDATE],
         note="; ".join(notes),
         shape=shape,
-        reference_latency_ms=latency[REFERENCE],
-        candidate_latency_ms=latency[CANDIDATE],
+        reference_latency_ms=None if drowned else latency[REFERENCE],
+        candidate_latency_ms=None if drowned else latency[CANDIDATE],
         reference_device_ms=measured.device_ms[REFERENCE],
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,

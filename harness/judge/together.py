@@ -40,6 +40,16 @@ class Latency:
         """Return whether single calls say of two solutions what calls back to back should say."""
         return self.sharp and not self.hides
 
+    def is_drowned(self, part: float) -> bool:
+        """Return whether a call takes less than this part of what is subtracted from its time.
+
+        Sharp ones are not: what is subtracted from them was measured in the same rounds.
+        """
+        return not self.sharp and any(
+            float(np.median(taken)) - self.over_ms < part * self.over_ms
+            for taken in self.taken_ms.values()
+        )
+
     def own_ms(self) -> dict[str, list[float]]:
         """Return what calls take themselves, by role."""
         return {

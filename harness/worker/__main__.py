@@ -25,7 +25,7 @@ from harness.domain import BuildFailed, Unsupported, UsageError, to_json
 from harness.draws import Draws
 from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
-from harness.worker.model import LoadError, end_compile_processes, load_module
+from harness.worker.model import LoadError, load_module
 
 _LAG_CYCLES = 4_000_000
 """Some two milliseconds of a GPU's clock."""
@@ -353,7 +353,6 @@ class Worker:
         """Leave NaN patterns where outputs will come to lie, and say which memory that is."""
         modules.set_mode(self._model(), request["mode"])
         self._batch.outputs = []
-        end_compile_processes()
         where = calls.poison(request["poison"], self._device)
         gc.collect()
         return {"allocations": self._allocations(where)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,14 +34,3 @@ def load_module(
     if not isinstance(module, torch.nn.Module):
         raise LoadError(f"{path}: {class_name} is a {type(module).__name__}, not a torch.nn.Module")
     return module
-
-
-def end_compile_processes() -> None:
-    """End the processes in which torch.compile compiles side by side, where there are any.
-
-    They have nothing to do between calls, but each is stopped and let go on with every timed
-    batch. Torch starts others where it compiles again.
-    """
-    inductor = sys.modules.get("torch._inductor.async_compile")
-    if inductor is not None and getattr(inductor, "_pool_set", None):
-        inductor.shutdown_compile_workers()
