@@ -49,7 +49,10 @@ class ModelNew(torch.nn.Module):
 EVALUATE = """
 import json, sys
 from harness import evaluate, to_json
-verdict = evaluate(sys.argv[1], sys.argv[2], device=sys.argv[3], timed=False, timeout_s=20)
+timed = sys.argv[4] == "timed"
+verdict = evaluate(
+    sys.argv[1], sys.argv[2], device=sys.argv[3], timed=timed, timeout_s=20, quick=True, cap_s=0.5
+)
 print(json.dumps(to_json(verdict)))
 """
 
@@ -74,6 +77,7 @@ def evaluated(
     act: str = "",
     place: Callable[..., tuple[str, ...]] = here,
     device: str = "cpu",
+    timed: bool = False,
     env: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the verdict of a pair in a folder, evaluated in a place, as JSON."""
@@ -83,7 +87,7 @@ def evaluated(
             path.write_text(text)
     files = [str(folder / "reference.py"), str(folder / "solution.py")]
     done = subprocess.run(
-        place(sys.executable, "-c", EVALUATE, *files, device),
+        place(sys.executable, "-c", EVALUATE, *files, device, "timed" if timed else "untimed"),
         cwd=PROJECT_ROOT,
         env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **(env or {})},
         capture_output=True,
@@ -157,18 +161,105 @@ def test_pair_below_a_private_home_passes_in_a_container_with_a_note(private_fol
     assert "other users may not read" in note
 
 
+def without(capability: str) -> Callable[..., tuple[str, ...]]:
+    """Return a place where root lacks one capability."""
+    return lambda *command: (
+        "capsh",
+        f"--drop={capability}",
+        "--",
+        "-c",
+        'exec "$@"',
+        "sh",
+        *command,
+    )
+
+
 @root_only
 @pytest.mark.parametrize("missing", ["cap_setuid", "cap_chown", "cap_kill"])
 @needs_capsh
 def test_judge_that_may_not_change_a_user_says_so_and_goes_on(
     open_folder: Path, missing: str
 ) -> None:
-    def place(*command: str) -> tuple[str, ...]:
-        return ("capsh", f"--drop={missing}", "--", "-c", 'exec "$@"', "sh", *command)
-
-    verdict = evaluated(open_folder, place=place)
+    verdict = evaluated(open_folder, place=without(missing))
     assert verdict["status"] == "PASSED", verdict["message"]
     assert any(f"root lacks {missing.upper()} here" in note for note in verdict["notes"])
+
+
+def visitor(*command: str) -> tuple[str, ...]:
+    """Return a command that runs another one as an ordinary user."""
+    program = "os.setgroups([]); os.setresgid(*3*[65534]); os.setresuid(*3*[65534])"
+    program = f"import os, sys; {program}; os.execv(sys.argv[1], sys.argv[1:])"
+    return (sys.executable, "-c", program, *command)
+
+
+def _visitor_can_run() -> bool:
+    words = visitor(sys.executable, "-c", "import torch, harness")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT_ROOT)}
+    return not subprocess.run(words, env=env, cwd="/", capture_output=True).returncode
+
+
+@pytest.fixture(params=["root without CAP_SETUID", "ordinary user"])
+def shared_user(request: pytest.FixtureRequest) -> Callable[..., tuple[str, ...]]:
+    """Places where a solution runs under the judge's own user id."""
+    if os.geteuid() != 0:
+        if request.param == "ordinary user":
+            return here
+        pytest.skip("only root can make this place")
+    if request.param == "ordinary user":
+        if not _visitor_can_run():
+            pytest.skip(f"no other user may run {sys.executable} and import torch")
+        return visitor
+    if shutil.which("capsh") is None:
+        pytest.skip("needs capsh (apt-get install libcap2-bin)")
+    return without("cap_setuid")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("SIGKILL", "killed (SIGKILL)"), ("SIGSTOP", "stopped (SIGSTOP)")]
+)
+def test_solution_that_ends_the_judge_of_its_user_is_blamed(
+    open_folder: Path, shared_user: Callable[..., tuple[str, ...]], number: str, said: str
+) -> None:
+    act = f"import signal; os.kill(os.getppid(), signal.{number})"
+    verdict = evaluated(open_folder, act, place=shared_user)
+    assert verdict["status"] == "CRASHED", verdict["message"]
+    assert verdict["blame"] == "solution"
+    assert f"the judge was {said}" in verdict["message"]
+
+
+def test_signals_that_a_judge_can_ignore_change_nothing(
+    open_folder: Path, shared_user: Callable[..., tuple[str, ...]]
+) -> None:
+    act = (
+        "import signal\n"
+        "for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n"
+        "    os.kill(os.getppid(), number)"
+    )
+    verdict = evaluated(open_folder, act, place=shared_user)
+    assert verdict["status"] == "PASSED", verdict["message"]
+
+
+def test_solution_that_kills_the_references_worker_is_blamed(
+    open_folder: Path, shared_user: Callable[..., tuple[str, ...]]
+) -> None:
+    act = """
+def children(pid):
+    return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+
+def kill_siblings():
+    import signal, threading, time
+    while True:
+        for sibling in children(os.getppid()):
+            if sibling != os.getpid():
+                os.kill(sibling, signal.SIGKILL)
+        time.sleep(0.01)
+
+import threading
+threading.Thread(target=kill_siblings, daemon=True).start()
+"""
+    verdict = evaluated(open_folder, act, place=shared_user, timed=True)
+    assert verdict["status"] == "CRASHED", verdict["message"]
+    assert "the reference worker was killed" in verdict["message"]
 
 
 @root_only
