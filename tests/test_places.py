@@ -274,6 +274,68 @@ def test_private_solution_is_skipped_with_the_next_step(open_folder: Path) -> No
     assert evaluated(open_folder)["status"] == "PASSED"
 
 
+@pytest.fixture
+def read_only(open_folder: Path) -> Callable[..., tuple[str, ...]]:
+    """A place in which the checkout is on a read-only file system."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make this place")
+    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" && shift'
+
+    def place(*command: str) -> tuple[str, ...]:
+        script = f'{mount} && exec "$@"'
+        return ("unshare", "--mount", "sh", "-c", script, "sh", str(PROJECT_ROOT), *command)
+
+    if subprocess.run(place("true"), capture_output=True).returncode:
+        pytest.skip("this root may not mount (CAP_SYS_ADMIN)")
+    return place
+
+
+@pytest.fixture
+def users_cache(open_folder: Path) -> Path:
+    """A user's cache that holds the CPU runner's library already, where it has been built."""
+    built = PROJECT_ROOT / ".cache" / "support"
+    if built.is_dir():
+        support = open_folder / "theirs" / "kernel-eval" / "cache" / "support"
+        shutil.copytree(built, support, copy_function=_link)
+    return open_folder / "theirs"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
+
+
+def test_read_only_checkout_keeps_its_cache_and_log_with_the_user(
+    open_folder: Path, users_cache: Path, read_only: Callable[..., tuple[str, ...]]
+) -> None:
+    verdict = evaluated(open_folder, place=read_only, env={"XDG_CACHE_HOME": str(users_cache)})
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert verdict["log"].startswith(f"{users_cache}/kernel-eval/results/logs/")
+    cache = users_cache / "kernel-eval" / "cache"
+    assert any(f"are kept in {cache}: {PROJECT_ROOT}" in note for note in verdict["notes"])
+
+
+def test_run_of_a_read_only_checkout_is_in_the_history(
+    open_folder: Path, users_cache: Path, read_only: Callable[..., tuple[str, ...]]
+) -> None:
+    for name, text in ("reference", REFERENCE), ("solution", SOLUTION.replace("{act}", "")):
+        (open_folder / f"{name}.py").write_text(text)
+    words = ("--problem", str(open_folder / "reference.py"), "--device", "cpu", "--quick")
+    words = (*words, "--solution", str(open_folder / "solution.py"), "--cap", "0.2")
+    done = subprocess.run(
+        read_only(sys.executable, "run_eval.py", *words),
+        env={**os.environ, "XDG_CACHE_HOME": str(users_cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = users_cache / "kernel-eval" / "results"
+    assert f"{PROJECT_ROOT} is read-only: this run is kept in {folder}" in done.stderr
+    assert len(list(folder.glob("*.json"))) == 1
+
+
 @root_only
 def test_what_the_judge_builds_is_readable_under_umask_077(open_folder: Path) -> None:
     program = """
