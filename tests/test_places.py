@@ -27,6 +27,8 @@ LACKING = (
     "cap_dac_read_search,cap_ipc_lock,cap_linux_immutable,cap_net_admin,cap_sys_admin,"
     "cap_sys_module,cap_sys_nice,cap_sys_ptrace,cap_sys_rawio,cap_sys_resource"
 )
+VISITOR = 65534
+"""An ordinary user: nobody."""
 REFERENCE = """
 import torch
 class Model(torch.nn.Module):
@@ -105,6 +107,26 @@ def open_folder() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def users_cache(open_folder: Path) -> Path:
+    """A user's cache that holds the CPU runner's library already, where it has been built."""
+    built = PROJECT_ROOT / ".cache" / "support"
+    if built.is_dir():
+        support = open_folder / "theirs" / "kernel-eval" / "cache" / "support"
+        shutil.copytree(built, support, copy_function=_link)
+        for folder in (support, *support.iterdir(), *support.parents[:3]):
+            if os.geteuid() == 0 and folder.is_dir():
+                os.chown(folder, VISITOR, VISITOR)
+    return open_folder / "theirs"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
 
 
 @pytest.fixture
@@ -187,8 +209,8 @@ def test_judge_that_may_not_change_a_user_says_so_and_goes_on(
 
 def visitor(*command: str) -> tuple[str, ...]:
     """Return a command that runs another one as an ordinary user."""
-    program = "os.setgroups([]); os.setresgid(*3*[65534]); os.setresuid(*3*[65534])"
-    program = f"import os, sys; {program}; os.execv(sys.argv[1], sys.argv[1:])"
+    change = f"os.setgroups([]); os.setresgid(*3*[{VISITOR}]); os.setresuid(*3*[{VISITOR}])"
+    program = f"import os, sys; {change}; os.execv(sys.argv[1], sys.argv[1:])"
     return (sys.executable, "-c", program, *command)
 
 
@@ -218,29 +240,35 @@ def shared_user(request: pytest.FixtureRequest) -> Callable[..., tuple[str, ...]
     ("number", "said"), [("SIGKILL", "killed (SIGKILL)"), ("SIGSTOP", "stopped (SIGSTOP)")]
 )
 def test_solution_that_ends_the_judge_of_its_user_is_blamed(
-    open_folder: Path, shared_user: Callable[..., tuple[str, ...]], number: str, said: str
+    open_folder: Path,
+    users_cache: Path,
+    shared_user: Callable[..., tuple[str, ...]],
+    number: str,
+    said: str,
 ) -> None:
     act = f"import signal; os.kill(os.getppid(), signal.{number})"
-    verdict = evaluated(open_folder, act, place=shared_user)
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, env=env)
     assert verdict["status"] == "CRASHED", verdict["message"]
     assert verdict["blame"] == "solution"
     assert f"the judge was {said}" in verdict["message"]
 
 
 def test_signals_that_a_judge_can_ignore_change_nothing(
-    open_folder: Path, shared_user: Callable[..., tuple[str, ...]]
+    open_folder: Path, users_cache: Path, shared_user: Callable[..., tuple[str, ...]]
 ) -> None:
     act = (
         "import signal\n"
         "for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n"
         "    os.kill(os.getppid(), number)"
     )
-    verdict = evaluated(open_folder, act, place=shared_user)
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, env=env)
     assert verdict["status"] == "PASSED", verdict["message"]
 
 
 def test_solution_that_kills_the_references_worker_is_blamed(
-    open_folder: Path, shared_user: Callable[..., tuple[str, ...]]
+    open_folder: Path, users_cache: Path, shared_user: Callable[..., tuple[str, ...]]
 ) -> None:
     act = """
 def children(pid):
@@ -257,7 +285,8 @@ def kill_siblings():
 import threading
 threading.Thread(target=kill_siblings, daemon=True).start()
 """
-    verdict = evaluated(open_folder, act, place=shared_user, timed=True)
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, timed=True, env=env)
     assert verdict["status"] == "CRASHED", verdict["message"]
     assert "the reference worker was killed" in verdict["message"]
 
@@ -288,23 +317,6 @@ def read_only(open_folder: Path) -> Callable[..., tuple[str, ...]]:
     if subprocess.run(place("true"), capture_output=True).returncode:
         pytest.skip("this root may not mount (CAP_SYS_ADMIN)")
     return place
-
-
-@pytest.fixture
-def users_cache(open_folder: Path) -> Path:
-    """A user's cache that holds the CPU runner's library already, where it has been built."""
-    built = PROJECT_ROOT / ".cache" / "support"
-    if built.is_dir():
-        support = open_folder / "theirs" / "kernel-eval" / "cache" / "support"
-        shutil.copytree(built, support, copy_function=_link)
-    return open_folder / "theirs"
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # on another disk
-        shutil.copy2(source, target)
 
 
 def test_read_only_checkout_keeps_its_cache_and_log_with_the_user(
