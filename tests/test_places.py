@@ -19,7 +19,11 @@ from typing import Any
 
 import pytest
 
+from harness.domain import Options, Pair, Status
 from harness.environment import PROJECT_ROOT
+from harness.fleet import preflight
+from harness.fleet.judge_process import Failure
+from harness.settings import Settings
 
 # What a default container of Docker or Kubernetes lacks. Names that this kernel does not know, or
 # that are not held here, cannot be dropped.
@@ -369,3 +373,48 @@ support._obtain(cache.support, "runtime-1", lambda folder: (folder / "it.so").to
         if path.name != ".lock":
             assert path.stat().st_mode & 0o004, path
             assert not path.is_dir() or path.stat().st_mode & 0o001, path
+
+
+def test_solution_that_the_user_may_not_read_is_skipped_with_the_next_step(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair("p/s")
+
+    def refused(path: Path, **how: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(preflight, "read_settings", lambda path: Settings())
+    monkeypatch.setattr(Path, "read_text", refused)
+    found = preflight.preflight(pair, Options(device="cpu"))
+    assert isinstance(found, Failure)
+    assert found.status is Status.SKIPPED
+    assert "Permission denied. Next: let the user who runs this read it" in found.message
+
+
+def test_worker_whose_memory_cannot_be_looked_at_is_not_timed(tmp_path: Path) -> None:
+    """Seen on kernels that close /proc/self/mem: it was a fault of the harness."""
+    (tmp_path / "reference.py").write_text(REFERENCE)
+    (tmp_path / "solution.py").write_text(REFERENCE.replace("Model", "ModelNew"))
+    program = """
+import json, os, sys
+from pathlib import Path
+from harness.domain import Options, Pair, to_json
+from harness.judge import remote
+from harness.judge.judge import Judge
+from harness.settings import Settings
+remote.wire.Channel.take_fds = lambda self: []
+pair = Pair(name="p", problem=Path(sys.argv[1]), solution=Path(sys.argv[2]))
+log = Path(sys.argv[3])
+judge = Judge(pair, Options(device="cpu", quick=True), Settings(), log, lambda *e, **f: None, int)
+print(json.dumps(to_json(judge.verdict())))
+os._exit(0 if not sys.stdout.flush() else 1)
+"""
+    words = [str(tmp_path / name) for name in ("reference.py", "solution.py", "log")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert verdict["speed"]["speedup"] is None
+    assert "/proc/self/mem" in verdict["speed"]["note"]
