@@ -1,18 +1,20 @@
 # make eval   evaluate every pair           make test    run the tests
 # make check  ruff and mypy                 make bench   cold and warm wall time, peak memory
-# make clean  remove what was built
+# make clean  remove what was built         make nvcc   bring nvcc from PyPI into .venv
 #
 # ARGS is passed on: make eval ARGS="groupnorm --device cpu", make test ARGS="-k settings".
 # PYTHON is the interpreter that .venv is made from: make eval PYTHON=python3.12.
 
 PYTHON ?= python3
-VENV := .venv
+# A checkout on a read-only file system keeps its environment with the user.
+VENV := $(shell if [ -x .venv/bin/python ] || [ -w . ]; then echo .venv; \
+    else echo "$${XDG_CACHE_HOME:-$$HOME/.cache}/kernel-eval/venv"; fi)
 PY := $(VENV)/bin/python
 LOCK := requirements.lock
 # A copy of the lock file that .venv was last filled from: contents, not dates, tell staleness.
 FILLED := $(VENV)/filled-from.lock
 
-.PHONY: help eval test check bench clean venv
+.PHONY: help eval test check bench clean nvcc venv
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -30,6 +32,9 @@ check: venv
 
 bench: venv
 	@$(PY) tests/bench_eval.py $(ARGS)
+
+nvcc: venv
+	@$(PY) -m harness.packaged_nvcc --anyway
 
 clean:
 	rm -rf $(VENV) .cache results .mypy_cache .ruff_cache .pytest_cache
@@ -55,4 +60,5 @@ venv:
 	    echo "make: filling $(VENV) failed; pip's own words stand above." >&2; \
 	    exit 1; \
 	fi; \
+	$(PY) -m harness.packaged_nvcc; \
 	cp $(LOCK) $(FILLED)

@@ -28,6 +28,7 @@ from harness.environment import (
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
 from harness.fleet.gpus import find_gpus
+from harness.packaged_nvcc import remedy
 from harness.resume import ResumeFile, open_resume
 from harness.sizes import at_sizes
 
@@ -335,9 +336,7 @@ def nvcc_list(text: str) -> tuple[str, ...]:
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise UsageError(
-            "--nvcc: nvcc was not found. Next: install the CUDA toolkit, or leave out --nvcc"
-        )
+        raise UsageError(f"--nvcc: nvcc was not found. Next: {remedy()}, or leave out --nvcc")
     known = nvcc_architectures(nvcc)
     named = tuple(part for part in text.replace(",", " ").split() if part)
     unknown = [a for a in named if a.rstrip("af") not in known]

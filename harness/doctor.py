@@ -24,14 +24,24 @@ from harness.environment import (
     find_ncu,
     find_nvcc,
     nvcc_version,
+    packaged_toolkit,
     said,
     torch_build,
 )
 from harness.fleet.devices import available_bytes, default_jobs
 from harness.fleet.gpus import find_gpus
+from harness.folders import cache_folder
+from harness.packaged_nvcc import needed as nvcc_needed
+from harness.packaged_nvcc import remedy as nvcc_remedy
 
 OK, NOTE, FAULT = "ok", "note", "FAULT"
 
+_SHARED_USER = (
+    "from pathlib import Path; from harness.judge import identity; "
+    "print(identity.confinement(Path(identity.__file__), []).note)"
+)
+"""Prints why a candidate would run under the judge's user id. In a process of its own: it is the
+judge's to know, and takes torch."""
 _DISK_NEEDED_BYTES = 2 * 1024**3
 _MEMORY_NEEDED_BYTES = 4 * 1024**3
 
@@ -159,15 +169,19 @@ def _compilers() -> Iterator[Finding]:
             what="nvcc",
             level=NOTE,
             fact="not found: nothing can be built for a GPU here",
-            remedy=f"install the CUDA toolkit {wanted}" if wanted else "none needed without a GPU",
+            remedy=nvcc_remedy() if nvcc_needed() else "none needed without a GPU",
         )
         return
     release = nvcc_version(nvcc)
+    toolkit = packaged_toolkit()
+    packaged = toolkit is not None and Path(nvcc).parent.parent == toolkit
     clash = bool(wanted and release and wanted.split(".")[0] != release.split(".")[0])
     yield Finding(
         what="nvcc",
         level=NOTE if clash else OK,
-        fact=f"{release} at {nvcc}" + (f", torch is built for {wanted}" if wanted else ""),
+        fact=f"{release} at {nvcc}"
+        + (", a package of this environment" if packaged else "")
+        + (f", torch is built for {wanted}" if wanted else ""),
         remedy=f"torch refuses another major version: set CUDA_HOME to CUDA {wanted}"
         if clash
         else "",
@@ -236,17 +250,15 @@ def _architectures(capabilities: list[tuple[int, int]]) -> Iterator[Finding]:
 
 
 def _memory_and_disk() -> Iterator[Finding]:
-    cache = PROJECT_ROOT / ".cache"
-    home = cache if cache.exists() else PROJECT_ROOT
-    free, size = shutil.disk_usage(home).free, _folder_bytes(cache)
-    unwritable = not os.access(home, os.W_OK)
+    cache = cache_folder()
+    free, size = shutil.disk_usage(cache).free, _folder_bytes(cache)
     short = free < _DISK_NEEDED_BYTES
     yield Finding(
         what="cache",
-        level=FAULT if unwritable else NOTE if short else OK,
+        level=NOTE if short else OK,
         fact=f"{cache}: {size / 1024**2:.0f} MiB used, {free / 1024**3:.0f} GiB free on its disk"
-        + (", not writable" if unwritable else ""),
-        remedy="make the folder writable" if unwritable else "make room" if short else "",
+        + ("" if cache.parent == PROJECT_ROOT else f"; {PROJECT_ROOT} is read-only"),
+        remedy="make room" if short else "",
     )
     free = available_bytes()
     short = free < _MEMORY_NEEDED_BYTES
@@ -269,13 +281,12 @@ def _memory_and_disk() -> Iterator[Finding]:
 
 def _rights() -> Iterator[Finding]:
     root = os.geteuid() == 0
+    shared = said(sys.executable, "-c", _SHARED_USER).strip()
     yield Finding(
         what="sandbox",
-        level=OK if root else NOTE,
-        fact="root: a candidate runs as another user"
-        if root
-        else "not root: a candidate runs as you do, without ptrace",
-        remedy="" if root else "run untrusted solutions in a container, as root of it",
+        level=NOTE if shared else OK,
+        fact=shared or "root: a candidate runs as another user",
+        remedy="run untrusted solutions in a container, as root of it" if shared else "",
     )
     scope = _read("/proc/sys/kernel/yama/ptrace_scope")
     if scope == "0" and not root:

@@ -66,14 +66,28 @@ def find_compiler() -> str | None:
 
 
 def find_nvcc() -> str | None:
-    """Return nvcc where torch looks for it: CUDA_HOME, then PATH, then /usr/local/cuda."""
+    """Return nvcc where torch looks for it, else that of a package in this environment.
+
+    torch looks in CUDA_HOME, then on PATH, then in /usr/local/cuda.
+    """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     for home in filter(None, homes):
         nvcc = Path(home) / "bin" / "nvcc"
         if nvcc.is_file():
             return str(nvcc)
     usual = Path("/usr/local/cuda/bin/nvcc")
-    return shutil.which("nvcc") or (str(usual) if usual.is_file() else None)
+    if (found := shutil.which("nvcc")) or usual.is_file():
+        return found or str(usual)
+    toolkit = packaged_toolkit()
+    return str(toolkit / "bin" / "nvcc") if toolkit else None
+
+
+def packaged_toolkit() -> Path | None:
+    """Return the folder with ``bin/nvcc`` that pip's cuda-toolkit made; None without one."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = spec.submodule_search_locations if spec else None
+    found = [nvcc for folder in folders or () for nvcc in Path(folder).glob("cu*/bin/nvcc")]
+    return max(found).parent.parent if found else None
 
 
 def find_ncu() -> str | None:

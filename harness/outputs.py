@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from harness.domain import Pair, Run, UsageError, Verdict
+from harness.folders import results_folder
 from harness.gate import check, device_kind, stored_from_run
 from harness.guard import make_guard
 
@@ -96,7 +97,7 @@ def write_all(
 
 
 def keep(run: Run, root: Path) -> Path | None:
-    """Store a run in the history, ``results/DATE-COMMIT.json``; None where that fails.
+    """Store a run in the history, ``DATE-COMMIT.json`` in results; None where that fails.
 
     A run that cannot be kept costs a warning: the evaluation itself has succeeded.
     """
@@ -106,9 +107,11 @@ def keep(run: Run, root: Path) -> Path | None:
     commit = str(run.environment.get("commit") or "")
     name = f"{stamp[:8]}-{stamp[8:]}-{_short(commit) or 'no-commit'}"
     try:
-        (root / "results").mkdir(parents=True, exist_ok=True)
+        folder = results_folder(root)
+        if folder.parent != root:
+            print(f"{root} is read-only: this run is kept in {folder}", file=sys.stderr)
         for number in range(1, 1000):
-            path = root / "results" / f"{name}{f'_{number}' if number > 1 else ''}.json"
+            path = folder / f"{name}{f'_{number}' if number > 1 else ''}.json"
             try:
                 path.touch(exist_ok=False)
             except FileExistsError:
@@ -130,7 +133,9 @@ def stored_runs(root: Path, like: Run) -> list[Run]:
     from harness import report
 
     found: list[Run] = []
-    for path in sorted((root / "results").glob("*.json"), reverse=True):
+    folders = {root / "results", results_folder(root)}
+    paths = [path for folder in folders for path in folder.glob("*.json")]
+    for path in sorted(paths, key=lambda path: path.name, reverse=True):
         try:
             run = report.read_run(path)
         except UsageError:

@@ -20,6 +20,9 @@ def page(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spare the seconds of importing torch."""
     monkeypatch.setattr(doctor, "_error_of", lambda *command: "")
+    said = doctor.said
+    asked = doctor._SHARED_USER
+    monkeypatch.setattr(doctor, "said", lambda *words: "" if asked in words else said(*words))
 
 
 def test_page_covers_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +98,12 @@ def test_environment_names_what_a_record_needs() -> None:
     assert environment["torch"]
     assert environment["cpu"]
     assert {"driver", "cuda", "compiler", "commit", "nvcc", "python"} <= environment.keys()
+
+
+def test_candidate_that_shares_the_judges_user_is_said_with_its_reason(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "said", lambda *words: "root lacks CAP_SETUID here\n")
+    _, text = page(capsys)
+    assert "note  sandbox" in text
+    assert "root lacks CAP_SETUID here" in text

@@ -30,19 +30,21 @@ ALLOWED: dict[str, set[str]] = {
     "resume": {"domain"},
     "sizes": {"domain", "settings"},
     "environment": {"__init__"},
+    "folders": {"environment"},
+    "packaged_nvcc": {"environment"},
     "judge": NEUTRAL | {"__init__", "judge", "nursery", "environment"},
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
-    "fleet": {"domain", "settings", "environment", "fleet", "resume"},
+    "fleet": {"domain", "settings", "environment", "fleet", "folders", "packaged_nvcc", "resume"},
     "report": {"domain", "report", "resume"},
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},
     "pytest_plugin": {"discover", "domain", "fleet", "report"},
-    "outputs": {"__init__", "domain", "gate", "guard", "report"},
-    "doctor": {"environment", "fleet"},
+    "outputs": {"__init__", "domain", "folders", "gate", "guard", "report"},
+    "doctor": {"environment", "fleet", "folders", "packaged_nvcc"},
     "new_pair": {"domain"},
     "__init__": {"domain", "discover", "fleet"},
     "cli": {"domain", "discover", "environment", "fleet", "report", "doctor", "new_pair", "sizes"}
-    | {"guard", "outputs", "resume"},
+    | {"guard", "outputs", "packaged_nvcc", "resume"},
 }
 
 

@@ -19,7 +19,11 @@ from typing import Any
 
 import pytest
 
+from harness.domain import Options, Pair, Status
 from harness.environment import PROJECT_ROOT
+from harness.fleet import preflight
+from harness.fleet.judge_process import Failure
+from harness.settings import Settings
 
 # What a default container of Docker or Kubernetes lacks. Names that this kernel does not know, or
 # that are not held here, cannot be dropped.
@@ -27,6 +31,8 @@ LACKING = (
     "cap_dac_read_search,cap_ipc_lock,cap_linux_immutable,cap_net_admin,cap_sys_admin,"
     "cap_sys_module,cap_sys_nice,cap_sys_ptrace,cap_sys_rawio,cap_sys_resource"
 )
+VISITOR = 65534
+"""An ordinary user: nobody."""
 REFERENCE = """
 import torch
 class Model(torch.nn.Module):
@@ -49,7 +55,10 @@ class ModelNew(torch.nn.Module):
 EVALUATE = """
 import json, sys
 from harness import evaluate, to_json
-verdict = evaluate(sys.argv[1], sys.argv[2], device=sys.argv[3], timed=False, timeout_s=20)
+timed = sys.argv[4] == "timed"
+verdict = evaluate(
+    sys.argv[1], sys.argv[2], device=sys.argv[3], timed=timed, timeout_s=20, quick=True, cap_s=0.5
+)
 print(json.dumps(to_json(verdict)))
 """
 
@@ -74,6 +83,7 @@ def evaluated(
     act: str = "",
     place: Callable[..., tuple[str, ...]] = here,
     device: str = "cpu",
+    timed: bool = False,
     env: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the verdict of a pair in a folder, evaluated in a place, as JSON."""
@@ -83,7 +93,7 @@ def evaluated(
             path.write_text(text)
     files = [str(folder / "reference.py"), str(folder / "solution.py")]
     done = subprocess.run(
-        place(sys.executable, "-c", EVALUATE, *files, device),
+        place(sys.executable, "-c", EVALUATE, *files, device, "timed" if timed else "untimed"),
         cwd=PROJECT_ROOT,
         env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **(env or {})},
         capture_output=True,
@@ -101,6 +111,26 @@ def open_folder() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def users_cache(open_folder: Path) -> Path:
+    """A user's cache that holds the CPU runner's library already, where it has been built."""
+    built = PROJECT_ROOT / ".cache" / "support"
+    if built.is_dir():
+        support = open_folder / "theirs" / "kernel-eval" / "cache" / "support"
+        shutil.copytree(built, support, copy_function=_link)
+        for folder in (support, *support.iterdir(), *support.parents[:3]):
+            if os.geteuid() == 0 and folder.is_dir():
+                os.chown(folder, VISITOR, VISITOR)
+    return open_folder / "theirs"
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another disk
+        shutil.copy2(source, target)
 
 
 @pytest.fixture
@@ -157,18 +187,112 @@ def test_pair_below_a_private_home_passes_in_a_container_with_a_note(private_fol
     assert "other users may not read" in note
 
 
+def without(capability: str) -> Callable[..., tuple[str, ...]]:
+    """Return a place where root lacks one capability."""
+    return lambda *command: (
+        "capsh",
+        f"--drop={capability}",
+        "--",
+        "-c",
+        'exec "$@"',
+        "sh",
+        *command,
+    )
+
+
 @root_only
 @pytest.mark.parametrize("missing", ["cap_setuid", "cap_chown", "cap_kill"])
 @needs_capsh
 def test_judge_that_may_not_change_a_user_says_so_and_goes_on(
     open_folder: Path, missing: str
 ) -> None:
-    def place(*command: str) -> tuple[str, ...]:
-        return ("capsh", f"--drop={missing}", "--", "-c", 'exec "$@"', "sh", *command)
-
-    verdict = evaluated(open_folder, place=place)
+    verdict = evaluated(open_folder, place=without(missing))
     assert verdict["status"] == "PASSED", verdict["message"]
     assert any(f"root lacks {missing.upper()} here" in note for note in verdict["notes"])
+
+
+def visitor(*command: str) -> tuple[str, ...]:
+    """Return a command that runs another one as an ordinary user."""
+    change = f"os.setgroups([]); os.setresgid(*3*[{VISITOR}]); os.setresuid(*3*[{VISITOR}])"
+    program = f"import os, sys; {change}; os.execv(sys.argv[1], sys.argv[1:])"
+    return (sys.executable, "-c", program, *command)
+
+
+def _visitor_can_run() -> bool:
+    words = visitor(sys.executable, "-c", "import torch, harness")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT_ROOT)}
+    return not subprocess.run(words, env=env, cwd="/", capture_output=True).returncode
+
+
+@pytest.fixture(params=["root without CAP_SETUID", "ordinary user"])
+def shared_user(request: pytest.FixtureRequest) -> Callable[..., tuple[str, ...]]:
+    """Places where a solution runs under the judge's own user id."""
+    if os.geteuid() != 0:
+        if request.param == "ordinary user":
+            return here
+        pytest.skip("only root can make this place")
+    if request.param == "ordinary user":
+        if not _visitor_can_run():
+            pytest.skip(f"no other user may run {sys.executable} and import torch")
+        return visitor
+    if shutil.which("capsh") is None:
+        pytest.skip("needs capsh (apt-get install libcap2-bin)")
+    return without("cap_setuid")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [("SIGKILL", "killed (SIGKILL)"), ("SIGSTOP", "stopped (SIGSTOP)")]
+)
+def test_solution_that_ends_the_judge_of_its_user_is_blamed(
+    open_folder: Path,
+    users_cache: Path,
+    shared_user: Callable[..., tuple[str, ...]],
+    number: str,
+    said: str,
+) -> None:
+    act = f"import signal; os.kill(os.getppid(), signal.{number})"
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, env=env)
+    assert verdict["status"] == "CRASHED", verdict["message"]
+    assert verdict["blame"] == "solution"
+    assert f"the judge was {said}" in verdict["message"]
+
+
+def test_signals_that_a_judge_can_ignore_change_nothing(
+    open_folder: Path, users_cache: Path, shared_user: Callable[..., tuple[str, ...]]
+) -> None:
+    act = (
+        "import signal\n"
+        "for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:\n"
+        "    os.kill(os.getppid(), number)"
+    )
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, env=env)
+    assert verdict["status"] == "PASSED", verdict["message"]
+
+
+def test_solution_that_kills_the_references_worker_is_blamed(
+    open_folder: Path, users_cache: Path, shared_user: Callable[..., tuple[str, ...]]
+) -> None:
+    act = """
+def children(pid):
+    return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+
+def kill_siblings():
+    import signal, threading, time
+    while True:
+        for sibling in children(os.getppid()):
+            if sibling != os.getpid():
+                os.kill(sibling, signal.SIGKILL)
+        time.sleep(0.01)
+
+import threading
+threading.Thread(target=kill_siblings, daemon=True).start()
+"""
+    env = {"XDG_CACHE_HOME": str(users_cache)}
+    verdict = evaluated(open_folder, act, place=shared_user, timed=True, env=env)
+    assert verdict["status"] == "CRASHED", verdict["message"]
+    assert "the reference worker was killed" in verdict["message"]
 
 
 @root_only
@@ -181,6 +305,51 @@ def test_private_solution_is_skipped_with_the_next_step(open_folder: Path) -> No
     assert f"Next: chmod o+r {path}" in verdict["message"]
     path.chmod(0o644)
     assert evaluated(open_folder)["status"] == "PASSED"
+
+
+@pytest.fixture
+def read_only(open_folder: Path) -> Callable[..., tuple[str, ...]]:
+    """A place in which the checkout is on a read-only file system."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can make this place")
+    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && cd "$1" && shift'
+
+    def place(*command: str) -> tuple[str, ...]:
+        script = f'{mount} && exec "$@"'
+        return ("unshare", "--mount", "sh", "-c", script, "sh", str(PROJECT_ROOT), *command)
+
+    if subprocess.run(place("true"), capture_output=True).returncode:
+        pytest.skip("this root may not mount (CAP_SYS_ADMIN)")
+    return place
+
+
+def test_read_only_checkout_keeps_its_cache_and_log_with_the_user(
+    open_folder: Path, users_cache: Path, read_only: Callable[..., tuple[str, ...]]
+) -> None:
+    verdict = evaluated(open_folder, place=read_only, env={"XDG_CACHE_HOME": str(users_cache)})
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert verdict["log"].startswith(f"{users_cache}/kernel-eval/results/logs/")
+    cache = users_cache / "kernel-eval" / "cache"
+    assert any(f"are kept in {cache}: {PROJECT_ROOT}" in note for note in verdict["notes"])
+
+
+def test_run_of_a_read_only_checkout_is_in_the_history(
+    open_folder: Path, users_cache: Path, read_only: Callable[..., tuple[str, ...]]
+) -> None:
+    for name, text in ("reference", REFERENCE), ("solution", SOLUTION.replace("{act}", "")):
+        (open_folder / f"{name}.py").write_text(text)
+    words = ("--problem", str(open_folder / "reference.py"), "--device", "cpu", "--quick")
+    words = (*words, "--solution", str(open_folder / "solution.py"), "--cap", "0.2")
+    done = subprocess.run(
+        read_only(sys.executable, "run_eval.py", *words),
+        env={**os.environ, "XDG_CACHE_HOME": str(users_cache)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = users_cache / "kernel-eval" / "results"
+    assert f"{PROJECT_ROOT} is read-only: this run is kept in {folder}" in done.stderr
+    assert len(list(folder.glob("*.json"))) == 1
 
 
 @root_only
@@ -204,3 +373,48 @@ support._obtain(cache.support, "runtime-1", lambda folder: (folder / "it.so").to
         if path.name != ".lock":
             assert path.stat().st_mode & 0o004, path
             assert not path.is_dir() or path.stat().st_mode & 0o001, path
+
+
+def test_solution_that_the_user_may_not_read_is_skipped_with_the_next_step(
+    make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair("p/s")
+
+    def refused(path: Path, **how: str) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(preflight, "read_settings", lambda path: Settings())
+    monkeypatch.setattr(Path, "read_text", refused)
+    found = preflight.preflight(pair, Options(device="cpu"))
+    assert isinstance(found, Failure)
+    assert found.status is Status.SKIPPED
+    assert "Permission denied. Next: let the user who runs this read it" in found.message
+
+
+def test_worker_whose_memory_cannot_be_looked_at_is_not_timed(tmp_path: Path) -> None:
+    """Seen on kernels that close /proc/self/mem: it was a fault of the harness."""
+    (tmp_path / "reference.py").write_text(REFERENCE)
+    (tmp_path / "solution.py").write_text(REFERENCE.replace("Model", "ModelNew"))
+    program = """
+import json, os, sys
+from pathlib import Path
+from harness.domain import Options, Pair, to_json
+from harness.judge import remote
+from harness.judge.judge import Judge
+from harness.settings import Settings
+remote.wire.Channel.take_fds = lambda self: []
+pair = Pair(name="p", problem=Path(sys.argv[1]), solution=Path(sys.argv[2]))
+log = Path(sys.argv[3])
+judge = Judge(pair, Options(device="cpu", quick=True), Settings(), log, lambda *e, **f: None, int)
+print(json.dumps(to_json(judge.verdict())))
+os._exit(0 if not sys.stdout.flush() else 1)
+"""
+    words = [str(tmp_path / name) for name in ("reference.py", "solution.py", "log")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=PROJECT_ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["status"] == "PASSED", verdict["message"]
+    assert verdict["speed"]["speedup"] is None
+    assert "/proc/self/mem" in verdict["speed"]["note"]

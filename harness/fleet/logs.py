@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from harness.environment import PROJECT_ROOT
+from harness.folders import results_folder
 
 _KEPT_RUNS = 30
 _KEPT_S = 24 * 3600.0
@@ -21,18 +22,13 @@ def new_log_folder(chosen: Path | None = None) -> Path:
     """Return a new, empty folder for the logs of one run.
 
     Args:
-        chosen: where the folder is made; None is ``results/logs`` of the checkout, or the
-            system's temporary folder where that cannot be written.
+        chosen: where the folder is made; None is ``results/logs`` of the checkout, or of the
+            user's own folder where that cannot be written.
     """
-    parent = chosen or PROJECT_ROOT / "results" / "logs"
+    parent = chosen or results_folder(PROJECT_ROOT) / "logs"
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S-")
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=stamp, dir=parent))
-    except OSError:
-        if chosen is not None:
-            raise
-        return Path(tempfile.mkdtemp(prefix=f"kernel-eval-{stamp}"))
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=stamp, dir=parent))
     if chosen is None:
         _prune(parent)
     return folder

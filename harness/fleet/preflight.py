@@ -5,13 +5,18 @@ from __future__ import annotations
 from harness.domain import Options, Pair, Status, UsageError
 from harness.environment import find_compiler, find_nvcc
 from harness.fleet.judge_process import Failure
+from harness.packaged_nvcc import remedy
 from harness.settings import Settings, constants_of, read_settings
 
 NO_COMPILER = "no C++ compiler found (c++, g++ or $CXX). Next: apt-get install g++, then run again"
-NO_NVCC = (
-    "no nvcc found (CUDA_HOME, PATH, /usr/local/cuda). Next: install the CUDA toolkit that "
-    "torch was built for, or --device emulated; --doctor says more"
-)
+
+
+def no_nvcc() -> str:
+    """Return why nothing can be built for a GPU, and what to do about it."""
+    return (
+        "no nvcc found (CUDA_HOME, PATH, /usr/local/cuda, this environment). "
+        f"Next: {remedy()}, or --device emulated; --doctor says more"
+    )
 
 
 def preflight(pair: Pair, options: Options) -> Settings | Failure:
@@ -46,5 +51,5 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
             return Failure(status=Status.SKIPPED, message=NO_COMPILER)
         on_gpu = options.device.startswith("cuda")
         if on_gpu and ("cuda_sources" in source or ".cu" in source) and find_nvcc() is None:
-            return Failure(status=Status.SKIPPED, message=NO_NVCC)
+            return Failure(status=Status.SKIPPED, message=no_nvcc())
     return settings

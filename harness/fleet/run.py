@@ -25,6 +25,8 @@ from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.slots import Slot
+from harness.folders import cache_folder
+from harness.packaged_nvcc import linked_home
 from harness.resume import ResumeFile
 
 JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
@@ -166,6 +168,7 @@ class _Run:
         self._deadlines = deadlines
         self._resume = resume
         self._logs = new_log_folder(options.log_dir)
+        self._cache = options.cache_dir or cache_folder()
         self._verdicts: dict[str, Verdict] = {}
         self._stop = threading.Event()
         self._why_stopped = ""
@@ -258,6 +261,7 @@ class _Run:
             options = dataclasses.replace(
                 self._options,
                 device=device,
+                cache_dir=self._cache,
                 size=pair.size or self._options.size,
                 seed=secrets.randbits(63) if seed is None else seed,
             )
@@ -316,6 +320,9 @@ class _Run:
         compiler = find_compiler()
         if compiler is not None and shutil.which("c++") is None:
             env.setdefault("CXX", compiler)  # torch tries c++ alone
+        home = linked_home(self._cache)
+        if home is not None:
+            env["CUDA_HOME"] = str(home)
         side_by_side = (
             self._plan.jobs if self._plan.device_slot(self._plan.devices[0]) is None else 1
         )
@@ -337,8 +344,12 @@ class _Run:
                 self._failed(pair, options, result), phases=outcome.phases, log=str(log)
             )
         seed = result.seed
+        notes = list(result.notes)
+        if self._options.cache_dir is None and self._cache.parent != PROJECT_ROOT:
+            notes.append(f"built extensions are kept in {self._cache}: {PROJECT_ROOT} is read-only")
         return dataclasses.replace(
             result,
+            notes=tuple(notes),
             replay=result.replay or replay_command(pair, options, seed=seed),
             log=result.log or str(log),
         )

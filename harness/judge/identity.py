@@ -161,7 +161,7 @@ def _to_expose(solution: Path, cache: Sequence[Path]) -> dict[str, str]:
     wanted += [Path(harness.__file__).parent, *cache, solution.parent, solution]
     wanted += [p for name in ("PATH", "LD_LIBRARY_PATH") for p in _listed(name)]
     nvcc = find_nvcc()
-    wanted += [] if nvcc is None else [Path(nvcc).resolve().parents[1]]
+    wanted += [] if nvcc is None else [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]]
     paths = {Path(p).absolute() for p in wanted if str(p)}
     paths = {p for p in paths | {p.resolve() for p in paths} if p.exists()}
     closed = {p: folder for p in paths if (folder := _closed_above(p / "itself")) not in (None, p)}

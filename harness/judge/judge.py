@@ -445,6 +445,14 @@ class Judge:
         options = self._options
         others, failed = self._crew.baselines(problem, profiled=profiled)
         workers = {CANDIDATE: worker, **others}
+        hidden = [role for role, one in workers.items() if one.memory_fd is None]
+        if hidden:
+            # An output that the judge cannot look at could be anything: no time without it.
+            self._facts.speed = Speed(
+                note=f"this system does not let {', '.join(hidden)} open /proc/self/mem, so timed "
+                "outputs cannot be looked at, and nothing is timed"
+            )
+            return
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)

@@ -143,6 +143,9 @@ class RemoteWorker:
                 folder=str(self.folder),
                 threads=threads,
             )
+        except KilledBesideSolution:
+            self.close()
+            raise
         except WorkerFailed as error:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error

@@ -72,7 +72,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     if late > 1 / policy.drowned_part:
         return Speed(
             outcome=SpeedOutcome.UNDECIDED,
-            note=f"no figure: to start a batch and to read its outputs takes {late:.3g} times as long "
+            note=f"no figure: starting a batch and reading its outputs takes {late:.3g} times as long "
             "as its calls. Next: a larger --size",
         )
     shape, figures, notes = "throughput", throughput, list(measured.notes)
