@@ -10,10 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
-NEUTRAL = {"bell", "domain", "modules", "pretend_cuda", "settings", "source", "toolchain", "tray"}
+NEUTRAL = {
+    "bell",
+    "beside",
+    "domain",
+    "modules",
+    "pretend_cuda",
+    "settings",
+    "source",
+    "toolchain",
+    "tray",
+}
 NEUTRAL |= {"wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
+    "beside": set(),
     "pretend_cuda": set(),
     "toolchain": {"environment"},
     "modules": set(),
@@ -30,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "environment": {"__init__"},
     "judge": NEUTRAL | {"__init__", "judge", "nursery", "environment"},
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
-    "fleet": {"domain", "settings", "environment", "fleet", "resume"},
+    "fleet": {"beside", "domain", "settings", "environment", "fleet", "resume"},
     "report": {"domain", "report", "resume"},
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.beside import imported_files
 from harness.domain import Options, Pair, Status, UsageError
 from harness.environment import find_compiler, find_nvcc
 from harness.fleet.judge_process import Failure
@@ -32,11 +33,12 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
             message=f"no size {options.size!r}; this problem has: {', '.join(sorted(sizes))}",
         )
     try:
-        source = pair.solution.read_text(encoding="utf-8", errors="replace")
+        files = [pair.solution, *imported_files(pair.solution)]
+        source = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
     except OSError as error:
         return Failure(
             status=Status.LOAD_FAILED,
-            message=f"{pair.solution}: cannot be read: {error.strerror}",
+            message=f"{error.filename}: cannot be read: {error.strerror}",
         )
     if "cpp_extension" in source:
         if find_compiler() is None:
