@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.beside import READ_LIMIT_BYTES, local_files
@@ -16,13 +17,13 @@ _NO_MATTER = {"device", "jobs", "fail_fast", "cache_dir", "log_dir"}
 """Options that decide where and when a pair is evaluated, and nothing about its verdict."""
 
 
-def pair_key(pair: Pair, options: Options, device: str) -> str | None:
+def pair_key(pair: Pair, options: Options, devices: Sequence[str]) -> str | None:
     """Return the key of a pair's verdict; None where one of its files cannot be read.
 
     Args:
         pair: names its two files, which are read with every local file that they name.
         options: what the user asked for.
-        device: what the pair runs on, e.g. ``cuda:1``; its kind counts, not its number.
+        devices: what the pair may run on, e.g. ``cuda:1``; their kinds count, not their numbers.
     """
     matter = {
         field.name: to_json(getattr(options, field.name))
@@ -41,7 +42,7 @@ def pair_key(pair: Pair, options: Options, device: str) -> str | None:
         "pair": pair.name,
         "content": content,
         "options": {**matter, "size": pair.size or options.size},
-        "device": _kind(device),
+        "devices": sorted({_kind(device) for device in devices}),
         "torch": build.version if build else None,
         "measurement_version": MEASUREMENT_VERSION,
     }
