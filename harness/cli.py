@@ -45,6 +45,7 @@ examples:
   run_eval.py groupnorm 'batchnorm*'           some problems
   run_eval.py 'gemm*/hopper' --device cuda:1   one solution, on the second GPU
   run_eval.py --problem p.py --solution s.py   any pair of files
+  run_eval.py --resume done.jsonl              go on where an interrupted run stood
   run_eval.py --check-baseline                 every pair against baselines/DEVICE.json
   run_eval.py --report results/*.json --html report.html
 """

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from harness.beside import imported_files
+from harness.judge import own_kernels
 from harness.worker import cuda_on_cpu
 from harness.worker.build import Builder
 
@@ -127,3 +129,14 @@ def test_extension_that_torch_renamed_is_imported_under_its_new_name(
     monkeypatch.setattr(process, "_torch_load_inline", load_inline, raising=False)
     assert process.load_inline("ext", "1").value == 1
     assert process.load_inline("ext", "2").value == 2
+
+
+def test_kernels_of_an_imported_module_are_the_solutions_own(tmp_path: Path) -> None:
+    solution, helper = tmp_path / "solution.py", tmp_path / "parts" / "helper.py"
+    helper.parent.mkdir()
+    solution.write_text("from parts import helper\nNOTE = 'other.py'\n")
+    helper.write_text('SOURCE = """__global__ void mine(float* x) {}"""\n')
+    (tmp_path / "other.py").write_text('SOURCE = """__global__ void other(float* x) {}"""\n')
+    assert imported_files(solution) == [helper]
+    sources = own_kernels.sources_of(solution.read_text(), map(str, imported_files(solution)))
+    assert own_kernels.kernel_names(sources) == {"mine"}

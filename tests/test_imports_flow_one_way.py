@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "harness"
 
 # Rooms that each room may import. A room is a folder or a file directly under harness/.
-NEUTRAL = {"bell", "domain", "draws", "modules", "pretend_cuda", "settings", "source", "toolchain"}
-NEUTRAL |= {"numeric_flags", "tray", "wire", "wire_cuda"}
+NEUTRAL = {"beside", "bell", "domain", "draws", "modules", "numeric_flags", "pretend_cuda"}
+NEUTRAL |= {"settings", "source", "toolchain", "tray", "wire", "wire_cuda"}
 ALLOWED: dict[str, set[str]] = {
     "domain": {"domain"},
+    "beside": set(),
     "pretend_cuda": set(),
     "toolchain": {"environment"},
     "draws": {"domain"},
@@ -34,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "packaged_nvcc": {"environment"},
     "judge": NEUTRAL | {"__init__", "judge", "nursery", "environment"},
     "worker": (NEUTRAL - {"settings"}) | {"__init__", "worker"},
-    "fleet": {"domain", "settings", "environment", "fleet", "folders", "packaged_nvcc", "resume"},
+    "fleet": {"beside", "domain", "settings", "environment", "fleet", "folders", "packaged_nvcc"}
+    | {"resume"},
     "report": {"domain", "report", "resume"},
     "gate": {"domain", "gate"},
     "guard": {"discover", "domain", "gate", "report"},

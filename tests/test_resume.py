@@ -178,7 +178,7 @@ def test_key_covers_the_files_that_a_solution_names(
     (folder / "another.py").write_text("1\n")
 
     def key() -> str | None:
-        return pair_key(pair, Options(), "emulated")
+        return pair_key(pair, Options(), ["emulated"])
 
     before = key()
     assert before == key()
@@ -193,7 +193,7 @@ def test_key_is_no_trap_for_the_fleet(make_pair: Callable[..., Pair], name: str)
     pair = make_pair("t/s", solution=f"import s\nNAME = {name!r}\n")
     (pair.solution.parent / "loop").symlink_to("loop")
     (pair.solution.parent / "root").symlink_to("/")
-    assert pair_key(pair, Options(), "cpu")
+    assert pair_key(pair, Options(), ["cpu"])
 
 
 def test_key_names_the_kind_of_device_and_not_its_number(
@@ -208,22 +208,24 @@ def test_key_names_the_kind_of_device_and_not_its_number(
     )
     monkeypatch.setattr("harness.fleet.key.find_gpus", lambda: Gpus(devices=gpus))
     pair = make_pair("t/s")
-    keys = {d: pair_key(pair, Options(device=d), d) for d in ("cuda:0", "cuda:1", "cuda:2", "cpu")}
-    assert keys["cuda:0"] == keys["cuda:1"]
-    assert len(set(keys.values())) == 3
+    keys = {
+        d: pair_key(pair, Options(device=d), [d]) for d in ("cuda:0", "cuda:1", "cuda:2", "cpu")
+    }
+    assert keys["cuda:0"] == keys["cuda:1"] == pair_key(pair, Options(), ["cuda:1", "cuda:0"])
+    assert len({*keys.values(), pair_key(pair, Options(), ["cuda:0", "cuda:2"])}) == 4
 
 
 def test_every_option_but_those_on_the_order_of_work_is_in_the_key(
     make_pair: Callable[..., Pair],
 ) -> None:
     pair = make_pair("t/s")
-    plain = pair_key(pair, Options(), "cpu")
+    plain = pair_key(pair, Options(), ["cpu"])
     for field in dataclasses.fields(Options):
         other: Any = dataclasses.replace(Options(), **{field.name: "another"})
         same = field.name in ("device", "jobs", "fail_fast", "cache_dir", "log_dir")
-        assert (pair_key(pair, other, "cpu") == plain) is same, field.name
-    assert pair_key(dataclasses.replace(pair, size="small"), Options(), "cpu") != plain
-    assert pair_key(dataclasses.replace(pair, name="t/other"), Options(), "cpu") != plain
+        assert (pair_key(pair, other, ["cpu"]) == plain) is same, field.name
+    assert pair_key(dataclasses.replace(pair, size="small"), Options(), ["cpu"]) != plain
+    assert pair_key(dataclasses.replace(pair, name="t/other"), Options(), ["cpu"]) != plain
 
 
 def test_file_edited_while_its_pair_was_judged_is_evaluated_again(

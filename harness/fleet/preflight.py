@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.beside import imported_files
 from harness.domain import Options, Pair, Status, UsageError
 from harness.environment import find_compiler, find_nvcc
 from harness.fleet.judge_process import Failure
@@ -39,11 +40,12 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
             "Next: one of these, or its constants as NAME=VALUE,...",
         )
     try:
-        source = pair.solution.read_text(encoding="utf-8", errors="replace")
+        files = [pair.solution, *imported_files(pair.solution)]
+        source = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
     except OSError as error:
         return Failure(
             status=Status.SKIPPED,
-            message=f"{pair.solution}: cannot be read: {error.strerror}. Next: let the user who "
+            message=f"{error.filename}: cannot be read: {error.strerror}. Next: let the user who "
             "runs this read it",
         )
     if "cpp_extension" in source:

@@ -241,7 +241,7 @@ class _Run:
         """Return the key of a pair in the resume file; None where there is no such file."""
         if self._resume is None:
             return None
-        return pair_key(pair, self._options, self._plan.devices[0])
+        return pair_key(pair, self._options, self._plan.devices)
 
     def _stop_if_bad(self, verdict: Verdict) -> None:
         bad = verdict.status not in (Status.PASSED, Status.SKIPPED)

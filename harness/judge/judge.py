@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import re
 import secrets
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from harness import numeric_flags
+from harness.beside import imported_files, local_files
 from harness.domain import (
     HarnessError,
     Options,
@@ -136,6 +138,7 @@ class Judge:
             options.time_limit_s, self._policy.build_timeout_s, self._candidates_turn
         )
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
+        self._imported = [p for p in imported_files(pair.solution) if os.access(p, os.R_OK)]
         self._crew = Crew(
             pair,
             options,
@@ -259,7 +262,7 @@ class Judge:
         self._build(problem)
         timed = self._options.timed and self._kind in ("cuda", "cpu")
         profiled = self._kind == "cuda" and own_kernels.ships_cuda(
-            own_kernels.sources_of(self._text, ())
+            own_kernels.sources_of(self._text, map(str, local_files(self._pair.solution)))
         )
         if timed and self._kind == "cuda":
             self._crew.call_in()
@@ -279,6 +282,7 @@ class Judge:
         loaded = self._crew.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
+        loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
         match = self._match(problem, loaded)
         standard = self._standard()
@@ -388,7 +392,8 @@ class Judge:
 
     def _build(self, problem: Problem) -> None:
         """Import the solution once in a worker that is thrown away, to fill the cache."""
-        if not _USES_BUILD.search(self._text):
+        imported = (p.read_text(errors="replace") for p in self._imported)
+        if not any(map(_USES_BUILD.search, (self._text, *imported))):
             return
         if self._cache.complete():
             return
@@ -405,7 +410,7 @@ class Judge:
             self._cache.adopt(
                 staging,
                 [str(k) for k in loaded.get("built", [])],
-                [str(f) for f in loaded.get("files", [])],
+                [*map(str, loaded.get("files", [])), *map(str, self._imported)],
             )
         finally:
             self._gather(worker)

@@ -24,12 +24,14 @@ def sources_of(text: str, files: Iterable[str]) -> list[str]:
 
     Args:
         text: the solution's file.
-        files: paths that its build read.
+        files: paths that its build read, and of modules that it imports.
     """
-    paths = [Path(f) for f in files]
-    return _strings(text) + [
-        p.read_text(errors="replace") for p in paths if p.suffix in (".cu", ".cuh") and p.is_file()
-    ]
+    found = _strings(text)
+    for path in map(Path, files):
+        if path.suffix in (".cu", ".cuh", ".py") and path.is_file():
+            read = path.read_text(errors="replace")
+            found += _strings(read) if path.suffix == ".py" else [read]
+    return found
 
 
 def kernel_names(sources: Iterable[str]) -> set[str]:

@@ -72,8 +72,8 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     if late > 1 / policy.drowned_part:
         return Speed(
             outcome=SpeedOutcome.UNDECIDED,
-            note=f"no figure: starting a batch and reading its outputs takes {late:.3g} times as long "
-            "as its calls. Next: a larger --size",
+            note=f"no figure: starting a batch and reading its outputs takes {late:.3g} times as "
+            "long as its calls. Next: a larger --size",
         )
     shape, figures, notes = "throughput", throughput, list(measured.notes)
     together = worked_on_together(blocks, measured.latency, measured.device_ms)
