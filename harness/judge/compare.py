@@ -19,6 +19,7 @@ from harness.judge.fingerprint import SPOKEN, Evidence, Match, stored_in
 from harness.judge.precision import (
     CHUNK,
     PRECISION_OF,
+    UNIT_ROUNDOFF,
     Standard,
     Sums,
     budget_of,
@@ -261,8 +262,11 @@ class _Comparison:
         match = evidence.match(what, error, self._own)
         if match and not self._allows(match.precision):
             return self._lost(match.precision, f"computed with {match.text}")
-        if self._reduced and not self._outside:
-            return self._as_declared(error, match)
+        if self._reduced:
+            found = self._as_declared(error, match)
+            if found.mismatch is None or not self._outside:
+                return found
+            noise = noise * (UNIT_ROUNDOFF[self._declared] / unit_roundoff(self._dtype))
         explained = self._explained_by(noise, error)
         self._budget = max(self._budget, self._policy.order_factor * float(noise.max()))
         close = sums.worst <= self._slack
