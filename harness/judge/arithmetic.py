@@ -207,33 +207,65 @@ class _Arithmetic(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
 
 
-class RoundedProducts(_Arithmetic):
+class TanhGelu(_Arithmetic):
+    """Computes GELU by its tanh approximation wherever the reference computes it exactly.
+
+    Attributes:
+        replaced: how many were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        exact = kwargs.get("approximate", "none") == "none"
+        if _name(function) in ("gelu", "gelu_", "gelu_backward") and exact:
+            kwargs["approximate"] = "tanh"
+            self.replaced += 1
+        return function(*args, **kwargs)
+
+
+class RoundedProducts(TanhGelu):
     """Rounds the operands of products.
 
     Args:
         rounding: of each operand.
         results: round the products, too, as a kernel does that returns 16 bits.
-        only: number of the one product of a call that is rounded, None for all of them.
+        only: numbers of those products of a call that are rounded, None for all of them.
+        tanh: compute GELU by its tanh approximation, too.
+
+    Attributes:
+        products: how many the calls had.
     """
 
     def __init__(
-        self, rounding: Rounding, *, results: bool = False, only: int | None = None
+        self,
+        rounding: Rounding,
+        *,
+        results: bool = False,
+        only: frozenset[int] | None = None,
+        tanh: bool = False,
     ) -> None:
         super().__init__()
         self._rounding = rounding
         self._results = results
         self._only = only
+        self._tanh = tanh
         self.products = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         operands = PRODUCTS.get(_name(function))
-        if operands is None:
-            return function(*args, **(kwargs or {}))
+        if operands is None and self._tanh:
+            return super().__torch_dispatch__(function, types, args, kwargs)
         number = self.products
-        self.products += 1
-        if self._only not in (None, number):
+        self.products += operands is not None
+        if operands is None or (self._only is not None and number not in self._only):
             return function(*args, **(kwargs or {}))
         args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
         result = function(*args, **(kwargs or {}))
@@ -262,24 +294,6 @@ class RoundedEverywhere(_Arithmetic):
             if t is not None:
                 t.copy_(_real(self._rounding, t))
         return result
-
-
-class TanhGelu(_Arithmetic):
-    """Computes GELU by its tanh approximation wherever the reference computes it exactly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.replaced = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        exact = kwargs.get("approximate", "none") == "none"
-        if _name(function) in ("gelu", "gelu_", "gelu_backward") and exact:
-            kwargs["approximate"] = "tanh"
-            self.replaced += 1
-        return function(*args, **kwargs)
 
 
 class Roundings(_Arithmetic):

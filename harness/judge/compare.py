@@ -19,6 +19,7 @@ from harness.judge.fingerprint import SPOKEN, Evidence, Match, stored_in
 from harness.judge.precision import (
     CHUNK,
     PRECISION_OF,
+    UNIT_ROUNDOFF,
     Standard,
     Sums,
     budget_of,
@@ -29,7 +30,7 @@ from harness.judge.precision import (
 )
 from harness.wire import Untransferable
 
-_COARSENESS = {"fp64": 0, "fp32": 1, "tf32": 2, "fp16": 2, "bf16": 3, "worse": 4, "tanh": 4}
+_COARSENESS = {"fp64": 0, "fp32": 1, "tf32": 2, "fp16": 2, "bf16": 3, "worse": 4}
 _MOST_IN_SLICES = 1 << 24
 """Elements of a tensor whose samples and columns are looked at one by one."""
 
@@ -250,8 +251,9 @@ class _Comparison:
         evidence, what = self._evidence, self._what
         stored = stored_in(self._got, self._oracle, self._own)
         if stored and not self._allows(stored):
-            text = f"every element is a {SPOKEN[stored]} number"
-            return self._lost(stored, text)
+            return self._lost(
+                stored, f"stored in fewer bits: every element is a {SPOKEN[stored]} number"
+            )
         error = self._got.double() - self._oracle
         noise = evidence.noise(what, self._own)
         if noise is None:
@@ -259,21 +261,23 @@ class _Comparison:
         self._slack = max(self._slack, self._policy.slack_factor * float(noise.max()))
         match = evidence.match(what, error, self._own)
         if match and not self._allows(match.precision):
-            return self._lost(match.precision, match.text, function=match.precision == "tanh")
-        if self._reduced and not self._outside:
-            return self._as_declared(error, match)
-        factor = self._policy.function_factor if self._outside else self._policy.order_factor
-        explained = self._explained_by(noise, error, factor)
-        self._budget = max(self._budget, factor * float(noise.max()))
+            return self._lost(match.precision, f"computed with {match.text}")
+        if self._reduced:
+            found = self._as_declared(error, match)
+            if found.mismatch is None or not self._outside:
+                return found
+            noise = noise * (UNIT_ROUNDOFF[self._declared] / unit_roundoff(self._dtype))
+        explained = self._explained_by(noise, error)
+        self._budget = max(self._budget, self._policy.order_factor * float(noise.max()))
         close = sums.worst <= self._slack
         if explained and (close or self._outside):
             return self._suspicious(close)
         if close and not self._outside:
-            text = (
+            return self._lost(
+                "worse",
                 f"no order of its sums gives {SPOKEN[self._own]} errors of that size "
-                f"(up to {self._budget:.3g} over the whole tensor)"
+                f"(up to {self._budget:.3g} over the whole tensor)",
             )
-            return self._lost("worse", text)
         return self._wrong()
 
     def _slices_within(self) -> bool:
@@ -297,25 +301,33 @@ class _Comparison:
                 return False
         return True
 
-    def _explained_by(self, noise: torch.Tensor, error: torch.Tensor, factor: float) -> bool:
-        """Return whether roundings explain the error of the tensor, of each sample and column."""
-        own = (self._reference.double() - self._oracle).abs()
-        error, own = (
-            torch.nan_to_num(t.abs(), nan=0.0, posinf=0.0, neginf=0.0) for t in (error, own)
-        )
-        parts = [tuple(t.max().reshape(1) for t in (error, noise, own))] if error.numel() else []
+    def _explained_by(self, noise: torch.Tensor, error: torch.Tensor) -> bool:
+        """Return whether roundings explain the error of the tensor, of each sample and column.
+
+        Outside what the problem draws another formula may lose digits that the reference keeps:
+        there half of the digits explain it, as long as the result is still the function's.
+        """
+        policy = self._policy
+        own = self._reference.double() - self._oracle
+        tensors = [
+            torch.nan_to_num(t.abs(), nan=0.0, posinf=0.0, neginf=0.0)
+            for t in (error, noise, own, self._oracle)
+        ]
+        parts = [[t.max().reshape(1) for t in tensors]] if error.numel() else []
         if self._got.numel() <= _MOST_IN_SLICES:
-            parts += list(zip(slices(error), slices(noise), slices(own), strict=True))
-        tiny = torch.finfo(self._dtype).tiny
-        for e, n, o in parts:
-            bound = torch.maximum(factor * n, self._policy.slack_factor * o)
-            if bool((e > bound + factor * tiny).any()):
+            parts += [list(part) for part in zip(*(slices(t) for t in tensors), strict=True)]
+        for e, n, o, size in parts:
+            bound = torch.maximum(policy.order_factor * n, policy.slack_factor * o)
+            if self._outside:
+                lost = torch.minimum(policy.function_factor * n, policy.function_part * size)
+                bound = torch.maximum(bound, lost)
+            if bool((e > bound + policy.order_factor * torch.finfo(self._dtype).tiny).any()):
                 return False
         return True
 
     def _allows(self, precision: str) -> bool:
         """Return whether the precision that is due is no finer than this one."""
-        return self._reduced and _COARSENESS[precision] <= _COARSENESS[self._declared]
+        return self._reduced and _COARSENESS.get(precision, 4) <= _COARSENESS[self._declared]
 
     def _as_declared(self, error: torch.Tensor, match: Match | None) -> Compared:
         """Judge a tensor whose solution may compute in fewer bits than its dtype has."""
@@ -331,15 +343,19 @@ class _Comparison:
         if explained and self._sums.max_error <= self._budget:
             return self._accepted(match.precision if match else self._declared)
         if self._sums.worst <= max(self._slack, self._budget):
-            text = f"{SPOKEN[self._declared]} gives smaller errors in the reference"
-            return self._lost("worse", text)
+            return self._lost("worse", "larger errors than that precision gives in the reference")
         return self._wrong()
 
     def _unexplained(self) -> Compared:
         """Return the refusal of what cannot be looked into."""
         if self._sums.worst > max(self._slack, self._budget if self._reduced else 0.0):
             return self._wrong()
-        return self._lost("worse", "more than one rounding of the result" if self._low else "")
+        return self._lost(
+            "worse",
+            "larger errors than one rounding of the result gives"
+            if self._low
+            else f"errors far beyond the reference's own (up to {self._budget:.3g} needs no look)",
+        )
 
     def _check(self, precision: str) -> Check:
         return Check(
@@ -379,21 +395,19 @@ class _Comparison:
             f"{self._what}{list(index)} is {got:.7g}, expected {expected:.7g}",
         )
 
-    def _lost(self, precision: str, why: str, *, function: bool = False) -> Compared:
+    def _lost(self, precision: str, why: str) -> Compared:
         """Return the refusal of a tensor that is computed in fewer bits than it should."""
         index, got, expected, where = self._at_worst()
         sums = self._sums
-        used = SPOKEN.get(precision, "")
-        head = f"computed with {why}" if used and "number" not in why else why
-        if not used:
-            head = "less precise than " + SPOKEN[self._declared] + (f": {why}" if why else "")
         close = sums.worst <= self._slack
+        # Another GELU within the tolerance is a loss of digits, beyond it another function.
+        another = precision == "tanh" and not close
         return Compared(
             check=self._check(precision if precision in _COARSENESS else "worse"),
             mismatch=Mismatch(
-                status=Status.WRONG_VALUES if function and not close else Status.PRECISION_LOST,
+                status=Status.WRONG_VALUES if another else Status.PRECISION_LOST,
                 message=(
-                    f"{head}; {SPOKEN[self._declared]} is due. The error is {sums.max_error:.3g} "
+                    f"{why}; {SPOKEN[self._declared]} is due. The error is {sums.max_error:.3g} "
                     "against the float64 oracle, the reference's own "
                     f"{sums.max_reference_error:.3g}; worst {where}"
                 ),

@@ -64,20 +64,33 @@ class Print:
         text: how messages name it.
         mode: makes the mode that the reference runs under.
         inputs: rounding of inputs and state before the call, None for none.
+        key: where one text has several modes.
     """
 
     precision: str
     text: str
     mode: Callable[[], TorchDispatchMode]
     inputs: Rounding | None = None
+    key: str = ""
 
 
-def _of_products(name: str) -> Print:
+def _of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> Print:
     rounding = ROUNDINGS[name]
+    where = "of products" if only is None else f"in {len(only)} of {of} products"
     return Print(
         precision=name.split()[0],
-        text=f"{SPOKEN[name]} operands of products",
-        mode=lambda: arithmetic.RoundedProducts(rounding),
+        text=f"{SPOKEN[name]} operands {where}",
+        mode=lambda: arithmetic.RoundedProducts(rounding, only=only),
+        key=f"{name} {sorted(only) if only is not None else 'all'}",
+    )
+
+
+def _with_gelu(name: str) -> Print:
+    rounding = ROUNDINGS[name]
+    return Print(
+        precision="tanh",
+        text=f"the tanh approximation of GELU and {SPOKEN[name]} operands of products",
+        mode=lambda: arithmetic.RoundedProducts(rounding, tanh=True),
     )
 
 
@@ -113,8 +126,10 @@ _OPERANDS = {"fp32": ("tf32", "tf32 cut", "bf16", "fp16"), "fp64": ("fp32", "tf3
 STAGES: Mapping[str, tuple[tuple[Print, ...], ...]] = {
     due: (
         (*(_of_products(n) for n in _OPERANDS[due]), _GELU),
-        tuple(mark for n in stored for mark in _of_all(n)),
-        tuple(_of_inputs(n) for n in _OPERANDS[due]),
+        (
+            *(mark for n in stored for mark in _of_all(n)),
+            *(_of_inputs(n) for n in _OPERANDS[due]),
+        ),
     )
     for due, stored in (("fp32", ("bf16", "fp16")), ("fp64", ("fp32",)))
 }
@@ -226,6 +241,11 @@ class Evidence:
             matches = [m for m in found if m is not None]
             if matches:
                 return max(matches, key=lambda m: m.correlation)
+        if self._change(_GELU, what) is not None:
+            for name in _OPERANDS[due]:
+                found_both = self._compared(what, r, exact, there, _with_gelu(name))
+                if found_both is not None:
+                    return found_both
         return self._partial(what, r, exact, there, due)
 
     def _compared(
@@ -251,38 +271,33 @@ class Evidence:
     def _partial(
         self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, due: str
     ) -> Match | None:
-        """Return a match of some of the products, where the others are computed as is due."""
-        gelu = self._change(_GELU, what)
-        if self._products > _MOST_PRODUCTS or self._products + (gelu is not None) < 2:
+        """Return a match of some of the products, where the others are computed as is due.
+
+        What each product changes alone says which of them it may be; the reference then runs with
+        those at once, since one product's rounding depends on what the one before it gave.
+        """
+        count = self._products
+        if not 1 < count <= _MOST_PRODUCTS:
             return None
         for name in _OPERANDS[due]:
-            marks = [_one_product(name, number) for number in range(self._products)]
-            changes = [self._change(mark, what) for mark in marks]
-            known = [d for d in (*changes, gelu) if d is not None]
+            marks = [_of_products(name, frozenset({i}), count) for i in range(count)]
+            changes = {i: self._change(mark, what) for i, mark in enumerate(marks)}
+            known = {i: d for i, d in changes.items() if d is not None}
             both = there.clone()
-            for d in known:
+            for d in known.values():
                 both &= torch.isfinite(d)
-            columns = [_without(d[both], exact[both])[:_JOINT_SAMPLE].cpu() for d in known]
-            sizes = [float(d.norm()) for d in columns]
-            columns = [d / n for d, n in zip(columns, sizes, strict=True) if n > 0]
             left = _without(r[both], exact[both])[:_JOINT_SAMPLE].cpu()
-            if not columns or left.numel() < 16 * len(columns) or float(left.norm()) == 0:
+            if not known or left.numel() < _LEAST_ELEMENTS * len(known):
                 continue
-            matrix = torch.stack(columns, 1)
-            fit = torch.linalg.lstsq(matrix, left.unsqueeze(1), driver="gelsd").solution[:, 0]
-            correlation = float((matrix @ fit).norm() / left.norm())
-            slopes = fit / torch.tensor([n for n in sizes if n > 0], dtype=fit.dtype)
-            used = fit.abs() > 0.2 * fit.norm()
-            if correlation < self._policy.match_correlation:
-                continue
-            if not all(self._is_one(float(c)) for c in slopes[used]):
-                continue
-            return Match(
-                precision=name.split()[0],
-                correlation=correlation,
-                text=f"{SPOKEN[name]} operands in {int(used.sum())} of {self._products} products "
-                f"(correlation of the error with what that changes {correlation:.3f})",
-            )
+            columns = torch.stack([d[both][:_JOINT_SAMPLE].cpu() for d in known.values()], 1)
+            sizes = columns.norm(dim=0).clamp_min(1e-300)
+            fit = torch.linalg.lstsq(columns / sizes, left.unsqueeze(1), driver="gelsd").solution
+            slopes = fit[:, 0] / sizes
+            used = frozenset(i for i, c in zip(known, slopes, strict=True) if float(c) > 0.5)
+            if used and len(used) < count:
+                found = self._compared(what, r, exact, there, _of_products(name, used, count))
+                if found is not None:
+                    return found
         return None
 
     def is_free_order(self, got: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -302,15 +317,16 @@ class Evidence:
 
     def _change(self, mark: Print, what: str) -> torch.Tensor | None:
         """Return what an arithmetic changes in a tensor, sampled, None where it changes nothing."""
-        if mark.text not in self._changes:
+        key = mark.key or mark.text
+        if key not in self._changes:
             mode = mark.mode()
             changed = self._run(mode, mark.inputs)
             if isinstance(mode, arithmetic.RoundedProducts):
                 self._products = max(self._products, mode.products)
-            self._changes[mark.text] = {
+            self._changes[key] = {
                 n: self.sampled(n, t - self._exact[n]).clone() for n, t in changed.items()
             }
-        d = self._changes[mark.text].get(what)
+        d = self._changes[key].get(what)
         return d if d is not None and bool((d != 0).any()) else None
 
     def _run(self, mode: TorchDispatchMode, change: Rounding | None) -> dict[str, torch.Tensor]:
@@ -358,15 +374,6 @@ class Evidence:
     def _note(self, note: str) -> None:
         if note not in self._notes:
             self._notes.append(note)
-
-
-def _one_product(name: str, number: int) -> Print:
-    rounding = ROUNDINGS[name]
-    return Print(
-        precision=name.split()[0],
-        text=f"{name} {number}",
-        mode=lambda: arithmetic.RoundedProducts(rounding, only=number),
-    )
 
 
 def named(outcome: Outcome, names: list[str]) -> dict[str, torch.Tensor]:

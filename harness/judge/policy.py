@@ -28,8 +28,9 @@ class Policy:
             theirs. Left to right over 2^20 positive terms: 3.2; Winograd F(4x4, 3x3): 1.1.
         order_factor: an error beyond this multiple is no order of float32's sums. Three bfloat16
             products: 4.2; float16 accumulators over 64 to 4096 terms: 365 to 24000.
-        function_factor: on inputs that the problem does not draw, an error beyond this multiple
-            is another function's: half of float32's 24 bits are wrong.
+        function_factor, function_part: on inputs that the problem does not draw, an error beyond
+            this multiple of the roundings (half of float32's 24 bits) or this part of the result is
+            another function's. relu for a leaky_relu of slope 0.01: 1.7e5, 0.01.
         declared_factor: root mean square error as a multiple of what the declared precision
             changes in the reference.
         atol, rtol: allclose tolerances for float32.
@@ -74,6 +75,7 @@ class Policy:
     slack_factor: float = 4.0
     order_factor: float = 16.0
     function_factor: float = 4096.0
+    function_part: float = 0.0625
     declared_factor: float = 2.0
     atol: float = 1e-4
     rtol: float = 1e-4

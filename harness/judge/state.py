@@ -222,9 +222,8 @@ def _is_quantised(tensor: torch.Tensor) -> bool:
     ):
         return False
     if tensor.element_size() == 1:
-        return bool(tensor.unique().numel() >= 4)
-    middle = tensor.abs().flatten().median()
-    return bool(middle > _LARGEST_INDEX)
+        return int(tensor.unique().numel()) >= 4
+    return int(tensor.abs().flatten().median()) > _LARGEST_INDEX
 
 
 def perturbed(
