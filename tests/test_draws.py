@@ -155,3 +155,55 @@ def test_the_candidate_copies_what_the_judge_drew(tmp_path: Path) -> None:
     pair = Pair(name="p/s", problem=problem, solution=solution)
     (verdict,) = run_pairs((pair,), Options(device="cpu", size="full", timed=False, quick=True))
     assert (verdict.status, verdict.message) == (Status.PASSED, "")
+
+
+LAYER = """
+import torch
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4096, 4096)
+        INIT
+    def forward(self, x):
+        return self.layer(x)
+def get_inputs():
+    return [torch.randn(2, 4096)]
+"""
+
+
+@pytest.mark.parametrize(
+    ("init", "copied"),
+    [
+        ("", True),
+        ("self.act = torch.nn.functional.relu", True),
+        ("self.sizes = [1, (2, 3), {'a': None}]", True),
+        ("self.again = self.layer", True),
+        ("self.run = lambda x: self.layer(x)", False),
+        ("self.runs = [lambda x, f=self.layer: f(x)]", False),
+        ("self.half = [lambda x, by=0.5: x * by]", True),
+        ("self.layer.register_forward_hook(lambda m, i, o: o * self.layer.bias)", False),
+        ("self.late = self.layer.weight * 1", False),
+        ("self.rng = torch.Generator()", False),
+        ("self.bound = self.layer.forward", False),
+        ("self.total = self.layer.weight.sum", False),
+        ("self.relu = torch.relu", True),
+    ],
+)
+def test_large_reference_is_copied_where_a_copy_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str, copied: bool
+) -> None:
+    path = tmp_path / "reference.py"
+    path.write_text(LAYER.replace("INIT", init))
+    problem = Problem(path, {}, torch.device("cpu"), 1)
+    constructed: list[bool] = []
+    original = Problem._constructed
+    monkeypatch.setattr(
+        Problem, "_constructed", lambda self: constructed.append(True) or original(self)
+    )
+    oracle = problem.build_oracle()
+    assert bool(constructed) is not copied
+    weight = problem.reference.layer.weight
+    assert torch.equal(oracle.layer.weight, weight.double())
+    with torch.no_grad():
+        weight.zero_()
+    assert oracle.layer.weight.any()

@@ -15,6 +15,8 @@ from harness.modules import mapped, tensors_of, write_state
 
 _BIG_BYTES = 1 << 28
 _NOISE = 1e-6
+_SAMPLE = 1 << 20
+"""Elements of an output, evenly spread, that say whether it moves."""
 
 
 class Oracle:
@@ -144,6 +146,7 @@ class Oracle:
         same = total = 0
         for a, b in zip(tensors_of(exact.output), tensors_of(other.output), strict=False):
             if a.is_floating_point():
+                a, b = (t.reshape(-1)[:: max(1, t.numel() // _SAMPLE)] for t in (a, b))
                 relevant = (a != 0) & torch.isfinite(a) & (a != a.round())
                 total += int(relevant.sum())
                 same += int((relevant & (a == b)).sum())

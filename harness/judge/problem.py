@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ from harness import modules, pretend_cuda, source
 from harness.domain import HarnessError, UsageError
 from harness.draws import Draws
 from harness.modules import mapped, module_state, seed_everything
+
+_LARGE_BYTES = 1 << 26
+"""Constructing a smaller module takes less than a second."""
+_SCALARS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 
 class InvalidReference(Exception):
@@ -105,10 +110,30 @@ class Problem:
         self.reference = self.reference.to(device)
 
     def build_oracle(self) -> torch.nn.Module:
-        """Return a float64 copy of the reference, on its device."""
-        copied = self._constructed().to(self.device)
+        """Return a float64 copy of the reference, on its device.
+
+        Call it before the reference is called: it stands for a module that was just constructed.
+        A large one is copied where a copy is the same; that saves constructing and moving it.
+        """
+        large = sum(t.numel() * t.element_size() for t in self.state().values()) >= _LARGE_BYTES
+        copied = self._copied() if large else None
+        if copied is None:
+            copied = self._constructed().to(self.device)
         copied._apply(to_double)
         return copied
+
+    def _copied(self) -> torch.nn.Module | None:
+        """Return a copy of the reference; None where it might share something with the original.
+
+        deepcopy does not copy a function, so one that holds the module in a closure would still
+        use the original's weights. Modules with anything but plain values are therefore not copied.
+        """
+        if not all(_is_plain(v) for m in self.reference.modules() for v in vars(m).values()):
+            return None
+        try:
+            return copy.deepcopy(self.reference)
+        except (RuntimeError, TypeError):  # a tensor that is no leaf, or an object that refuses
+            return None
 
     def forward_names(self) -> list[str]:
         """Return the names of forward's positional arguments, for the domain of inputs."""
@@ -225,3 +250,18 @@ class Problem:
             ) from error
         except SystemExit as error:
             raise InvalidReference(f"{self.path}: {what} called sys.exit") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether deepcopy leaves nothing in common between a value and its copy."""
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in (*value.keys(), *value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, types.FunctionType):
+        # deepcopy leaves a function as it is, with all that it holds.
+        held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return not value.__closure__ and all(isinstance(h, _SCALARS) for h in held)
+    if isinstance(value, types.BuiltinFunctionType):
+        return isinstance(value.__self__, (types.ModuleType, type, type(None)))
+    return isinstance(value, (torch.Tensor, torch.nn.Module, type, *_SCALARS))
