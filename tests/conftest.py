@@ -12,8 +12,8 @@ from harness.domain import Pair
 from harness.environment import torch_build
 from harness.fleet.gpus import find_gpus
 
-# As root, a solution runs as another user: a file that a test writes under umask 077 would be closed
-# to it, and rightly SKIPPED. tests/test_places.py has tests of such places.
+# As root, a solution runs as another user: a file that a test writes under umask 077 would be
+# closed to it, and rightly SKIPPED. tests/test_places.py has tests of such places.
 os.umask(0o022)
 
 REFERENCE = """\
