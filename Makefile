@@ -23,7 +23,7 @@ eval: venv
 	@$(PY) run_eval.py $(ARGS)
 
 test: venv
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest $(shell [ -w . ] || echo -p no:cacheprovider) $(ARGS)
 
 check: venv
 	@$(PY) -m ruff check .

@@ -286,7 +286,9 @@ def _rights() -> Iterator[Finding]:
         what="sandbox",
         level=NOTE if shared else OK,
         fact=shared or "root: a candidate runs as another user",
-        remedy="run untrusted solutions in a container, as root of it" if shared else "",
+        remedy="run untrusted solutions in a container, as root of it"
+        if shared and not root
+        else "",
     )
     scope = _read("/proc/sys/kernel/yama/ptrace_scope")
     if scope == "0" and not root:

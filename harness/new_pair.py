@@ -169,7 +169,8 @@ def write_pair(name: str, root: Path) -> str:
         What was written and what to do next.
 
     Raises:
-        UsageError: the name is not valid, or one of the files is there already.
+        UsageError: the name is not valid, or one of the files is there already or cannot be
+            written.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -184,9 +185,15 @@ def write_pair(name: str, root: Path) -> str:
         if path.exists():
             raise UsageError(f"{path}: is there already; --new overwrites nothing")
     for path, text in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text.replace("NAME", name))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as stream:
+                stream.write(text.replace("NAME", name))
+        except OSError as error:
+            raise UsageError(
+                f"{path}: cannot be written: {error.strerror}. Next: --root FOLDER names another "
+                "folder for pairs"
+            ) from error
     reference, solution = files
     return (
         f"wrote {reference}\nwrote {solution}\nnext: python run_eval.py {name}; once it passes, "

@@ -18,6 +18,11 @@ from harness.settings import read_settings
 ROOT = Path(__file__).parents[1]
 
 
+def test_new_pair_on_a_read_only_file_system_is_one_clear_line() -> None:
+    with pytest.raises(UsageError, match=r"cannot be written: .*Next: --root FOLDER"):
+        write_pair("my_pair", Path("/proc"))
+
+
 def test_new_pair_is_found_and_has_settings(tmp_path: Path) -> None:
     said = write_pair("scaled_relu", tmp_path)
     (pair,) = discover(tmp_path).pairs

@@ -23,6 +23,7 @@ from harness.domain import Options, Pair, Status
 from harness.environment import PROJECT_ROOT
 from harness.fleet import preflight
 from harness.fleet.judge_process import Failure
+from harness.judge import identity
 from harness.settings import Settings
 
 # What a default container of Docker or Kubernetes lacks. Names that this kernel does not know, or
@@ -418,3 +419,12 @@ os._exit(0 if not sys.stdout.flush() else 1)
     assert verdict["status"] == "PASSED", verdict["message"]
     assert verdict["speed"]["speedup"] is None
     assert "/proc/self/mem" in verdict["speed"]["note"]
+
+
+def test_user_namespace_gets_a_user_id_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rootless containers map some 65536 ids: what lies beyond cannot be changed to."""
+    whole = identity.fresh_uid()
+    monkeypatch.setattr(Path, "read_text", lambda path: "         0     100000      65536\n")
+    mapped = identity.fresh_uid()
+    assert 50_000 <= mapped < 60_000
+    assert whole == mapped or whole > 1_000_000_000

@@ -364,8 +364,9 @@ class JudgeProcess:
         return Failure(
             status=Status.CRASHED,
             message=f"the judge was {what} in phase {self._phase!r}, while the solution ran under "
-            "the same user id, and memory was not short: a signal of the solution's. Next: look "
-            "for os.kill, or run as root: the solution gets a user id of its own there",
+            "the same user id, and memory was not short: the solution, or another program of this "
+            "user, sent the signal. Next: look for os.kill in the solution, or run as root of a "
+            "container, where it gets a user id of its own",
         )
 
     def _how_it_ended(self) -> str:

@@ -85,7 +85,11 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
         return Confinement(own_user=False, note=_shared("this user may not change to another one"))
     lacking = _lacking_capabilities()
     if lacking:
-        return _as_judge(solution, f"root lacks {', '.join(lacking)} here", "")
+        return _as_judge(
+            solution,
+            f"root lacks {', '.join(lacking)} here",
+            "let this container have what a default one has",
+        )
     needed = [*map(str, _read_by_every_worker()), *map(str, cache), str(solution)]
     spec: dict[str, Any] = {"uid": fresh_uid(), "expose": {}}
     exposed: dict[str, str] = {}

@@ -51,7 +51,8 @@ class KilledBesideSolution(WorkerFailed):
         super().__init__(
             Status.CRASHED,
             f"the {role} worker was killed (SIGKILL) while the solution ran under the same user "
-            "id, and memory was not short: a signal of the solution's",
+            "id, and memory was not short: the solution, or another program of this user, sent "
+            "the signal",
         )
 
 
