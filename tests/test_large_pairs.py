@@ -9,7 +9,7 @@ import torch
 
 from harness import wire
 from harness.judge.check import Checker
-from harness.judge.fingerprint import Evidence
+from harness.judge.fingerprint import Evidence, Looks
 from harness.judge.policy import Policy
 from harness.judge.remote import RemoteWorker
 from harness.worker import calls
@@ -58,6 +58,7 @@ def test_without_memory_for_the_evidence_there_is_none(monkeypatch) -> None:
         exact={"output": torch.ones(3, dtype=torch.float64)},
         seed=1,
         notes=notes,
+        looks=Looks(),
     )
     assert evidence.noise("output", "fp32") is None
     assert evidence.match("output", torch.ones(3), "fp32") is None

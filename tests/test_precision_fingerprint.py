@@ -22,7 +22,7 @@ from harness.judge.arithmetic import (
     to_fp16,
     to_tf32,
 )
-from harness.judge.fingerprint import Evidence, named
+from harness.judge.fingerprint import Evidence, Looks, named
 from harness.judge.oracle import Oracle
 from harness.judge.policy import Policy
 from harness.judge.precision import Standard
@@ -136,6 +136,7 @@ class Bench:
             exact=exact,
             seed=11,
             notes=[],
+            looks=Looks(),
         )
         reference = named(self.reference, names)[what].float()
         return compare.tensor(
@@ -415,6 +416,7 @@ def test_float32_inside_float64_is_named(bench: Any) -> None:
             exact=named(made.exact, ["a", "b"]),
             seed=1,
             notes=[],
+            looks=Looks(),
         ),
     )
     refused(evidence_of((a.float() @ b.float()).double()), "every element is a float32 number")

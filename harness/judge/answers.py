@@ -12,7 +12,7 @@ from harness.domain import Check, Status
 from harness.judge import compare, likeness, state, trials
 from harness.judge.compare import Mismatch
 from harness.judge.dataflow import matters
-from harness.judge.fingerprint import Evidence, named
+from harness.judge.fingerprint import Evidence, Looks, named
 from harness.judge.impostors import IMPOSTORS
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
@@ -100,6 +100,7 @@ class AnswerJudge:
         self._names = problem.forward_names()
         self._accepted: Any = None
         self._warned: dict[str, float] = {}
+        self._looks = Looks()
         self._idle: dict[str, bool] = {}
 
     def forget(self) -> None:
@@ -197,6 +198,8 @@ class AnswerJudge:
                 exact=exact,
                 seed=trial.grad_seed,
                 notes=self._report.notes,
+                looks=self._looks,
+                always=trial.variant == "signs",
             )
         return case.evidence
 

@@ -181,15 +181,25 @@ def _name(function: Any) -> str:
 
 
 @contextlib.contextmanager
-def opened(mode: TorchDispatchMode) -> Iterator[None]:
-    """Enter a mode, with operators taken apart that hide products: attention, recurrent layers."""
+def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
+    """Enter a mode, with operators taken apart that hide products.
+
+    Args:
+        mode: to enter.
+        recurrent: whether recurrent layers run, which cuDNN computes in one operator.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    math_only = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+    cudnn = torch.backends.cudnn
     try:
         with (
-            math_only,
-            torch.backends.cudnn.flags(enabled=False, allow_tf32=False),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            cudnn.flags(
+                enabled=cudnn.enabled and not recurrent,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=False,
+            ),
             mode,
         ):
             yield

@@ -338,8 +338,8 @@ class _Comparison:
             return self._unexplained()
         r = torch.nan_to_num(evidence.sampled(what, error), nan=0.0, posinf=0.0, neginf=0.0)
         d = torch.nan_to_num(allowed, nan=0.0, posinf=0.0, neginf=0.0)
-        self._budget = max(self._budget, 2 * policy.declared_factor * float(d.abs().max()))
-        explained = float(r.norm()) <= policy.declared_factor * float(d.norm())
+        self._budget = max(self._budget, policy.slack_factor * float(d.abs().max()))
+        explained = float(r.norm()) <= policy.rms_factor * float(d.norm())
         if explained and self._sums.max_error <= self._budget:
             return self._accepted(match.precision if match else self._declared)
         if self._sums.worst <= max(self._slack, self._budget):

@@ -8,6 +8,7 @@ error is that arithmetic's; an honest float32 error agrees with none of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,8 @@ from harness.judge.policy import Policy
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
 from harness.modules import differentiable, mapped, write_state
 
-_SAMPLE = 1 << 20
-_JOINT_SAMPLE = 1 << 17
-"""Elements that are compared: of one arithmetic, of several at once."""
+_SAMPLE = 1 << 17
+"""Elements of a tensor that are compared."""
 _LEAST_ELEMENTS = 8
 """That must carry a change between them before its direction says anything."""
 _MOST_PRODUCTS = 12
@@ -151,6 +151,13 @@ class Match:
     correlation: float
 
 
+@dataclass(slots=True, kw_only=True)
+class Looks:
+    """How long errors have been looked into so far, over all calls of a pair."""
+
+    spent_s: float = 0.0
+
+
 class Evidence:
     """What can be found out about the error of one call, each thing when it is first asked for.
 
@@ -162,6 +169,8 @@ class Evidence:
         exact: what the oracle gave.
         seed: of the roundings' signs and of samples.
         due: precision that the solution is held to by the dtype: fp32 or fp64.
+        looks: the time spent on such things so far.
+        always: look into this call, however long others took.
         notes: takes what could not be found out.
         stand_in: run the reference itself, where the oracle takes too much memory.
     """
@@ -180,6 +189,8 @@ class Evidence:
         exact: Mapping[str, torch.Tensor],
         seed: int,
         notes: list[str],
+        looks: Looks,
+        always: bool = False,
         stand_in: bool = False,
     ) -> None:
         self._problem = problem
@@ -193,6 +204,8 @@ class Evidence:
         self._exact = exact
         self._seed = seed
         self._notes = notes
+        self._looks = looks
+        self._always = always
         self._stand_in = stand_in
         self._noise: dict[str, dict[str, torch.Tensor]] = {}
         self._changes: dict[str, dict[str, torch.Tensor]] = {}
@@ -236,6 +249,8 @@ class Evidence:
         exact = self.sampled(what, self._exact[what])
         r = self.sampled(what, error)
         there = torch.isfinite(r) & torch.isfinite(exact)
+        if self._is_enough():
+            return None
         for stage in STAGES[due]:
             found = [self._compared(what, r, exact, there, mark) for mark in stage]
             matches = [m for m in found if m is not None]
@@ -265,6 +280,13 @@ class Evidence:
             f"correlation {correlation:.3f})",
         )
 
+    def _is_enough(self) -> bool:
+        """Return whether errors of this pair have been looked into for long enough."""
+        if self._always or self._looks.spent_s < self._policy.look_s:
+            return False
+        self._note("errors of later calls were not compared with other arithmetic: no time")
+        return True
+
     def _is_one(self, slope: float) -> bool:
         return abs(slope - 1) <= self._policy.match_slope
 
@@ -280,16 +302,18 @@ class Evidence:
         if not 1 < count <= _MOST_PRODUCTS:
             return None
         for name in _OPERANDS[due]:
+            if self._is_enough():
+                return None
             marks = [_of_products(name, frozenset({i}), count) for i in range(count)]
             changes = {i: self._change(mark, what) for i, mark in enumerate(marks)}
             known = {i: d for i, d in changes.items() if d is not None}
             both = there.clone()
             for d in known.values():
                 both &= torch.isfinite(d)
-            left = _without(r[both], exact[both])[:_JOINT_SAMPLE].cpu()
+            left = _without(r[both], exact[both]).cpu()
             if not known or left.numel() < _LEAST_ELEMENTS * len(known):
                 continue
-            columns = torch.stack([d[both][:_JOINT_SAMPLE].cpu() for d in known.values()], 1)
+            columns = torch.stack([d[both].cpu() for d in known.values()], 1)
             sizes = columns.norm(dim=0).clamp_min(1e-300)
             fit = torch.linalg.lstsq(columns / sizes, left.unsqueeze(1), driver="gelsd").solution
             slopes = fit[:, 0] / sizes
@@ -333,6 +357,7 @@ class Evidence:
         """Return the reference's results under a mode, by name; nothing where it does not run."""
         problem = self._problem
         after = {n: t.detach().clone() for n, t in problem.state().items()}
+        began = time.perf_counter()
         try:
             outcome = self._outcome(mode, change)
         except InvalidReference as error:
@@ -347,6 +372,7 @@ class Evidence:
             return {}
         finally:
             write_state(problem.reference, after)
+            self._looks.spent_s += time.perf_counter() - began
         return {
             n: t
             for n, t in named(outcome, problem.forward_names()).items()

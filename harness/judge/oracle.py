@@ -65,7 +65,8 @@ class Oracle:
             stand_in: let the reference itself stand in for the oracle.
         """
         problem = self._problem
-        with opened(under) if under is not None else contextlib.nullcontext():
+        recurrent = any(isinstance(m, torch.nn.RNNBase) for m in self.module.modules())
+        with opened(under, recurrent=recurrent) if under else contextlib.nullcontext():
             if self.is_reference or stand_in:
                 before = {n: t.detach().clone() for n, t in problem.state().items()}
                 outcome = problem.call(problem.reference, mode, inputs, rng, grads)

@@ -19,7 +19,8 @@ class Policy:
         eps_factor: nor is one up to this multiple of eps * max|y|.
         own_eps_factor: the same where the reference has to be its own oracle and errs nothing.
         low_reference_factor, low_eps_factor: the same for references in 16 bits.
-        rms_factor: there, root mean square error as a multiple of one rounding's.
+        rms_factor: root mean square error as a multiple of what one rounding to 16 bits gives, or
+            a declared precision in the reference. bfloat16 errs 8 times as much as TF32.
         match_slope, match_correlation: an error is an arithmetic's where <r, d> / <d, d> is this
             near to 1 and the correlation at least this. Measured on products over 64 to 2^17
             terms, convolutions, MLPs and attention, outputs and gradients: 0.94 to 1.03 and 0.94
@@ -31,8 +32,8 @@ class Policy:
         function_factor, function_part: on inputs that the problem does not draw, an error beyond
             this multiple of the roundings (half of float32's 24 bits) or this part of the result is
             another function's. relu for a leaky_relu of slope 0.01: 1.7e5, 0.01.
-        declared_factor: root mean square error as a multiple of what the declared precision
-            changes in the reference.
+        look_s: seconds in which errors of one pair are compared with other arithmetic; the first
+            such call and one with signs flipped always are.
         atol, rtol: allclose tolerances for float32.
         low_tolerance: both, for float16 and bfloat16.
         double_tolerance: both, for float64.
@@ -76,7 +77,7 @@ class Policy:
     order_factor: float = 16.0
     function_factor: float = 4096.0
     function_part: float = 0.0625
-    declared_factor: float = 2.0
+    look_s: float = 20.0
     atol: float = 1e-4
     rtol: float = 1e-4
     low_tolerance: float = 1e-2

@@ -14,7 +14,7 @@ from harness.domain import Status
 from harness.judge import compare, state
 from harness.judge.baton import Seen, Timed
 from harness.judge.compare import Mismatch
-from harness.judge.fingerprint import Evidence, real_double
+from harness.judge.fingerprint import Evidence, Looks, real_double
 from harness.judge.likeness import triples
 from harness.judge.oracle import Oracle
 from harness.judge.precision import Standard
@@ -86,6 +86,7 @@ class OutputCheck:
         self._large = large
         self._secret = secret
         self._batches = 0
+        self._looks = Looks()
 
     @property
     def wants_whole(self) -> bool:
@@ -288,6 +289,7 @@ class OutputCheck:
             exact={n: real_double(t) for n, t, _, _ in found if differentiable(t)},
             seed=self._secret.getrandbits(60),
             notes=[],
+            looks=self._looks,
             stand_in=oracle is None,
         )
         return outcome, exact, evidence
