@@ -366,13 +366,13 @@ class Checker:
         step = fake.numel() // _SAMPLE
         if step < 2 or self.standard.precision in REDUCED:
             return False
-        some = [t.reshape(-1)[::step] for t in (fake, reference, oracle)]
-        found = compare.tensor(*some, self.standard, "sample", "output")[1]
+        got, mine, exact = (t.reshape(-1)[::step] for t in (fake, reference, oracle))
+        found = compare.tensor(got, mine, exact, self.standard, "sample", "output")[1]
         if found is None or found.got is None or found.expected is None:
             return False
         if found.status is Status.NOT_FINITE or not differentiable(reference):
             return True
-        largest = float(torch.where(torch.isfinite(some[2]), some[2].abs(), 0.0).max())
+        largest = float(torch.where(torch.isfinite(exact), exact.abs(), 0.0).max())
         return (
             found.status is Status.WRONG_VALUES
             and abs(found.got - found.expected) > _GROSS * largest
