@@ -101,3 +101,25 @@ def test_counting_flops_does_not_import_the_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["48", "False"], done.stderr
+
+
+def test_reference_without_memory_in_its_worker_is_no_fault_of_its_own(
+    crew: Crew, tmp_path: Path
+) -> None:
+    """A smaller size may do, so the judge is told that memory ran out."""
+    path = tmp_path / "reference.py"
+    path.write_text(
+        "import torch, sys\n"
+        "class Model(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        if __name__ != 'judged_problem':\n"
+        "            raise RuntimeError('CUDA out of memory. Tried to allocate 4 GiB')\n"
+        "def get_inputs():\n"
+        "    return []\n"
+    )
+    tmp_path.chmod(0o755)
+    crew._pair = dataclasses.replace(crew._pair, problem=path)
+    crew._options = dataclasses.replace(crew._options, baselines=("eager",))
+    with pytest.raises(torch.OutOfMemoryError, match="the reference RuntimeError"):
+        crew.baselines(Problem(path, {}, torch.device("cpu"), 1), profiled=False)

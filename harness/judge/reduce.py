@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from harness import modules, pretend_cuda, source
 from harness.modules import module_state, tensors_of
@@ -164,12 +164,12 @@ def footprint(path: Path, overrides: Mapping[str, Any], train: bool = False) -> 
             module = namespace.Model(*getattr(namespace, "get_init_inputs", list)()).to("meta")
             moved = modules.mapped(list(namespace.get_inputs()), lambda t: t.to("meta"))
             state = module_state(module)
-            counter, live = FlopCounterMode(display=False), _Live()
+            live = _Live()
             for held in (*state.values(), *tensors_of(moved)):
                 live.see(held)
             before = live.peak_bytes
             mode = "train" if train else "forward"
-            with counter, live:
+            with live:
                 output, _ = modules.call(module, mode, moved, 0, _ones if train else None)
     except (Exception, SystemExit):  # noqa: BLE001 - user code on meta tensors may raise anything
         return None
@@ -180,7 +180,7 @@ def footprint(path: Path, overrides: Mapping[str, Any], train: bool = False) -> 
         input_bytes=_bytes(tensors_of(moved)),
         output_bytes=_bytes(tensors_of(output)),
         call_bytes=live.peak_bytes - before,
-        flops=float(counter.get_total_flops()),
+        flops=live.flops,
     )
 
 
@@ -194,19 +194,29 @@ def _ones(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
 
 
 class _Live(TorchDispatchMode):
-    """Adds up the storages that are alive while operations run.
+    """Adds up the storages that are alive while operations run, and the operations' work.
 
     Attributes:
         peak_bytes: the most so far.
+        flops: of products and convolutions, by torch's own formulas.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = self._now = 0
+        self.flops = 0.0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += float(formula(*args, **(kwargs or {}), out_val=result))
         for tensor in tensors_of(result):
             self.see(tensor)
         return result
