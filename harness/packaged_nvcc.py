@@ -58,6 +58,7 @@ def linked_home(cache: Path) -> Path | None:
     home = cache / f"cuda-home-{told}"
     if home.is_dir():
         return home
+    cache.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(dir=cache))
     for name in ("include", "nvvm"):
         (staging / name).symlink_to(toolkit / name)

@@ -188,6 +188,20 @@ def test_pair_below_a_private_home_passes_in_a_container_with_a_note(private_fol
     assert "other users may not read" in note
 
 
+@root_only
+@needs_capsh
+def test_home_of_somebody_else_is_skipped_in_a_container_with_the_next_step(
+    private_folder: Path,
+) -> None:
+    """Mounted from the host, say: root without capabilities may not enter it either."""
+    home = private_folder.parent
+    os.chown(home, VISITOR, VISITOR)
+    verdict = evaluated(private_folder, place=in_container)
+    assert verdict["status"] == "SKIPPED", verdict["message"]
+    assert f"Next: chmod o+x {home}" in verdict["message"]
+    assert evaluated(private_folder)["status"] == "PASSED"  # where root may mount
+
+
 def without(capability: str) -> Callable[..., tuple[str, ...]]:
     """Return a place where root lacks one capability."""
     return lambda *command: (

@@ -56,13 +56,20 @@ class Confinement:
         expose: files and folders that they reach in a mount namespace of their own only, with the
             closed folder above each.
         note: for the verdict, where they keep the judge's user id: why, and what helps.
-        private: the solution's file, where they may not read it.
+        private: what they need and may not read under any user id that they can have; the
+            solution's own file, as a rule.
     """
 
     own_user: bool
     expose: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     private: Path | None = None
+
+    @property
+    def opening(self) -> str:
+        """The command that lets them read what is private."""
+        closed = _closed_above(self.private) if self.private else None
+        return f"chmod o+x {closed}" if closed else f"chmod o+r {self.private}"
 
     def uid(self) -> int | None:
         """Return the user id of one more process; None is the judge's."""
@@ -83,14 +90,14 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
     """
     if os.geteuid() != 0:
         return Confinement(own_user=False, note=_shared("this user may not change to another one"))
+    needed = [*map(str, _read_by_every_worker()), *map(str, cache), str(solution)]
     lacking = _lacking_capabilities()
     if lacking:
         return _as_judge(
-            solution,
+            needed,
             f"root lacks {', '.join(lacking)} here",
             "let this container have what a default one has",
         )
-    needed = [*map(str, _read_by_every_worker()), *map(str, cache), str(solution)]
     spec: dict[str, Any] = {"uid": fresh_uid(), "expose": {}}
     exposed: dict[str, str] = {}
     try:
@@ -102,7 +109,7 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
             unreadable = _unreadable_within(spec, needed)
     except (OSError, subprocess.SubprocessError) as error:
         if not spec["expose"]:
-            return _as_judge(solution, f"this system lets root become no other user: {error}", "")
+            return _as_judge(needed, f"this system lets root become no other user: {error}", "")
         exposed = {}
     if unreadable == [str(solution)] and not solution.stat().st_mode & 0o004:
         return Confinement(own_user=True, expose=exposed, private=solution)
@@ -110,23 +117,25 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
         first = Path(unreadable[0])
         closed = _closed_above(first) or first
         return _as_judge(
-            solution,
+            needed,
             f"other users may not read {first}",
-            f"install Python and this checkout outside {closed}"
+            f"keep Python, this checkout and the solution outside {closed}"
             if closed != first
             else f"let other users read it (chmod -R o+rX {first})",
         )
     return Confinement(own_user=True, expose=exposed)
 
 
-def _as_judge(solution: Path, why: str, remedy: str) -> Confinement:
+def _as_judge(needed: Sequence[str], why: str, remedy: str) -> Confinement:
     """Return the confinement of a worker that keeps root's user id and loses all capabilities."""
     try:
-        private = bool(_unreadable_within({}, [str(solution)]))
+        unreadable = _unreadable_within({}, needed)
     except (OSError, subprocess.SubprocessError):
-        private = False  # the worker says itself what it cannot do
+        unreadable = []  # the worker says itself what it cannot do
     return Confinement(
-        own_user=False, note=_shared(why, remedy), private=solution if private else None
+        own_user=False,
+        note=_shared(why, remedy),
+        private=Path(unreadable[0]) if unreadable else None,
     )
 
 

@@ -24,7 +24,7 @@ class Settled(Exception):
 
 
 def readable(confinement: Confinement) -> None:
-    """See that the solution's processes may read its file.
+    """See that the solution's processes may read what they need.
 
     Raises:
         Settled: they may not (SKIPPED): that is no fault of its code.
@@ -33,7 +33,7 @@ def readable(confinement: Confinement) -> None:
         raise Settled(
             Status.SKIPPED,
             f"{confinement.private} is private: the solution runs under a user id that may not "
-            f"read it. Next: chmod o+r {confinement.private}",
+            f"read it. Next: {confinement.opening}",
         )
 
 
