@@ -302,7 +302,8 @@ class JudgeProcess:
                 Failure(
                     status=Status.INVALID_REFERENCE,
                     message=f"the time for all phases of a pair ({limit_s:g} s) was over while the "
-                    f"reference ran{self._where()}. Next: a smaller --size, or a longer --time-limit",
+                    f"reference ran{self._where()}. Next: a smaller --size, or a longer "
+                    "--time-limit",
                 )
             )
         if silent > self._deadlines.silence_s:
