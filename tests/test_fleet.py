@@ -145,7 +145,7 @@ def test_reference_that_outlasts_the_pairs_time_blames_the_problem(run: Run) -> 
     part = "reference_runs_out_of_time"
     verdict = run(part)[part]
     assert verdict.status is Status.INVALID_REFERENCE
-    assert "over while the reference ran" in verdict.message
+    assert "(300 s) was over while the reference ran" in verdict.message
     assert "--time-limit" in verdict.message
 
 

@@ -315,11 +315,13 @@ class JudgeProcess:
                 )
             )
         if self._in_problem_code and now > self._problem_code_until:
+            limit_s = self._request["options"]["time_limit_s"]
             raise _Ended(
                 Failure(
                     status=Status.INVALID_REFERENCE,
-                    message="the time for all phases of a pair was over while the reference ran"
-                    f"{self._where()}. Next: a smaller --size, or a longer --time-limit",
+                    message=f"the time for all phases of a pair ({limit_s:g} s) was over while the "
+                    f"reference ran{self._where()}. Next: a smaller --size, or a longer "
+                    "--time-limit",
                 )
             )
         if silent > self._deadlines.silence_s:
