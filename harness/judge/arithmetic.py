@@ -127,6 +127,9 @@ _FUSED = {
     "cudnn_batch_norm_backward",
     "_fused_rms_norm",
     "_fused_rms_norm_backward",
+    "_log_softmax",
+    "_log_softmax_backward_data",
+    "logsumexp",
     "native_batch_norm",
     "native_batch_norm_backward",
     "_native_batch_norm_legit",
@@ -134,6 +137,9 @@ _FUSED = {
     "native_group_norm_backward",
     "native_layer_norm",
     "native_layer_norm_backward",
+    "_safe_softmax",
+    "_softmax",
+    "_softmax_backward_data",
 }
 """Operators that round several times over: taken apart first."""
 
@@ -344,7 +350,8 @@ class Roundings(_Arithmetic):
         result = function(*args, **kwargs)
         for i, t in enumerate(_fresh(function, result, args, kwargs) if fresh else []):
             if t is not None:
-                self._move(name, t, *(sizes[i] if i < len(sizes) else (None, 1)))
+                size, terms = sizes[i] if i < len(sizes) else (None, _folded(t, args))
+                self._move(name, t, size, terms)
         return result
 
     def _sizes(
@@ -360,21 +367,25 @@ class Roundings(_Arithmetic):
             return list(zip(results, _product_terms(name, args), strict=False))
         if name == "cumsum":
             return [(results[0], args[0].shape[args[1]] if args[0].dim() else 1)]
-        return [(results[0], max(args[0].numel() / max(results[0].numel(), 1), 1))]
+        return [(results[0], _folded(results[0], args))]
 
     def _move(self, name: str, t: torch.Tensor, size: torch.Tensor | None, terms: float) -> None:
         if size is None:
             size = t.abs()
             if name.startswith("_fft"):
                 size = size.square().mean().sqrt().expand(t.shape)
-            elif name in ("_log_softmax", "logsumexp"):
-                size = size.clamp_min(1.0)
         unit = max(self._unit, torch.finfo(t.dtype).eps / 2)
         t.add_(self._signs(t) * size.reshape(t.shape) * (unit * math.sqrt(terms)))
 
     def _signs(self, t: torch.Tensor) -> torch.Tensor:
         up = torch.rand(t.shape, generator=self._generator, device=t.device) < 0.5
         return torch.where(up, 1.0, -1.0).to(t.real.dtype if t.is_complex() else t.dtype)
+
+
+def _folded(result: torch.Tensor, args: Any) -> float:
+    """Return how many elements of the first argument there are for each result, at least one."""
+    first = args[0].numel() if args and isinstance(args[0], torch.Tensor) else 0
+    return max(first / max(result.numel(), 1), 1.0)
 
 
 def _product_terms(name: str, args: Any) -> list[float]:

@@ -29,6 +29,8 @@ _SAMPLE = 1 << 17
 """Elements of a tensor that are compared."""
 _LEAST_ELEMENTS = 8
 """That must carry a change between them before its direction says anything."""
+_LEAST_STORED = 4
+"""float32 numbers that are all bfloat16's by chance: one in 2^64."""
 _MOST_PRODUCTS = 12
 """A call with more products is not looked at product by product: each costs a call."""
 
@@ -434,7 +436,7 @@ def stored_in(got: torch.Tensor, exact: torch.Tensor, due: str) -> str | None:
             continue
         moved = truth != truth.to(dtype).to(truth.dtype)
         moved &= torch.isfinite(truth)
-        if int(moved.sum()) < max(16, 0.5 * got.numel()):
+        if int(moved.sum()) < max(_LEAST_STORED, 0.5 * got.numel()):
             continue
         # Zeros are numbers of any format, too: what is stored is the result, more or less.
         near = float((got - truth)[moved].norm()) < 0.25 * float(truth[moved].norm())

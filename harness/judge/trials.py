@@ -440,9 +440,9 @@ def _is_made(x: torch.Tensor) -> bool:
 def _is_triangular(x: torch.Tensor) -> bool:
     if x.dim() < 2 or x.shape[-1] < 2:
         return False
-    corners = x[..., -1, 0], x[..., 0, -1]
-    return (not bool(corners[0].any()) and torch.equal(x, x.tril())) or (
-        not bool(corners[1].any()) and torch.equal(x, x.triu())
+    upper, lower = x[..., 0, -1], x[..., -1, 0]
+    return (not bool(upper.any()) and torch.equal(x, x.tril())) or (
+        not bool(lower.any()) and torch.equal(x, x.triu())
     )
 
 
