@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ POLICY = Policy(
     memory_inputs=1.0,
     memory_outputs=0.0,
     memory_calls=1.0,
+    memory_overdraft=1.0,
 )
 """The full size, four units in and four out, then needs eight."""
 
@@ -124,6 +126,16 @@ def test_full_is_chosen_where_it_fits(write: Callable[..., Pair]) -> None:
     chosen = sizes(write(NAMED)).choose(8 * UNIT)
     assert (chosen.name, chosen.overrides, chosen.note) == ("full", {}, "")
     assert chosen.need_bytes == 8 * UNIT
+
+
+def test_full_does_not_flap_where_builds_of_other_pairs_hold_some_memory(
+    write: Callable[..., Pair],
+) -> None:
+    lenient = dataclasses.replace(POLICY, memory_overdraft=1.1)
+    assert sizes(write(NAMED), lenient).choose(int(7.5 * UNIT)).name == "full"
+    assert sizes(write(NAMED), lenient).choose(7 * UNIT).name == "half"
+    tried = sizes(write(NAMED), lenient, at_most_bytes=4 * UNIT)
+    assert tried.choose(8 * UNIT).name == "half"
 
 
 def test_largest_named_size_that_fits_is_chosen(write: Callable[..., Pair]) -> None:

@@ -56,6 +56,9 @@ class Policy:
             inputs, of the outputs, and of the most that one call of the reference holds beside
             state and inputs. Measured by resident memory on the CPU, one of them being 256 MiB:
             13.0, 8.7, 7.3 and 3.0.
+        memory_overdraft: the full size is tried where it needs up to this multiple of what is free.
+            The estimate is of the worst moment, for which the oracle can move to the CPU; and a
+            pair must not change its size because other pairs' builds hold 0.5 GiB each.
         memory_named_share: a named size that needs less than this share of the memory is meant for
             quick checks, not for timing: the full size is halved instead.
         memory_room: a candidate that runs out of memory has taken too much where the estimate for
@@ -96,6 +99,7 @@ class Policy:
     memory_inputs: float = 8.7
     memory_outputs: float = 7.3
     memory_calls: float = 3.0
+    memory_overdraft: float = 1.1
     memory_named_share: float = 1 / 8
     memory_room: float = 0.5
     smaller_sizes: int = 2

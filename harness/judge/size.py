@@ -105,11 +105,11 @@ class Sizes:
         if self._options.quick or available_bytes is None:
             on_gpu = self._options.device.startswith("cuda") and not self._options.quick
             return self._asked("full" if on_gpu else "small")
-        full = self._need("full", {})
+        full, fixed = self._need("full", {}), self._policy.memory_fixed_bytes
         room = available_bytes
         if self._at_most is not None:
             room = min(room, self._at_most)
-        if full is None or full <= room:
+        if full is None or full <= fixed + (room - fixed) * self._policy.memory_overdraft:
             return Size(name="full", overrides={}, need_bytes=full)
         return self._largest(room, available_bytes, full)
 
