@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,28 +65,39 @@ def near(a: Any, b: Any, relative: float = 1e-4) -> bool:
             if not torch.equal(x, y):
                 return False
             continue
-        if x.numel() == 0:
+        if x.numel() == 0 or torch.equal(x, y):
             continue
         x, y = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (x, y))
         low = min(x.element_size(), y.element_size()) < 4
         bound = max(relative, 2e-2) if low else relative
         gap = size = 0.0
         for a, b in zip(x.reshape(-1).split(_CHUNK), y.reshape(-1).split(_CHUNK), strict=False):
-            finite = torch.isfinite(b)
-            if not torch.equal(torch.isfinite(a), finite):
-                return False
-            a, b = (torch.where(finite, t, 0).double() for t in (a, b))
-            size = max(size, float(b.abs().max()))
-            gap = max(gap, float((a - b).abs().max()))
+            if not (all_finite(a) and all_finite(b)):
+                finite = torch.isfinite(b)
+                if not torch.equal(torch.isfinite(a), finite):
+                    return False
+                a, b = (torch.where(finite, t, 0) for t in (a, b))
+            size = max(size, largest(b))
+            gap = max(gap, largest(a.double() - b))
         if gap > bound * max(size, 1e-30):
             return False
     return True
 
 
+def largest(t: torch.Tensor) -> float:
+    """Return the largest absolute value, in one pass; NaN where there is a NaN."""
+    return float(torch.linalg.vector_norm(t, math.inf)) if t.numel() else 0.0
+
+
+def all_finite(t: torch.Tensor) -> bool:
+    """Return whether a floating or complex tensor holds neither NaN nor infinity, in one pass."""
+    return math.isfinite(largest(t))
+
+
 def equally_finite(a: Any, b: Any) -> bool:
     """Return whether two outputs are finite in the same places."""
     return all(
-        torch.equal(torch.isfinite(x), torch.isfinite(y))
+        (all_finite(x) and all_finite(y)) or torch.equal(torch.isfinite(x), torch.isfinite(y))
         for x, y in zip(tensors_of(a), tensors_of(b), strict=False)
         if differentiable(x)
     )
@@ -93,13 +105,17 @@ def equally_finite(a: Any, b: Any) -> bool:
 
 def has_infinity(output: Any) -> bool:
     """Return whether any floating tensor holds an infinity."""
-    return any(bool(torch.isinf(t).any()) for t in tensors_of(output) if differentiable(t))
+    return any(
+        not all_finite(t) and bool(torch.isinf(t).any())
+        for t in tensors_of(output)
+        if differentiable(t)
+    )
 
 
 def as_finite(output: Any, infinite_is_normal: bool) -> bool:
     """Return whether output has NaN nowhere, and infinities only where they are normal."""
     for t in tensors_of(output):
-        if differentiable(t):
+        if differentiable(t) and not all_finite(t):
             if bool(torch.isnan(t).any()):
                 return False
             if not infinite_is_normal and not bool(torch.isfinite(t).all()):
