@@ -22,6 +22,11 @@ _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
 On a small machine memory counts more than the seconds that the later ones take to start."""
 _HEARD = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD, signal.SIGUSR1}
 """The kernel lets nobody ignore the first two; the others are used, or do nothing by themselves."""
+_FAULTS = {
+    signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP,
+    signal.SIGSYS, signal.SIGPIPE, signal.SIGXFSZ,
+}  # fmt: skip
+"""Signals that a process brings on itself; Python ignores the last two anyway."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -35,7 +40,9 @@ def _close_doors() -> None:
     own still ends this process: the kernel does not let it be ignored.
     """
     for number in signal.valid_signals() - _HEARD:
-        signal.signal(number, signal.SIG_IGN)
+        # A handler that does nothing, where that is enough: builders would inherit SIG_IGN, and no
+        # longer end by SIGTERM. After a handler a fault would only happen again.
+        signal.signal(number, signal.SIG_IGN if number in _FAULTS else lambda *_: None)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
