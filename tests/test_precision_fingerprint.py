@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from harness import modules
 from harness.domain import Status
 from harness.judge import compare
+from harness.judge.answers import AnswerJudge, Report
 from harness.judge.arithmetic import (
     RoundedEverywhere,
     RoundedProducts,
@@ -440,3 +442,11 @@ def test_the_state_is_as_before_when_evidence_was_taken(bench: Any) -> None:
     assert all(torch.equal(t, kept[n]) for n, t in made.problem.state().items())
     assert not math.isnan(float(kept["norm.running_mean"].sum()))
     assert isinstance(made.problem.reference, nn.Module)
+
+
+def test_a_warning_is_kept_once_with_its_largest_figure() -> None:
+    judge = object.__new__(AnswerJudge)
+    judge._report, judge._warned = Report(), {}
+    for times in (40.0, 90.0, 50.0):
+        judge._warn(SimpleNamespace(warning="errors up to {times} the reference's", times=times))
+    assert judge._report.warnings == ["errors up to 90 times the reference's"]

@@ -21,6 +21,7 @@ from harness.modules import mapped, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Above this, tensors are not kept or sent back for checks that can do without."""
+_MANY_TIMES = 1e6
 
 
 class Refused(Exception):
@@ -207,7 +208,8 @@ class AnswerJudge:
         """Keep a warning once, with its largest figure."""
 
         def text(times: float) -> str:
-            return f"{compared.warning} (up to {times:.0f} times)"
+            often = f"{times:.0f} times" if times < _MANY_TIMES else "many times"
+            return compared.warning.replace("{times}", often)
 
         warnings, known = self._report.warnings, self._warned.get(compared.warning)
         if known is None:

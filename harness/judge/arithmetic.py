@@ -334,8 +334,8 @@ class Roundings(_Arithmetic):
         self._generator = generator
 
     def moved(self, x: torch.Tensor) -> torch.Tensor:
-        """Return an input, each element half a unit in the last place up or down."""
-        return x + self._signs(x) * self._unit * x.abs() if differentiable(x) else x
+        """Return a real input, each element half a unit in the last place up or down."""
+        return x + self._signs(x) * self._unit * x.abs()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -374,12 +374,17 @@ class Roundings(_Arithmetic):
             size = t.abs()
             if name.startswith("_fft"):
                 size = size.square().mean().sqrt().expand(t.shape)
+                terms = max(terms, math.log2(t.numel() + 1))
         unit = max(self._unit, torch.finfo(t.dtype).eps / 2)
-        t.add_(self._signs(t) * size.reshape(t.shape) * (unit * math.sqrt(terms)))
+        size = size.reshape(t.shape)
+        if t.is_complex():
+            # Each part errs at the size of both.
+            t, size = torch.view_as_real(t), size.unsqueeze(-1)
+        t.add_(self._signs(t) * size * (unit * math.sqrt(terms)))
 
     def _signs(self, t: torch.Tensor) -> torch.Tensor:
         up = torch.rand(t.shape, generator=self._generator, device=t.device) < 0.5
-        return torch.where(up, 1.0, -1.0).to(t.real.dtype if t.is_complex() else t.dtype)
+        return torch.where(up, 1.0, -1.0).to(t.dtype)
 
 
 def _folded(result: torch.Tensor, args: Any) -> float:

@@ -156,7 +156,8 @@ class Compared:
     Attributes:
         check: the figures.
         mismatch: the reason for refusal, None where the tensor is accepted.
-        warning: what is suspicious about an accepted tensor, without figures; empty for nothing.
+        warning: what is suspicious about an accepted tensor, with {times} for how much; empty for
+            nothing.
         times: how often as large as the reference's own the error of that tensor is.
     """
 
@@ -376,12 +377,11 @@ class _Comparison:
         times = sums.max_error / max(sums.max_reference_error, 1e-300)
         if close and times <= self._policy.reference_factor:
             return self._accepted(self._own)
-        what = self._what.partition("[")[0]
-        warning = (
-            f"less precise on inputs that the problem does not draw ({what})"
+        warning = f"errors of {self._what.partition('[')[0]} up to {{times}} the reference's own"
+        warning += (
+            " on inputs that the problem does not draw"
             if self._outside
-            else f"no lower precision shows, but the errors of {what} are larger than the "
-            "reference's own"
+            else "; no lower precision shows"
         )
         return Compared(check=self._check(self._own), warning=warning, times=times)
 

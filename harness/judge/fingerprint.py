@@ -387,9 +387,15 @@ class Evidence:
         if change is not None:
 
             def changed(t: torch.Tensor) -> torch.Tensor:
-                if not t.is_floating_point():
+                if not differentiable(t):
                     return t
-                return change(to_double(t)).to(t.dtype if kept else torch.float64)
+                fresh = to_double(t)
+                if fresh.is_complex():
+                    pairs = change(torch.view_as_real(fresh.resolve_conj()))
+                    fresh = torch.view_as_complex(pairs.contiguous())
+                else:
+                    fresh = change(fresh)
+                return fresh.to(t.dtype) if kept else fresh
 
             inputs = [mapped(v, changed) for v in inputs]
             if not isinstance(mode, arithmetic.Roundings):
