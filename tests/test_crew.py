@@ -39,7 +39,7 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
         tmp_path / "log",
         ExtensionCache(tmp_path / "cache", pair.solution, "cpu"),
         tmp_path / "compiled",
-        tf32=False,
+        numerics="strict",
         seed=1,
         budget=Budget(300.0, 600.0),
         notes=[],
