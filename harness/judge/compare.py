@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from harness.domain import Check, HarnessError, Status
-from harness.judge.fingerprint import SPOKEN, Evidence, Match, stored_in
+from harness.judge.fingerprint import Evidence, Match, stored_in
 from harness.judge.likeness import all_finite
 from harness.judge.precision import (
     CHUNK,
@@ -29,6 +29,7 @@ from harness.judge.precision import (
     stream,
     unit_roundoff,
 )
+from harness.judge.prints import SPOKEN
 from harness.wire import Untransferable
 
 _COARSENESS = {"fp64": 0, "fp32": 1, "tf32": 2, "fp16": 2, "bf16": 3, "worse": 4}

@@ -9,7 +9,7 @@ error is that arithmetic's; an honest float32 error agrees with none of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,15 @@ from harness.judge.dataflow import FreeOrders, is_free_order
 from harness.judge.likeness import triples
 from harness.judge.oracle import Oracle
 from harness.judge.policy import Policy
+from harness.judge.prints import (
+    OPERANDS,
+    STAGES,
+    STORED,
+    TANH_GELU,
+    Print,
+    of_products,
+    with_gelu,
+)
 from harness.judge.problem import InvalidReference, Outcome, Problem, to_double
 from harness.modules import differentiable, mapped, write_state
 
@@ -33,109 +42,6 @@ _LEAST_STORED = 4
 """float32 numbers that are all bfloat16's by chance: one in 2^64."""
 _MOST_PRODUCTS = 12
 """A call with more products is not looked at product by product: each costs a call."""
-
-ROUNDINGS: Mapping[str, Rounding] = {
-    "tf32": arithmetic.to_tf32,
-    "tf32 cut": arithmetic.cut_to_tf32,
-    "bf16": arithmetic.to_bf16,
-    "fp16": arithmetic.to_fp16,
-    "fp32": arithmetic.to_fp32,
-}
-SPOKEN = {
-    "tf32": "TF32",
-    "tf32 cut": "TF32 (lower bits dropped)",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "fp32": "float32",
-    "fp64": "float64",
-}
-"""How messages name a precision."""
-STORED = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Print:
-    """One arithmetic that leaves its mark.
-
-    Attributes:
-        precision: of its operands: tf32, bf16, fp16, fp32, or tanh for another GELU.
-        text: how messages name it.
-        mode: makes the mode that the reference runs under.
-        inputs: rounding of inputs and state before the call, None for none.
-        key: where one text has several modes.
-    """
-
-    precision: str
-    text: str
-    mode: Callable[[], TorchDispatchMode]
-    inputs: Rounding | None = None
-    key: str = ""
-
-
-def _of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> Print:
-    rounding = ROUNDINGS[name]
-    where = "of products" if only is None else f"in {len(only)} of {of} products"
-    return Print(
-        precision=name.split()[0],
-        text=f"{SPOKEN[name]} operands {where}",
-        mode=lambda: arithmetic.RoundedProducts(rounding, only=only),
-        key=f"{name} {sorted(only) if only is not None else 'all'}",
-    )
-
-
-def _with_gelu(name: str) -> Print:
-    rounding = ROUNDINGS[name]
-    return Print(
-        precision="tanh",
-        text=f"the tanh approximation of GELU and {SPOKEN[name]} operands of products",
-        mode=lambda: arithmetic.RoundedProducts(rounding, tanh=True),
-    )
-
-
-def _of_all(name: str) -> tuple[Print, Print]:
-    rounding = ROUNDINGS[name]
-    return (
-        Print(
-            precision=name,
-            text=f"products computed and stored in {SPOKEN[name]}",
-            mode=lambda: arithmetic.RoundedProducts(rounding, results=True),
-        ),
-        Print(
-            precision=name,
-            text=f"{SPOKEN[name]} throughout",
-            mode=lambda: arithmetic.RoundedEverywhere(rounding),
-            inputs=rounding,
-        ),
-    )
-
-
-def _of_inputs(name: str) -> Print:
-    rounding = ROUNDINGS[name]
-    return Print(
-        precision=name.split()[0],
-        text=f"inputs rounded to {SPOKEN[name]}",
-        mode=lambda: arithmetic.RoundedProducts(rounding),
-        inputs=rounding,
-    )
-
-
-_GELU = Print(precision="tanh", text="the tanh approximation of GELU", mode=arithmetic.TanhGelu)
-_OPERANDS = {"fp32": ("tf32", "tf32 cut", "bf16", "fp16"), "fp64": ("fp32", "tf32")}
-STAGES: Mapping[str, tuple[tuple[Print, ...], ...]] = {
-    due: (
-        (*(_of_products(n) for n in _OPERANDS[due]), _GELU),
-        (
-            *(mark for n in stored for mark in _of_all(n)),
-            *(_of_inputs(n) for n in _OPERANDS[due]),
-        ),
-    )
-    for due, stored in (("fp32", ("bf16", "fp16")), ("fp64", ("fp32",)))
-}
-"""By the precision that is due, what may have been used in its place; the likeliest stage first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,9 +164,9 @@ class Evidence:
             matches = [m for m in found if m is not None]
             if matches:
                 return max(matches, key=lambda m: m.correlation)
-        if self._change(_GELU, what) is not None:
-            for name in _OPERANDS[due]:
-                found_both = self._compared(what, r, exact, there, _with_gelu(name))
+        if self._change(TANH_GELU, what) is not None:
+            for name in OPERANDS[due]:
+                found_both = self._compared(what, r, exact, there, with_gelu(name))
                 if found_both is not None:
                     return found_both
         return self._partial(what, r, exact, there, due)
@@ -303,10 +209,10 @@ class Evidence:
         count = self._products
         if not 1 < count <= _MOST_PRODUCTS:
             return None
-        for name in _OPERANDS[due]:
+        for name in OPERANDS[due]:
             if self._is_enough():
                 return None
-            marks = [_of_products(name, frozenset({i}), count) for i in range(count)]
+            marks = [of_products(name, frozenset({i}), count) for i in range(count)]
             changes = {i: self._change(mark, what) for i, mark in enumerate(marks)}
             known = {i: d for i, d in changes.items() if d is not None}
             both = there.clone()
@@ -321,7 +227,7 @@ class Evidence:
             slopes = fit[:, 0] / sizes
             used = frozenset(i for i, c in zip(known, slopes, strict=True) if float(c) > 0.5)
             if used and len(used) < count:
-                found = self._compared(what, r, exact, there, _of_products(name, used, count))
+                found = self._compared(what, r, exact, there, of_products(name, used, count))
                 if found is not None:
                     return found
         return None
