@@ -43,10 +43,10 @@ def test_names_in_comments_and_literals_are_no_names() -> None:
     text = """
     // commented one
     /* commented two */ auto a = "quoted three \\" still";
-    const char* b = R"(raw four " )"; char c = '"'; int d = 1'000; x.member(); // end
+    const char* b = R"(raw four " )"; char c = '"'; auto w = L'"'; int d = 1'000; x.member(); // end
     #include <included/five.h>
     """
-    assert identifiers(text) >= {"auto", "a", "b", "c", "d", "x", "member"}
+    assert identifiers(text) >= {"auto", "a", "b", "c", "w", "d", "x", "member"}
     found = identifiers(text) & {"commented", "quoted", "still", "raw", "included", "five", "end"}
     assert not found
 
@@ -78,6 +78,12 @@ def test_source_that_may_ask_for_a_gradient_gets_the_real_variable(tmp_path: Pat
     headers = written(tmp_path, "auto o = torch::TensorOptions().requires_grad(true);")
     assert "torch/csrc/autograd/variable.h" in headers["ATen/ATen.h"]
     assert "fast_headers" not in headers["torch/types.h"]
+
+
+def test_abs_of_a_float_is_no_abs_of_an_integer(tmp_path: Path) -> None:
+    """Python.h brings <math.h>; a unit without bindings does not get Python.h."""
+    core = written(tmp_path, "float f(float x) { return abs(x); }", cuda=False)["ATen/ATen.h"]
+    assert "<math.h>" in core and "<stdlib.h>" in core
 
 
 def test_bindings_bring_pybind11(tmp_path: Path) -> None:
@@ -120,25 +126,48 @@ def test_names_of_own_headers_count(tmp_path: Path) -> None:
     assert "<ATen/ops/cumsum.h>" in functions
 
 
+def checked(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Ask g++ whether a text compiles with the headers that are written for it."""
+    written(folder, text, cuda=False)
+    (folder / "main.cpp").write_text(text)
+    folders = [INCLUDE, INCLUDE / fast_headers.API, sysconfig.get_paths()["include"]]
+    command = ["g++", "-std=c++20", "-fsyntax-only", "-DTORCH_EXTENSION_NAME=own", f"-I{folder}"]
+    command += [part for folder in folders for part in ("-isystem", str(folder))]
+    return subprocess.run(
+        [*command, str(folder / "main.cpp")], capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.slow
 def test_written_headers_compile_with_bindings(tmp_path: Path) -> None:
-    text = """
-    #include <torch/extension.h>
-    torch::Tensor run(torch::Tensor x, std::optional<torch::Tensor> y) {
-      auto z = torch::empty_like(x).fill_(2.0) + torch::ones({2, 3}, x.options());
-      return torch::matmul(z, x.index({torch::indexing::Slice()})).to(torch::kFloat64);
-    }
-    PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-      m.def("run", torch::wrap_pybind_function(run), "run");
-    }
-    """
-    written(tmp_path, text, cuda=False)
-    (tmp_path / "main.cpp").write_text(text)
-    folders = [INCLUDE, INCLUDE / fast_headers.API, sysconfig.get_paths()["include"]]
-    command = ["g++", "-std=c++20", "-fsyntax-only", "-DTORCH_EXTENSION_NAME=own", f"-I{tmp_path}"]
-    command += [part for folder in folders for part in ("-isystem", str(folder))]
-    done = subprocess.run([*command, str(tmp_path / "main.cpp")], capture_output=True, text=True)
+    done = checked(
+        tmp_path,
+        """
+        #include <torch/extension.h>
+        torch::Tensor run(torch::Tensor x, std::optional<torch::Tensor> y) {
+          auto z = torch::empty_like(x).fill_(2.0) + torch::ones({2, 3}, x.options());
+          auto part = x.index({torch::indexing::Slice()});
+          return torch::matmul(z, part).to(torch::kFloat64);
+        }
+        PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+          m.def("run", torch::wrap_pybind_function(run), "run");
+        }
+        """,
+    )
     assert done.returncode == 0, done.stderr[:2000]
+
+
+@pytest.mark.slow
+def test_call_that_is_ambiguous_with_torchs_headers_stays_ambiguous(tmp_path: Path) -> None:
+    done = checked(
+        tmp_path,
+        """
+        #include <torch/extension.h>
+        torch::Tensor relu(torch::Tensor x) { return x; }
+        torch::Tensor run(torch::Tensor x) { return relu(x); }
+        """,
+    )
+    assert done.returncode != 0 and "ambiguous" in done.stderr
 
 
 @pytest.fixture

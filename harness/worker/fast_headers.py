@@ -16,8 +16,8 @@ missing, a name of the solution's own is no longer ambiguous. The rules against 
   known. A source that contains such a name gets the real headers.
 - A source that builds names with ``##``, that depends on ``__COUNTER__`` or ``__has_include``, or
   that opens torch's namespaces gets the real headers.
-- ``<cmath>``, ``<cstdlib>`` and ``<complex>``, whose absence changes the meaning of ``abs``, are
-  always included; so is all of ``ATen/core/Tensor.h`` and its operators on tensors.
+- ``<math.h>``, ``<stdlib.h>`` and ``<complex>`` are always included: without them ``abs(x)`` is the
+  one for integers. So are ``ATen/core/Tensor.h`` and the operators on tensors.
 
 Everything else that is missing is a compile error or an undefined symbol. The caller then builds
 with the real headers, and the message is theirs.
@@ -48,7 +48,7 @@ _CORE = (
     "c10/util/OptionalArrayRef.h",
     "c10/util/irange.h",
 )
-_STANDARD = ("cmath", "complex", "cstdlib", "functional", "optional", "string", "tuple", "vector")
+_STANDARD = ("cmath", "complex", "math.h", "stdlib.h", "functional", "optional", "string", "vector")
 # Headers that are included where one of their names occurs.
 _WHEN_NAMED = (
     (r"AT_DISPATCH\w*|AT_PRIVATE\w*", ("ATen/Dispatch.h",)),
@@ -77,7 +77,7 @@ _PYTHON_NAME = re.compile(
     r"|\w+func|\w+proc"
 )
 _FORBIDDEN = (
-    (r"##", "it builds names with ##"),
+    (r"##|%:", "it builds names with ##"),
     (
         (
             r"\b(__COUNTER__|__has_include|__INCLUDE_LEVEL__|TORCH_STABLE_ONLY|TORCH_TARGET_VERSION"
@@ -90,7 +90,7 @@ _FORBIDDEN = (
 _COMMENT_OR_STRING = re.compile(
     r'R"(?P<mark>[^()\s\\]{0,16})\(.*?\)(?P=mark)"'
     r'|"(?:\\.|[^"\\\n])*"'
-    r"|(?<![\w])'(?:\\.|[^'\\\n])+'"
+    r"|(?:(?<!\w)|(?<=\b[LuU])|(?<=\bu8))'(?:\\.|[^'\\\n])+'"
     r"|//(?:\\\n|[^\n])*"
     r"|/\*.*?\*/",
     re.DOTALL,
@@ -385,14 +385,14 @@ def _refuse_left_out(
         text = tree.text(header)
         here = _Declared()
         here.add(text)
-        found = names & (here.macros - known.macros)
+        hits = names & (here.macros - known.macros)
         if header.startswith(_OURS):
             nested = _NESTED.search(text) and not _OUTER.search(text)
-            found |= qualifiers & here.namespaces
+            hits |= qualifiers & here.namespaces
             # A function more of a known name is another overload, or hides at's in torch.
-            found |= set() if nested else free & (here.functions | here.names - known.names)
-        if found:
-            raise NotFast(f"{min(found)!r} is declared in {header}")
+            hits |= set() if nested else free & (here.functions | here.names - known.names)
+        if hits:
+            raise NotFast(f"{min(hits)!r} is declared in {header}")
 
 
 @dataclass(slots=True)
