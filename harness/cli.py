@@ -323,6 +323,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         warm_l2=arguments.warm_l2,
         cap_s=arguments.cap,
         ncu=arguments.ncu,
+        fast_headers=not arguments.no_fast_headers,
         nvcc=() if arguments.nvcc is None else nvcc_list(arguments.nvcc),
         memory_bytes=None if arguments.memory is None else int(arguments.memory * 2**30),
         **orders,
@@ -453,6 +454,11 @@ def _parser() -> argparse.ArgumentParser:
         const="",
         metavar="LIST",
         help="off the GPU: nvcc compiles the CUDA source too (sm_80,sm_90; default: the usual)",
+    )
+    add(
+        "--no-fast-headers",
+        action="store_true",
+        help="build CUDA sources with torch's own headers only, which takes five times as long",
     )
     add(
         "--thread-order",

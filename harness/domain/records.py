@@ -386,6 +386,7 @@ class Options:
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.
         nvcc: architectures for which nvcc compiles the CUDA source too, where no GPU runs it.
+        fast_headers: build CUDA sources with headers that hold only what the source names.
         memory_bytes: choose sizes as if the device had so much memory, all of it free; None asks
             the device.
     """
@@ -409,4 +410,5 @@ class Options:
     cap_s: float | None = None
     ncu: bool = False
     nvcc: tuple[str, ...] = ()
+    fast_headers: bool = True
     memory_bytes: int | None = None

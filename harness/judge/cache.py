@@ -39,9 +39,18 @@ class ExtensionCache:
         solution: the solution's file; its content names the folder.
         device: ``cuda``, ``emulated`` or ``cpu``.
         nvcc: architectures that nvcc is asked for too.
+        fast_headers: whether CUDA sources may be built with headers cut to what they name.
     """
 
-    def __init__(self, root: Path, solution: Path, device: str, nvcc: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        root: Path,
+        solution: Path,
+        device: str,
+        nvcc: Iterable[str] = (),
+        *,
+        fast_headers: bool = False,
+    ) -> None:
         try:
             digest = hashlib.sha256(solution.read_bytes()).hexdigest()[:24]
         except OSError as error:
@@ -51,6 +60,7 @@ class ExtensionCache:
         self._staging_root = root / "staging"
         self._device = device
         self._nvcc = list(nvcc)
+        self._fast_headers = fast_headers and device == "cuda"
         for folder in (self.support, self.folder, self._staging_root):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -80,7 +90,11 @@ class ExtensionCache:
 
     def _environment(self) -> dict[str, Any]:
         """Return what a worker looks an extension up with, its sources aside."""
-        return {**toolchain(self._device), "nvcc": self._nvcc}
+        return {
+            **toolchain(self._device),
+            "nvcc": self._nvcc,
+            "fast_headers": self._fast_headers,
+        }
 
     def adopt(self, staging: Path, keys: Iterable[str], files: Iterable[str]) -> None:
         """Move finished extensions out of a staging folder into the cache, and remember them."""
@@ -99,6 +113,7 @@ class ExtensionCache:
         manifest = {
             "environment": self._environment(),
             "keys": known,
+            "headers": {key: _headers(self.folder / key) for key in known},
             "files": {f: _digest(Path(f)) for f in files},
         }
         temporary = self.folder / f"manifest.{os.getpid()}.tmp"
@@ -142,6 +157,18 @@ class ExtensionCache:
     def discard(self, staging: Path) -> None:
         """Delete a staging folder with all that is left in it."""
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _headers(built: Path) -> str:
+    """Return which headers an extension was built with: ``fast`` or ``torch``.
+
+    A build worker wrote the file: it is not believed to be a short text, or a file at all.
+    """
+    note = built / "headers"
+    if not note.is_file():
+        return "torch"
+    with note.open("rb") as file:
+        return "fast" if file.read(5) == b"fast\n" else "torch"
 
 
 def _digest(path: Path) -> str:

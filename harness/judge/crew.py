@@ -218,6 +218,7 @@ class Crew:
             "staging": str(staging),
             "support": str(self._cache.support),
             "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
+            "fast_headers": self._options.fast_headers,
             "seed": trials.derived(self._seed, "construction") % 2**31,
             "overrides": overrides,
             "class_name": class_name,

@@ -133,7 +133,9 @@ class Judge:
         cache_root = options.cache_dir or Path(".cache")
         self._cache_root = Path(cache_root).resolve()
         nvcc = options.nvcc if self._kind != "cuda" else ()
-        self._cache = ExtensionCache(self._cache_root, pair.solution, self._kind, nvcc)
+        self._cache = ExtensionCache(
+            self._cache_root, pair.solution, self._kind, nvcc, fast_headers=options.fast_headers
+        )
         self._budget = Budget(
             options.time_limit_s, self._policy.build_timeout_s, self._candidates_turn
         )

@@ -218,6 +218,7 @@ class Worker:
             solution=path,
             announce=self._announce,
             nvcc=request["nvcc"],
+            fast_headers=request["fast_headers"],
         )
         self._builder.install()
         if request["guarded"]:

@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +30,10 @@ import torch
 
 from harness.domain import BuildFailed, Unsupported
 from harness.toolchain import toolchain
+from harness.worker import fast_headers
+
+Build = Callable[[Path, str, Sequence[str]], None]
+"""Builds into a folder, under a name, with folders in front of torch's include folders."""
 
 _HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
 
@@ -56,6 +61,7 @@ class Builder:
         solution: the solution's file, to point compiler errors at its own lines.
         announce: called with (event, extension name) around each compilation.
         nvcc: architectures for which nvcc is asked too, off the GPU.
+        fast_headers: try headers first that hold only what the source names; ``cuda`` only.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Builder:
         solution: Path,
         announce: Callable[[str, str], None],
         nvcc: Sequence[str] = (),
+        fast_headers: bool = False,
     ) -> None:
         self._device = device
         self._cache = cache
@@ -76,6 +83,7 @@ class Builder:
         self._solution = solution
         self._announce = announce
         self._nvcc = tuple(nvcc)
+        self._fast_headers = fast_headers and device == "cuda"
         self.nvcc_notes: list[str] = []
         self.keys: list[str] = []
         self.files: set[str] = set()
@@ -132,18 +140,18 @@ class Builder:
 
         self.ships_cuda = self.ships_cuda or bool(cuda_sources)
 
-        def build(folder: Path, name: str) -> None:
+        def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device == "cuda":
                 more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
                 self._torch_load_inline(  # type: ignore[no-untyped-call]
                     name,
-                    request["cpp_sources"],
-                    cuda_sources=request["cuda_sources"],
+                    list(request["cpp_sources"]),  # torch adds to both lists
+                    cuda_sources=list(request["cuda_sources"]),
                     functions=functions,
                     extra_cflags=request["extra_cflags"],
                     extra_cuda_cflags=request["extra_cuda_cflags"],
                     extra_ldflags=request["extra_ldflags"],
-                    extra_include_paths=request["extra_include_paths"],
+                    extra_include_paths=[*in_front, *request["extra_include_paths"]],
                     build_directory=str(folder),
                     with_cuda=with_cuda,
                     is_python_module=is_python_module,
@@ -162,7 +170,12 @@ class Builder:
                     **request,
                 )
 
-        return self._obtain(name, {"inline": request}, build, is_python_module)
+        bindings = "PYBIND11_MODULE wrap_pybind_function" if functions is not None else ""
+        units = [
+            fast_headers.Source(text="\n".join([*request["cpp_sources"], bindings]), cuda=False),
+            fast_headers.Source(text="\n".join(request["cuda_sources"]), cuda=True),
+        ]
+        return self._obtain(name, {"inline": request}, build, is_python_module, units, request)
 
     def load(  # the signature of torch.utils.cpp_extension.load
         self,
@@ -192,7 +205,7 @@ class Builder:
         self.ships_cuda = self.ships_cuda or any(f.endswith(".cu") for f in files)
         contents = self._contents(files, flags["extra_include_paths"])
 
-        def build(folder: Path, name: str) -> None:
+        def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device == "cuda":
                 self._torch_load(
                     name,
@@ -200,7 +213,7 @@ class Builder:
                     extra_cflags=flags["extra_cflags"],
                     extra_cuda_cflags=flags["extra_cuda_cflags"],
                     extra_ldflags=flags["extra_ldflags"],
-                    extra_include_paths=flags["extra_include_paths"],
+                    extra_include_paths=[*in_front, *flags["extra_include_paths"]],
                     build_directory=str(folder),
                     with_cuda=with_cuda,
                     is_python_module=is_python_module,
@@ -218,7 +231,19 @@ class Builder:
                     **flags,
                 )
 
-        return self._obtain(name, {"files": contents, "flags": flags}, build, is_python_module)
+        units = [
+            fast_headers.Source(text=Path(f).read_text(errors="replace"), cuda=f.endswith(".cu"))
+            for f in files
+        ]
+        folders = [*flags["extra_include_paths"], *(str(Path(f).parent) for f in files)]
+        return self._obtain(
+            name,
+            {"files": contents, "flags": flags},
+            build,
+            is_python_module,
+            units,
+            {**flags, "extra_include_paths": folders},
+        )
 
     def _resolve(self, source: str) -> Path:
         path = Path(source)
@@ -241,19 +266,22 @@ class Builder:
         self,
         name: str,
         content: dict[str, Any],
-        build: Callable[[Path, str], None],
+        build: Build,
         as_module: bool,
+        units: Sequence[fast_headers.Source],
+        flags: dict[str, Any],
     ) -> Any:
         if self._nvcc:
             content = {**content, "nvcc": self._nvcc}
         name = self._versioned(name, content)
-        key = content_key(name, content, self._device)
-        self.keys.append(key)
-        finished = self._cache / key
-        if not (finished / "done").exists():
-            finished = self._staging / key
-            if not (finished / "done").exists():
-                self._build(name, finished, build)
+        keys = [content_key(name, content, self._device)]
+        if self._fast_headers:
+            fast = {**content, "fast_headers": fast_headers.version()}
+            keys.insert(0, content_key(name, fast, self._device))
+        finished = next((f for key in keys if (f := self._finished(key)) is not None), None)
+        if finished is None:
+            finished = self._build(name, keys, build, units, flags)
+        self.keys.append(finished.name)
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
             raise self._failed(f"extension {name!r} was built but left no library", "")
@@ -265,6 +293,10 @@ class Builder:
             torch.ops.load_library(str(library))
             return str(library)
         return self._import(library.stem, library)
+
+    def _finished(self, key: str) -> Path | None:
+        places = (self._cache / key, self._staging / key)
+        return next((place for place in places if (place / "done").exists()), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
         """Return the name under which an extension is built: one name never stands for two.
@@ -279,11 +311,35 @@ class Builder:
             own = f"{name}_v{number}"
         return own
 
-    def _build(self, name: str, folder: Path, build: Callable[[Path, str], None]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _build(
+        self,
+        name: str,
+        keys: Sequence[str],
+        build: Build,
+        units: Sequence[fast_headers.Source],
+        flags: dict[str, Any],
+    ) -> Path:
+        """Build under the first of the keys that works, and return the folder.
+
+        Args:
+            name: the extension's.
+            keys: the key of a build with fast headers, if that is to be tried, then torch's own.
+            build: compiles.
+            units: the sources.
+            flags: the solution's compiler flags and include paths.
+        """
         self._announce("compiling", name)
+        *fast, own = [self._staging / key for key in keys]
         try:
-            build(folder, name)
+            why = "not asked for"
+            for folder in fast:
+                why = self._build_fast(name, folder, build, units, flags)
+                if not why:
+                    return folder
+            own.mkdir(parents=True, exist_ok=True)
+            build(own, name, [])
+            if self._device == "cuda":
+                (own / "headers").write_text(f"torch\n{why}\n")
         except Unsupported as error:
             self.unsupported.append(str(error))
             raise
@@ -291,10 +347,51 @@ class Builder:
             raise self._failed(str(error), error.log) from error
         except (RuntimeError, OSError, subprocess.SubprocessError, ImportError) as error:
             log = str(error)
-            raise self._failed(self._first_error(log, folder), log) from error
+            raise self._failed(self._first_error(log, own), log) from error
         finally:
             self._announce("compiled", name)
+        (own / "done").touch()
+        return own
+
+    def _build_fast(
+        self,
+        name: str,
+        folder: Path,
+        build: Build,
+        units: Sequence[fast_headers.Source],
+        flags: dict[str, Any],
+    ) -> str:
+        """Build with headers that hold only what the source names; returns why that failed.
+
+        Any failure is one: the build with torch's own headers follows and says what is wrong.
+        """
+        from torch.utils import cpp_extension
+
+        headers = folder / "fast_headers"
+        try:
+            fast_headers.write(
+                headers,
+                units,
+                torch_include=Path(torch.__file__).parent / "include",
+                include_paths=[Path(p) for p in flags["extra_include_paths"]],
+                flags=[*flags["extra_cflags"], *flags["extra_cuda_cflags"]],
+            )
+            build(folder, name, [str(headers)])
+        except (
+            fast_headers.NotFast,
+            RuntimeError,
+            OSError,
+            ValueError,
+            ImportError,
+            subprocess.SubprocessError,
+        ) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            # torch would take the next build of this name for a second version of it.
+            cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
+            return str(error)
+        (folder / "headers").write_text("fast\n")
         (folder / "done").touch()
+        return ""
 
     def _import(self, name: str, library: Path) -> ModuleType:
         loader = importlib.machinery.ExtensionFileLoader(name, str(library))

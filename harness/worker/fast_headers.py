@@ -16,8 +16,8 @@ missing, a name of the solution's own is no longer ambiguous. The rules against 
   known. A source that contains such a name gets the real headers.
 - A source that builds names with ``##``, that depends on ``__COUNTER__`` or ``__has_include``, or
   that opens torch's namespaces gets the real headers.
-- ``<cmath>``, ``<cstdlib>`` and ``<complex>``, whose absence changes the meaning of ``abs``, are
-  always included; so is all of ``ATen/core/Tensor.h`` and its operators on tensors.
+- ``<math.h>``, ``<stdlib.h>`` and ``<complex>`` are always included: without them ``abs(x)`` is the
+  one for integers. So are ``ATen/core/Tensor.h`` and the operators on tensors.
 
 Everything else that is missing is a compile error or an undefined symbol. The caller then builds
 with the real headers, and the message is theirs.
@@ -48,7 +48,7 @@ _CORE = (
     "c10/util/OptionalArrayRef.h",
     "c10/util/irange.h",
 )
-_STANDARD = ("cmath", "complex", "cstdlib", "functional", "optional", "string", "tuple", "vector")
+_STANDARD = ("cmath", "complex", "math.h", "stdlib.h", "functional", "optional", "string", "vector")
 # Headers that are included where one of their names occurs.
 _WHEN_NAMED = (
     (r"AT_DISPATCH\w*|AT_PRIVATE\w*", ("ATen/Dispatch.h",)),
@@ -77,7 +77,7 @@ _PYTHON_NAME = re.compile(
     r"|\w+func|\w+proc"
 )
 _FORBIDDEN = (
-    (r"##", "it builds names with ##"),
+    (r"##|%:", "it builds names with ##"),
     (
         (
             r"\b(__COUNTER__|__has_include|__INCLUDE_LEVEL__|TORCH_STABLE_ONLY|TORCH_TARGET_VERSION"
@@ -90,7 +90,7 @@ _FORBIDDEN = (
 _COMMENT_OR_STRING = re.compile(
     r'R"(?P<mark>[^()\s\\]{0,16})\(.*?\)(?P=mark)"'
     r'|"(?:\\.|[^"\\\n])*"'
-    r"|(?<![\w])'(?:\\.|[^'\\\n])+'"
+    r"|(?:(?<!\w)|(?<=\b[LuU])|(?<=\bu8))'(?:\\.|[^'\\\n])+'"
     r"|//(?:\\\n|[^\n])*"
     r"|/\*.*?\*/",
     re.DOTALL,
@@ -98,7 +98,8 @@ _COMMENT_OR_STRING = re.compile(
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 # A name that is no member (x.name, x->name): declarations outside classes concern only those.
 _FREE = re.compile(r"(?<![\w.])(?<!->)[A-Za-z_]\w*")
-_QUALIFIER = re.compile(r"\b([A-Za-z_]\w*)\s*::")
+# The namespace in torch::namespace::name.
+_QUALIFIER = re.compile(r"\btorch\s*::\s*(\w+)\s*::")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+)[>"]', re.MULTILINE)
 _ANY_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b", re.MULTILINE)
 _DEFINE = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.MULTILINE)
@@ -120,7 +121,7 @@ void volatile while
 """
 _KEYWORDS = frozenset(_WORDS.split())
 _TOOLKIT = ("cuda.h", "cuda_runtime.h", "cuda_fp16.h", "cublas_v2.h")
-_API = "torch/csrc/api/include/"
+API = "torch/csrc/api/include/"
 # What stands in torch::nn and its like is found through that namespace's name only.
 _NESTED = re.compile(r"^namespace torch::\w", re.MULTILINE)
 _OUTER = re.compile(r"^namespace (?:torch|at|c10)\s*\{", re.MULTILINE)
@@ -216,6 +217,8 @@ class _Unit:
             for quote, header in _INCLUDE.findall(text):
                 own = next((f / header for f in folders if (f / header).is_file()), None)
                 if own is not None:
+                    if header in _REPLACED:
+                        raise NotFast(f"it has a {header} of its own")
                     if own not in seen:
                         seen.add(own)
                         texts.append(own.read_text(errors="replace"))
@@ -223,7 +226,7 @@ class _Unit:
                     continue
                 elif tree.find(header, None) is not None:
                     torch_headers.append(header)
-                elif quote == '"' and "/" not in header and header not in _TOOLKIT:
+                elif quote == '"' and header not in _TOOLKIT:
                     raise NotFast(f"its header {header!r} was not found")
         return cls(
             cuda=source.cuda,
@@ -249,7 +252,7 @@ class _Tree:
 
     def find(self, header: str, beside: str | None) -> str | None:
         """Return a header's path below the root; None for one that is not torch's."""
-        places = ["", _API] if beside is None else ["", _API, beside.rpartition("/")[0] + "/"]
+        places = ["", API] if beside is None else ["", API, beside.rpartition("/")[0] + "/"]
         return next((p + header for p in places if (self.root / (p + header)).is_file()), None)
 
     def text(self, header: str) -> str:
@@ -372,7 +375,7 @@ def _refuse_left_out(
     """Raise NotFast where a name of the source is declared by a header that is left out."""
     extra = [found for u in units for h in u.torch_headers if (found := tree.find(h, None))]
     kept = tree.reached([*headers, *extra], headers)
-    left_out = tree.reached(["torch/extension.h"], {}) - kept
+    left_out = tree.reached(["torch/extension.h"], {}) - kept - {FACTORIES, FUNCTIONS, TYPES}
     known = _Declared()
     for header in kept:
         known.add(headers[header] if header in headers else tree.text(header))
@@ -382,20 +385,29 @@ def _refuse_left_out(
         text = tree.text(header)
         here = _Declared()
         here.add(text)
-        found = names & (here.macros - known.macros)
+        hits = names & (here.macros - known.macros)
         if header.startswith(_OURS):
             nested = _NESTED.search(text) and not _OUTER.search(text)
-            found |= qualifiers & (here.namespaces - known.namespaces)
-            found |= set() if nested else free & (here.names - known.names)
-        if found:
-            raise NotFast(f"{min(found)!r} is declared in {header}")
+            hits |= qualifiers & here.namespaces
+            # A function more of a known name is another overload, or hides at's in torch.
+            hits |= set() if nested else free & (here.functions | here.names - known.names)
+        if hits:
+            raise NotFast(f"{min(hits)!r} is declared in {header}")
 
 
 @dataclass(slots=True)
 class _Declared:
-    """What some headers declare outside classes and functions."""
+    """What some headers declare outside classes and functions.
+
+    Attributes:
+        macros: their names.
+        functions: functions and function templates.
+        names: types, variables and aliases.
+        namespaces: those below ``torch``.
+    """
 
     macros: set[str] = field(default_factory=set)
+    functions: set[str] = field(default_factory=set)
     names: set[str] = field(default_factory=set)
     namespaces: set[str] = field(default_factory=set)
 
@@ -403,6 +415,8 @@ class _Declared:
         """Read one more header."""
         self.macros.update(_DEFINE.findall(text))
         plain = _COMMENT.sub("", text)
-        self.names.update(a or b for a, b in _DECLARED.findall(plain))
-        for path in _NAMESPACE.findall(plain):
-            self.namespaces.update(path.split("::"))
+        for function, other in _DECLARED.findall(plain):
+            (self.functions if function else self.names).add(function or other)
+        paths = [path.split("::") for path in _NAMESPACE.findall(plain)]
+        if any(path[0] == "torch" for path in paths):
+            self.namespaces.update(part for path in paths for part in path if part != "torch")
