@@ -138,6 +138,16 @@ def checked(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_header_beside_an_own_header_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "own.h").write_text('#include "other.h"\n')
+    (tmp_path / "sub" / "other.h").write_text("inline auto f(torch::Tensor x) { return x.bmm(x); }")
+    (tmp_path / "other.h").write_text("")
+    text = KERNEL + '#include "sub/own.h"\n'
+    functions = written(tmp_path / "out", text, include_paths=[tmp_path])["ATen/Functions.h"]
+    assert "<ATen/ops/bmm.h>" in functions
+
+
 @pytest.mark.slow
 def test_written_headers_compile_with_bindings(tmp_path: Path) -> None:
     done = checked(

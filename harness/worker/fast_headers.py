@@ -12,8 +12,9 @@ missing, a name of the solution's own is no longer ambiguous. The rules against 
   name of the solution's own. One operator header holds all overloads.
 - ``torch::zeros`` and the other factories are not ``at::zeros``: their text is copied from torch's
   installed header. So are the C++-only overloads such as ``at::std(x, dim)``.
-- Every name that a left-out header declares or defines as a macro outside a class or function is
-  known. A source that contains such a name gets the real headers.
+- The names that left-out headers declare outside classes and functions, and their macros, are read
+  from torch's installed headers. A source that contains such a name gets the real headers, unless
+  the name stands there as a member only (``x.name``) and is no macro.
 - A source that builds names with ``##``, that depends on ``__COUNTER__`` or ``__has_include``, or
   that opens torch's namespaces gets the real headers.
 - ``<math.h>``, ``<stdlib.h>`` and ``<complex>`` are always included: without them ``abs(x)`` is the
@@ -202,9 +203,10 @@ class _Unit:
     def read(cls, source: Source, folders: Sequence[Path], tree: _Tree) -> _Unit:
         names, free, qualifiers = set[str](), set[str](), set[str]()
         torch_headers: list[str] = []
-        texts, seen = [source.text], set[Path]()
+        texts: list[tuple[str, list[Path]]] = [(source.text, [])]
+        seen: set[Path] = set()
         while texts:
-            text = texts.pop()
+            text, beside = texts.pop()
             code = _code(text)
             for pattern, why in _FORBIDDEN:
                 if re.search(pattern, code):
@@ -215,13 +217,14 @@ class _Unit:
             free |= set(_FREE.findall(code))
             qualifiers |= set(_QUALIFIER.findall(code))
             for quote, header in _INCLUDE.findall(text):
-                own = next((f / header for f in folders if (f / header).is_file()), None)
+                places = [*beside, *folders]
+                own = next((p / header for p in places if (p / header).is_file()), None)
                 if own is not None:
                     if header in _REPLACED:
                         raise NotFast(f"it has a {header} of its own")
                     if own not in seen:
                         seen.add(own)
-                        texts.append(own.read_text(errors="replace"))
+                        texts.append((own.read_text(errors="replace"), [own.parent]))
                 elif header in _REPLACED:
                     continue
                 elif tree.find(header, None) is not None:
@@ -256,6 +259,7 @@ class _Tree:
         return next((p + header for p in places if (self.root / (p + header)).is_file()), None)
 
     def text(self, header: str) -> str:
+        """Return a header's text; ``header`` is its path below the root."""
         if header not in self._texts:
             self._texts[header] = (self.root / header).read_text(errors="replace")
         return self._texts[header]
@@ -300,7 +304,7 @@ def _headers(tree: _Tree, names: set[str], units: Sequence[_Unit]) -> dict[str, 
     operators = {found for name in names if (found := tree.operator(name))}
     core = [*_STANDARD, *_CORE, *wanted]
     skeleton = {FUNCTIONS: "", "ATen/NativeFunctions.h": ""}
-    starts = [found for h in [*core, *(_PYTHON)] if (found := tree.find(h, None))]
+    starts = [found for h in [*core, *_PYTHON] if (found := tree.find(h, None))]
     starts += [found for unit in units for h in unit.torch_headers if (found := tree.find(h, None))]
     for header in tree.reached(starts, skeleton):
         # Headers of torch name the operators that they call for builds with one header for each.
