@@ -301,17 +301,27 @@ def test_who_follows_itself_has_warm_caches_and_both_do_as_often() -> None:
 
 
 def test_forged_event_is_a_lie() -> None:
-    lie = clock.lying([200.0] * 6, [0.001] * 6, POLICY)
+    lie = clock.lying([201.0] * 6, 1.0, [0.001] * 6, POLICY)
     assert "claim 0.001 ms" in lie
     assert "less in 6 of 6" in lie
-    assert "more in 6 of 6" in clock.lying([200.0] * 6, [400.0] * 6, POLICY)
+    assert "more in 6 of 6" in clock.lying([201.0] * 6, 1.0, [400.0] * 6, POLICY)
+
+
+def test_a_longer_handshake_is_no_lie() -> None:
+    """Another program on the GPU: the reference's hand-shake was as long as whole batches."""
+    assert clock.lying([35.0] * 4, 40.6, [30.2] * 4, POLICY, alone=False) == ""
+    assert clock.lying([60.0] * 4, 10.0, [30.2] * 4, POLICY, alone=False) == ""
+    assert "less" in clock.lying([60.0] * 4, 10.0, [30.2] * 4, POLICY, alone=True)
+    # Events that show more than all that the clock saw are forged, whoever else is there.
+    assert "more" in clock.lying([35.0] * 4, 40.6, [50.0] * 4, POLICY, alone=False)
 
 
 def test_one_host_hiccup_is_no_lie() -> None:
     claims = [199.0, 201.0, 200.0, 198.0, 200.5]
-    assert clock.lying([200.0, 200.0, 900.0, 200.0, 200.0], claims, POLICY) == ""
-    assert clock.lying([200.0] * 3, [None, None, None], POLICY) == ""
+    totals = [201.0, 202.0, 901.0, 201.0, 201.0]
+    assert clock.lying(totals, 1.0, claims, POLICY) == ""
+    assert clock.lying([201.0] * 3, 1.0, [None, None, None], POLICY) == ""
 
 
 def test_small_difference_of_a_short_batch_is_no_lie() -> None:
-    assert clock.lying([1.0] * 6, [0.7] * 6, POLICY) == ""
+    assert clock.lying([2.0] * 6, 1.0, [0.7] * 6, POLICY) == ""

@@ -1,6 +1,7 @@
 """What tensors of gigabytes need: copies that are complete, and an answer where memory runs out."""
 
 import contextlib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,10 +9,14 @@ import pytest
 import torch
 
 from harness import wire
+from harness.domain import Status
+from harness.judge import record
 from harness.judge.check import Checker
 from harness.judge.fingerprint import Evidence, Looks
+from harness.judge.judge import Judge
 from harness.judge.policy import Policy
-from harness.judge.remote import RemoteWorker
+from harness.judge.problem import Problem, is_out_of_memory
+from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.worker import calls
 from harness.worker.__main__ import Worker
 
@@ -73,7 +78,8 @@ def test_without_memory_a_refusal_is_not_repeated(monkeypatch) -> None:
     monkeypatch.setattr(checker, "_call", no_memory, raising=False)
     with pytest.raises(torch.OutOfMemoryError):
         checker._call()
-    assert checker._repeats_differently(None, SimpleNamespace(before={})) is False
+    checker._answers = SimpleNamespace(forget=lambda: None)
+    assert checker._compared_again(None, SimpleNamespace(before={}))(0.0, 0.0) is None
 
 
 def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
@@ -91,9 +97,74 @@ def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
             events.append("answered" if message["ok"] else message["error"]["message"])
 
     worker = Worker(Channel())
-    monkeypatch.setattr(worker, "_stream", object())
-    monkeypatch.setattr(worker, "_own_stream", contextlib.nullcontext)
     monkeypatch.setattr(worker, "do_state", lambda request: events.append("copies queued"))
     monkeypatch.setattr(calls, "synchronize", lambda device: events.append("copies done"))
     worker.serve()
     assert events == ["copies queued", "copies done", "answered"]
+
+
+def test_inputs_that_do_not_fit_are_not_drawn_elsewhere(tmp_path: Path) -> None:
+    """The CPU draws other numbers for the same seed: an honest solution was INPUT_MUTATED."""
+    reference = Path(__file__).parent / "fixtures" / "problems" / "add.py"
+    problem = Problem(reference, {}, torch.device("cpu"), 1)
+    problem.device = torch.device("cuda")
+    drawn = []
+
+    def get_inputs() -> list[torch.Tensor]:
+        drawn.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    problem._namespace = SimpleNamespace(get_inputs=get_inputs)
+    with pytest.raises(torch.OutOfMemoryError):
+        problem.inputs(1)
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "wanted"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory of what happened"), False),
+    ],
+)
+def test_want_of_memory_is_known_by_type_or_by_cudas_words(error, wanted) -> None:
+    assert is_out_of_memory(error) is wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "goes_on"),
+    [
+        ("cuda", Status.OUT_OF_MEMORY, True),
+        ("cuda", Status.BUILD_FAILED, False),
+        ("emulated", Status.OUT_OF_MEMORY, False),
+    ],
+)
+def test_a_build_beside_a_pair_that_has_all_memory_is_put_off(kind, status, goes_on) -> None:
+    """A build worker found no memory beside another pair, and its solution was blamed."""
+    worker = SimpleNamespace(role="build", uid=None, close=lambda: None)
+    judge = object.__new__(Judge)
+
+    def load(*arguments: object) -> None:
+        raise WorkerFailed(status, "CUDA error: out of memory")
+
+    judge._imported, judge._text, judge._kind = (), "load_inline", kind
+    judge._facts = record.Facts()
+    judge._gather = lambda worker: None
+    judge._log = None
+    judge._pair = SimpleNamespace(solution=Path("solution.py"))
+    judge._budget = SimpleNamespace(compiling=lambda: contextlib.nullcontext())
+    judge._crew = SimpleNamespace(start=lambda role: worker, load=load, workers=[worker])
+    judge._cache = SimpleNamespace(
+        complete=lambda: False,
+        prepare_support=lambda log: "",
+        staging=lambda uid: Path("staging"),
+        discard=lambda staging: None,
+    )
+    if goes_on:
+        judge._build(None)
+        assert "built late" in judge._facts.notes[0]
+    else:
+        with pytest.raises(WorkerFailed):
+            judge._build(None)

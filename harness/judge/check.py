@@ -109,6 +109,9 @@ class Checker:
 
         Returns:
             What was wrong with it, an empty string where nothing was.
+
+        Raises:
+            torch.OutOfMemoryError: there is no memory for one more call.
         """
         try:
             self._send_state(self._problem.state())
@@ -120,6 +123,8 @@ class Checker:
         except Refused as refused:
             return refused.mismatch.message
         except WorkerFailed as failed:
+            if failed.status is Status.OUT_OF_MEMORY:
+                raise torch.OutOfMemoryError(str(failed)) from failed
             return str(failed)
         return ""
 

@@ -160,6 +160,8 @@ class Crew:
         fields |= self.load_fields(
             class_name, path, overrides, built if worker.role == "build" else private
         )
+        # A build worker runs beside other pairs, which may have all of the device's memory.
+        fields["to_device"] = worker.role != "build"
         if worker.role == BASELINES["defaults"]:
             fields["numerics"] = numeric_flags.DEFAULTS
         compile_mode = None
@@ -214,6 +216,7 @@ class Crew:
             "file": str(path),
             "device": self._options.device,
             "numerics": self._numerics,
+            "to_device": True,
             "cache": str(self._cache.folder),
             "staging": str(staging),
             "support": str(self._cache.support),

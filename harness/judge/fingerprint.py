@@ -8,6 +8,7 @@ error is that arithmetic's; an honest float32 error agrees with none of them.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from harness.judge.oracle import Oracle
 from harness.judge.policy import Policy
 from harness.judge.prints import (
     OPERANDS,
+    SPOKEN,
     STAGES,
     STORED,
     TANH_GELU,
@@ -37,6 +39,8 @@ from harness.modules import differentiable, mapped, write_state
 _SAMPLE = 1 << 17
 """Elements of a tensor that are compared."""
 _LEAST_ELEMENTS = 8
+_ALIKE = 1e-3
+"""Correlations as near as this do not tell two formats of 11 bits apart."""
 """That must carry a change between them before its direction says anything."""
 _LEAST_STORED = 4
 """float32 numbers that are all bfloat16's by chance: one in 2^64."""
@@ -163,7 +167,7 @@ class Evidence:
             found = [self._compared(what, r, exact, there, mark) for mark in stage]
             matches = [m for m in found if m is not None]
             if matches:
-                return max(matches, key=lambda m: m.correlation)
+                return _named(matches)
         if self._change(TANH_GELU, what) is not None:
             for name in OPERANDS[due]:
                 found_both = self._compared(what, r, exact, there, with_gelu(name))
@@ -378,3 +382,15 @@ def _agreement(r: torch.Tensor, d: torch.Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     product = float(r @ d)
     return product / total, product / (total * size) ** 0.5
+
+
+def _named(matches: list[Match]) -> Match:
+    """Return the best match. Where TF32's and float16's 11 bits agree as well, it names both."""
+    best = max(matches, key=lambda m: m.correlation)
+    alike = [m for m in matches if best.correlation - m.correlation < _ALIKE]
+    tf32 = next((m for m in alike if m.text.startswith(SPOKEN["tf32"] + " ")), None)
+    fp16 = next((m for m in alike if m.text.startswith(SPOKEN["fp16"] + " ")), None)
+    if best not in (tf32, fp16) or tf32 is None or fp16 is None:
+        return best
+    text = tf32.text.replace(SPOKEN["tf32"], f"{SPOKEN['tf32']} or {SPOKEN['fp16']}", 1)
+    return dataclasses.replace(tf32, text=text)

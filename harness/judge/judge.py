@@ -48,7 +48,7 @@ from harness.judge.clock import CANDIDATE, ClockPolicy
 from harness.judge.crew import CannotLoad, Crew
 from harness.judge.policy import Policy
 from harness.judge.precision import Standard
-from harness.judge.problem import InvalidReference, Problem
+from harness.judge.problem import InvalidReference, Problem, is_out_of_memory
 from harness.judge.remote import RemoteWorker, WorkerFailed
 from harness.judge.requirements import Settled
 from harness.judge.timed_outputs import TimedWrongly
@@ -194,6 +194,8 @@ class Judge:
         except Exception as error:  # noqa: BLE001 - the process edge: a fault of ours gets its name
             status = Status.HARNESS_ERROR
             message = f"{type(error).__name__}: {error}"
+            if is_out_of_memory(error):  # CUDA itself, and not torch's allocator
+                status, message = self._short("the judge ran out of GPU memory")
             with self._log.open("a") as log:
                 log.write(traceback.format_exc())
         finally:
@@ -414,6 +416,11 @@ class Judge:
                 [str(k) for k in loaded.get("built", [])],
                 [*map(str, loaded.get("files", [])), *map(str, self._imported)],
             )
+        except WorkerFailed as failed:
+            if self._kind != "cuda" or failed.status is not Status.OUT_OF_MEMORY:
+                raise
+            # Another pair has the device and its memory. The candidate builds when it has it.
+            self._facts.notes.append("built late: no GPU memory was free beside another pair")
         finally:
             self._gather(worker)
             worker.close()

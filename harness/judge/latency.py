@@ -95,7 +95,7 @@ class SingleCalls:
                 times,
                 handshake_ms,
                 policy.overlap_part,
-                policy.overlap_ms,
+                policy.overlap_gpu_ms if batches.on_gpu else policy.overlap_ms,
                 hides=batches.on_gpu,
                 hidden_times=policy.hidden_times,
             )

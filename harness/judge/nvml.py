@@ -82,6 +82,11 @@ class GpuWatch:
         self._reasons |= reasons
         return next((name for bit, name in _THROTTLED.items() if reasons & bit), "")
 
+    @property
+    def was_shared(self) -> bool:
+        """Return whether a process that does not belong to this run was seen on the GPU."""
+        return self._strangers > 0
+
     def strangers(self) -> int:
         """Return how many processes use the GPU that do not belong to this run, 0 if unseen."""
         if self._nvml is None:

@@ -38,6 +38,11 @@ def to_double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: torch's allocator says so by a type, CUDA by its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
+
+
 @dataclass(slots=True)
 class Outcome:
     """What one call of a module gave.
@@ -88,6 +93,7 @@ class Problem:
                     f"{path} defines no {name}. Next: a problem needs Model, get_inputs() and "
                     "get_init_inputs()."
                 )
+        self._draws_on_device = True
         self._construction_seed = seed
         self.draws = Draws(keep=True)
         with self._user_code("get_init_inputs()"):
@@ -153,9 +159,16 @@ class Problem:
         """
         seed_everything(seed)
         drawn: Any = None
-        if self.device.type == "cuda":
-            with contextlib.suppress(Exception), self.device:
-                drawn = self._namespace.get_inputs()
+        if self.device.type == "cuda" and self._draws_on_device:
+            try:
+                with self.device:
+                    drawn = self._namespace.get_inputs()
+            except Exception as error:
+                # The same seed gives other numbers on the CPU: for want of memory nothing is drawn
+                # there, or the inputs of a call would seem to have changed.
+                if is_out_of_memory(error):
+                    raise torch.OutOfMemoryError(str(error)) from error
+                self._draws_on_device = False
         if drawn is None:
             with self._user_code("get_inputs()"):
                 seed_everything(seed)
@@ -243,8 +256,8 @@ class Problem:
         except (UsageError, HarnessError, InvalidReference):
             raise
         except Exception as error:  # the problem's code may raise anything: an edge
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
             raise InvalidReference(
                 f"{self.path}: {what} raised {type(error).__name__}: {str(error)[:500]}"
             ) from error

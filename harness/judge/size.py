@@ -39,10 +39,14 @@ class Size:
 
 
 def capacity_bytes(options: Options, device: torch.device) -> int | None:
-    """Return the memory of a device, whoever uses it; None where sizes do not depend on it."""
+    """Return what a pair may need before it has its device; None where sizes do not depend on it.
+
+    A GPU is not asked: each judge that waits for it would hold half a gigabyte for its context. 39
+    of them took 27 GiB of a card, and pairs were judged at smaller sizes (H200, 2026-11-30).
+    """
     if options.memory_bytes is not None or device.type != "cuda":
         return options.memory_bytes
-    return torch.cuda.get_device_properties(device).total_memory
+    return 1 << 62
 
 
 def free_bytes(options: Options, device: torch.device) -> int | None:

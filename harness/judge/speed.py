@@ -69,7 +69,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
     late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
-    if late > 1 / policy.drowned_part:
+    if late > policy.drowned_batch:
         return Speed(
             outcome=SpeedOutcome.UNDECIDED,
             note=f"no figure: starting a batch and reading its outputs takes {late:.3g} times as "

@@ -236,7 +236,8 @@ class Worker:
                     path, request["class_name"], init, request["seed"], request["overrides"]
                 )
             self._draws.close()
-            module = module.to(self._device)
+            if request["to_device"]:
+                module = module.to(self._device)
         if request["compile"] is not None:
             module = compiled(module, request["compile"])
         self._module = module
