@@ -118,8 +118,9 @@ class Checker:
             case = self._case(trial)
             if case is None:
                 return ""
-            self._answers.forget()
-            self._answers.judge(self._call(trial, case, other_stream=True), trial, case)
+            # A report of its own: what is wrong here is none of the pair's figures.
+            answers = AnswerJudge(self._problem, self.oracle, self._match, self.standard, Report())
+            answers.judge(self._call(trial, case, other_stream=True), trial, case)
         except Refused as refused:
             return refused.mismatch.message
         except WorkerFailed as failed:

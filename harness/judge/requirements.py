@@ -77,7 +77,13 @@ def launches(
     """
     sources = own_kernels.sources_of(text, map(str, loaded.get("files", [])))
     ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
-    if not ships or kind == "cpu":
+    if kind == "cpu":
+        return
+    if not ships:
+        if loaded.get("built") and not worker.build_failures and not worker.unsupported:
+            facts.warnings.append(
+                "its extension defines no kernel: libraries or PyTorch compute its results"
+            )
         return
     if kind == "emulated":
         facts.launches = worker.launches or 0

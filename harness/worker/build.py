@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ from harness.worker import fast_headers
 Build = Callable[[Path, str, Sequence[str]], None]
 """Builds into a folder, under a name, with folders in front of torch's include folders."""
 
+_KERNEL = re.compile(r"__global__|<<<")
 _HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
 
 
@@ -138,7 +139,7 @@ class Builder:
             "with_pytorch_error_handling": with_pytorch_error_handling,
         }
 
-        self.ships_cuda = self.ships_cuda or bool(cuda_sources)
+        self._look_for_kernels(request["cuda_sources"])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device == "cuda":
@@ -202,8 +203,8 @@ class Builder:
             "extra_ldflags": _strings(extra_ldflags),
             "extra_include_paths": _strings(extra_include_paths),
         }
-        self.ships_cuda = self.ships_cuda or any(f.endswith(".cu") for f in files)
         contents = self._contents(files, flags["extra_include_paths"])
+        self._look_for_kernels(Path(f).read_text(errors="replace") for f in contents)
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device == "cuda":
@@ -244,6 +245,10 @@ class Builder:
             units,
             {**flags, "extra_include_paths": folders},
         )
+
+    def _look_for_kernels(self, sources: Iterable[str]) -> None:
+        """Note whether sources define or launch a kernel: CUDA that calls libraries ships none."""
+        self.ships_cuda = self.ships_cuda or any(_KERNEL.search(s) for s in sources)
 
     def _resolve(self, source: str) -> Path:
         path = Path(source)
