@@ -55,6 +55,7 @@ class Draws:
         self.index: dict[str, tuple[int, int]] = dict(index or {})
         self._end = 0
         self._complete = not keep
+        self._sealed = fd is not None  # what another process gave is its own affair
 
     def close(self) -> None:
         """Free the memory, as far as no other process holds it."""
@@ -71,10 +72,10 @@ class Draws:
         """
         if not self.index or self._fd is None:
             return None
-        if not self._complete:
+        if not self._sealed:
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
-            self._complete = True
+            self._complete = self._sealed = True
         return self._fd
 
     @contextlib.contextmanager

@@ -15,8 +15,12 @@ STRICT, TF32, DEFAULTS = "strict", "tf32", "defaults"
 which use TF32 for cuDNN's convolutions and not for matrix products."""
 
 
+MIXED = "mixed"
+"""A flag that torch refuses to tell: it was set by old and new names that contradict each other."""
+
+
 def set_flags(grant: str) -> None:
-    """Set the flags of this process.
+    """Set the flags of this process, whatever a problem's file has set before.
 
     Args:
         grant: STRICT, TF32 or DEFAULTS.
@@ -26,23 +30,30 @@ def set_flags(grant: str) -> None:
 
 
 def flags() -> dict[str, Any]:
-    """Return every flag that decides in which precision torch computes here, by its name."""
-    matmul = torch.backends.cuda.matmul
+    """Return every flag that decides in which precision torch computes here, by its name.
+
+    True or False, or MIXED.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
-        "matmul.allow_tf32": bool(matmul.allow_tf32),
-        "cudnn.allow_tf32": bool(torch.backends.cudnn.allow_tf32),
-        "matmul.allow_fp16_reduced_precision_reduction": _plain(
-            matmul.allow_fp16_reduced_precision_reduction
+        "matmul.allow_tf32": _told(matmul, "allow_tf32"),
+        "cudnn.allow_tf32": _told(cudnn, "allow_tf32"),
+        "matmul.allow_fp16_reduced_precision_reduction": _told(
+            matmul, "allow_fp16_reduced_precision_reduction"
         ),
-        "matmul.allow_bf16_reduced_precision_reduction": _plain(
-            matmul.allow_bf16_reduced_precision_reduction
+        "matmul.allow_bf16_reduced_precision_reduction": _told(
+            matmul, "allow_bf16_reduced_precision_reduction"
         ),
-        "cudnn.benchmark": bool(torch.backends.cudnn.benchmark),
-        "cudnn.deterministic": bool(torch.backends.cudnn.deterministic),
+        "cudnn.benchmark": _told(cudnn, "benchmark"),
+        "cudnn.deterministic": _told(cudnn, "deterministic"),
         "deterministic_algorithms": bool(torch.are_deterministic_algorithms_enabled()),
     }
 
 
-def _plain(value: Any) -> bool:
-    """Return a flag that newer torch gives as a tuple with its options."""
+def _told(backend: Any, name: str) -> bool | str:
+    try:
+        value = getattr(backend, name)
+    except RuntimeError:
+        return MIXED
+    # Newer torch gives some as a tuple with their options.
     return bool(value[0]) if isinstance(value, tuple) else bool(value)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from harness import evaluate
 from harness.domain import Status
+from harness.judge.budget import OutOfTime
+from harness.judge.check import Checker
 from harness.judge.experiments import Experiments
+from harness.judge.remote import WorkerFailed
 
 FIXTURES = Path(__file__).parent / "fixtures"
 WRONG, RIGHT = torch.zeros(3), torch.ones(3)
@@ -138,3 +142,23 @@ def test_a_wrong_formula_has_no_cause_but_itself(tmp_path: Path) -> None:
     assert verdict.status is Status.WRONG_VALUES
     for guess in ("stream", "call before", "as constructed", "goes on"):
         assert guess not in verdict.message
+
+
+@pytest.mark.parametrize("end", [OutOfTime(), WorkerFailed(Status.TIMED_OUT, "gave no answer")])
+def test_an_experiment_that_ends_the_candidate_is_the_last(end: Exception) -> None:
+    """A worker that had been ended was asked again, and called a cheat for its silence."""
+    asked = []
+
+    def call(*arguments: object, **named: object) -> None:
+        asked.append(1)
+        raise end
+
+    checker = object.__new__(Checker)
+    checker._answers = SimpleNamespace(forget=lambda: None)
+    checker._send_state = lambda values: None
+    checker._call = call
+    again = checker._compared_again(None, SimpleNamespace(before={}))
+    experiments = Experiments(again, WRONG)
+    assert experiments.late(on_gpu=True) == ""
+    assert experiments.repeats_differently() is False
+    assert len(asked) == 1

@@ -53,7 +53,7 @@ def test_without_memory_for_the_evidence_there_is_none(monkeypatch) -> None:
     notes: list[str] = []
     evidence = Evidence(
         SimpleNamespace(device=torch.device("cpu"), reference=torch.nn.Identity(), state=dict),
-        SimpleNamespace(is_reference=False, call=call),
+        SimpleNamespace(is_reference=False, on_cpu=False, call=call),
         Policy(),
         mode="eval",
         inputs=[torch.ones(3)],

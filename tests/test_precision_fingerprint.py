@@ -460,3 +460,22 @@ def test_a_warning_is_kept_once_with_its_largest_figure() -> None:
     for times in (40.0, 90.0, 50.0):
         judge._warn(SimpleNamespace(warning="errors up to {times} the reference's", times=times))
     assert judge._report.warnings == ["errors up to 90 times the reference's"]
+
+
+MASKED = """
+class Model(torch.nn.Module):
+    def forward(self, x):
+        mask = x > 0
+        return (x * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+"""
+
+
+def test_counting_a_mask_does_not_hide_what_roundings_explain(bench: Any) -> None:
+    """The sum of a mask has no rounding; looking at it ended with an exception, and a refusal."""
+    made = bench(MASKED, [torch.rand(8, 1 << 14)])
+    x = made.inputs[0]
+    total = torch.zeros(8)
+    for k in range(x.shape[1]):
+        total += x[:, k]
+    found = made.compared(total / x.shape[1])
+    assert found.mismatch is None, found.mismatch

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import wire
 from harness.judge import processes
 
 # A child in a session of its own that no other user may look at, and that has lost its parent.
@@ -208,3 +210,16 @@ def test_a_name_that_is_no_text_hides_nobody() -> None:
             assert processes.stood_still(named.pid, still, orphans=False)
         finally:
             named.kill()
+
+
+def test_a_peer_that_has_gone_is_no_peer_that_speaks_out_of_turn() -> None:
+    """Its end can be read like a message: a worker that was killed seemed to break the protocol."""
+    ours, theirs = socket.socketpair()
+    channel = wire.Channel(ours)
+    assert not channel.pending() and not channel.has_ended()
+    theirs.send(b"x")
+    assert channel.pending() and not channel.has_ended()
+    assert ours.recv(1) == b"x"
+    theirs.close()
+    assert channel.pending() and channel.has_ended()
+    channel.close()

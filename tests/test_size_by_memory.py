@@ -58,6 +58,19 @@ POLICY = Policy(
 """The full size, four units in and four out, then needs eight."""
 
 
+LARGE = """
+import torch
+N = 16777216
+
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+
+def get_inputs():
+    return [torch.rand(N)]
+"""
+
+
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Pair]:
     def write(problem: str = PROBLEM, solution: str = SOLUTION) -> Pair:
@@ -158,6 +171,14 @@ def test_size_without_names_is_halved_and_can_be_asked_for_again(
     assert constants_of(chosen.name) == chosen.overrides
     again = sizes(pair, size=chosen.name).choose(5 * UNIT)
     assert again.overrides == chosen.overrides
+
+
+def test_small_is_small_where_no_size_fits(write: Callable[..., Pair]) -> None:
+    """The full size ran under the name of the small one, and ran out of memory again."""
+    pair = write(LARGE)
+    chosen = sizes(pair).choose(1)
+    assert chosen.name == "small"
+    assert chosen.overrides == sizes(pair, size="small").choose(1).overrides != {}
 
 
 def test_problem_that_cannot_be_measured_is_tried_at_full_size(write: Callable[..., Pair]) -> None:

@@ -164,3 +164,22 @@ def test_quantised_weights_are_perturbed(tensor: torch.Tensor, changes: bool) ->
     fresh = state.perturbed({"b": tensor}, {"b": "buffer"}, torch.Generator().manual_seed(1), 2)
     assert torch.equal(fresh["b"], tensor) is not changes
     assert torch.equal(fresh["b"].flatten().sort().values, tensor.flatten().sort().values)
+
+
+def test_masked_keys_leave_no_order_free_that_is_not() -> None:
+    """With -inf among the keys every index was as good as any other."""
+    inf = float("inf")
+    keys = torch.tensor([-inf, 0.0, 1000.0, 2000.0, 3000.0, -inf])
+    indices = torch.tensor([4, 3])
+    orders = [(keys, 0, indices)]
+    assert not is_free_order(torch.tensor([1, 2]), indices, orders, 1e-6)
+    masked = torch.tensor([4, 3, 2, 1, 0, 5])
+    other = torch.tensor([4, 3, 2, 1, 5, 0])
+    assert is_free_order(other, masked, [(keys, 0, masked)], 1e-6)
+
+
+def test_truth_values_are_keys_too() -> None:
+    keys = torch.tensor([True, False, True])
+    indices = torch.tensor([1, 0, 2])
+    assert is_free_order(torch.tensor([1, 2, 0]), indices, [(keys, 0, indices)], 1e-6)
+    assert not is_free_order(torch.tensor([0, 1, 2]), indices, [(keys, 0, indices)], 1e-6)

@@ -365,7 +365,11 @@ class Roundings(_Arithmetic):
             return _spread_sizes(name, args, kwargs)
         if name not in _SUMS and name not in PRODUCTS:
             return []
-        results = tensors_of(function(*mapped(list(args), torch.abs), **kwargs))
+        first = next(iter(tensors_of(list(args))), None)
+        if first is None or not differentiable(first):
+            return []  # counting is exact
+        sizes = mapped(list(args), lambda t: t.abs() if differentiable(t) else t)
+        results = tensors_of(function(*sizes, **kwargs))
         if name in PRODUCTS:
             return list(zip(results, _product_terms(name, args), strict=False))
         if name == "cumsum":

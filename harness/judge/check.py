@@ -392,12 +392,19 @@ class Checker:
     def _compared_again(
         self, trial: trials.Trial, case: Case
     ) -> Callable[[float, float], tuple[Any, bool] | None]:
-        """Return a function that makes a call again and says what came and whether it is right."""
+        """Return a function that makes a call again and says what came and whether it is right.
+
+        Whatever ends the candidate meanwhile, the refusal stands, and nothing more is asked of it.
+        """
+        ended = False
 
         def again(pause_before_s: float, pause_after_s: float) -> tuple[Any, bool] | None:
-            self._send_state(case.before)
+            nonlocal ended
+            if ended:
+                return None
             self._answers.forget()
             try:
+                self._send_state(case.before)
                 answer = self._call(
                     trial, case, pause_before_s=pause_before_s, pause_after_s=pause_after_s
                 )
@@ -408,7 +415,8 @@ class Checker:
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
                 return None
-            except OutOfTime:  # as above
+            except (OutOfTime, WorkerFailed):
+                ended = True
                 return None
             return got, True
 

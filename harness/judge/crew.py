@@ -190,7 +190,7 @@ class Crew:
             self.numeric_flags[role] = {
                 str(name)[:80]: value
                 for name, value in list(said.items())[:20]
-                if isinstance(value, bool)
+                if isinstance(value, bool) or value == numeric_flags.MIXED
             }
 
     def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:

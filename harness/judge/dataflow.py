@@ -122,13 +122,24 @@ def is_free_order(
             torch.gather(keys, dim, i.to(keys.device, torch.int64))
             for i in (got, expected, indices)
         )
-        bound = near * float(keys.abs().max()) if keys.is_floating_point() else 0
+        bound = 0.0
+        if keys.is_floating_point():
+            finite = torch.where(torch.isfinite(keys), keys, 0)  # -inf masks what is not chosen
+            bound = near * float(finite.abs().max())
         places = got.sort(dim).values
         repeated = (
             places.narrow(dim, 1, places.shape[dim] - 1)
             == places.narrow(dim, 0, places.shape[dim] - 1)
         ).any()
-        equal = [bool(((a - b).abs() <= bound).all()) for a, b in ((theirs, own), (mine, theirs))]
+        pairs = ((theirs, own), (mine, theirs))
+        equal = [bool(_are_equal(a, b, bound).all()) for a, b in pairs]
         if all(equal) and not bool(repeated):
             return True
     return False
+
+
+def _are_equal(a: torch.Tensor, b: torch.Tensor, bound: float) -> torch.Tensor:
+    """Return where keys are equal, or floating ones no farther apart than bound; inf equals inf."""
+    if not a.is_floating_point():
+        return a == b
+    return (a == b) | ((a - b).abs() <= bound)

@@ -118,7 +118,8 @@ class Evidence:
         self._notes = notes
         self._looks = looks
         self._always = always
-        self._stand_in = stand_in
+        # An oracle that had to leave the device would be looked into there, among other tensors.
+        self._stand_in = stand_in or oracle.on_cpu
         self._noise: dict[str, dict[str, torch.Tensor]] = {}
         self._changes: dict[str, dict[str, torch.Tensor]] = {}
         self._orders: list[tuple[torch.Tensor, int, torch.Tensor]] | None = None

@@ -57,6 +57,8 @@ from harness.settings import Settings
 
 Emit = Callable[..., None]
 
+_LEAST_S = 30.0
+"""Time for a pair that is judged again at a smaller size, if the larger one took all of it."""
 _ALIVE_S = 5.0
 """Between two signs of life from the same step."""
 _PLENTY_BYTES = 20 << 30
@@ -156,8 +158,6 @@ class Judge:
         )
         if self._crew.threads():
             torch.set_num_threads(self._crew.threads())
-        # The judge's own products are never TF32's: they say what is right.
-        numeric_flags.set_flags(numeric_flags.STRICT)
 
     def verdict(self) -> Verdict:
         """Judge the pair; every way this can end is a verdict."""
@@ -233,7 +233,10 @@ class Judge:
         options = self._options
         if needed is None:
             options = dataclasses.replace(options, size="small")
-        self._problem = None
+        # One pair, one limit: what the larger size took counts.
+        left_s = max(self._budget.left_s(), _LEAST_S)
+        options = dataclasses.replace(options, time_limit_s=left_s)
+        self._forget_problem()
         gc.collect()
         if self._kind == "cuda":
             torch.cuda.empty_cache()
@@ -342,9 +345,14 @@ class Judge:
                 wrong = checker.on_other_stream(
                     trials.on_other_stream(self._seed, self._facts.modes[0])
                 )
-            except (torch.OutOfMemoryError, OutOfTime) as missing:
-                what = "time" if isinstance(missing, OutOfTime) else "memory"
-                self._facts.notes.append(f"no {what} to see whether it is right on another stream")
+            except (OutOfTime, InvalidReference, RuntimeError) as error:
+                known = isinstance(error, (OutOfTime, InvalidReference))
+                if not known and not is_out_of_memory(error):
+                    raise
+                self._facts.notes.append(
+                    "not seen whether it is right on another stream: "
+                    f"{' '.join(str(error).split())[:200] or 'no time was left'}"
+                )
         elif worker.launches_without_stream:
             wrong = "its launches name no stream, or the default one"
         if not wrong:
@@ -362,7 +370,7 @@ class Judge:
         chosen = self._sizes.choose(available_bytes)
         self._available = available_bytes
         if self._size is None or self._size.name != chosen.name or self._problem is None:
-            self._problem = None  # before the next one takes its memory, too
+            self._forget_problem()  # before the next one takes its memory, too
             self._problem = Problem(
                 self._pair.problem,
                 chosen.overrides,
@@ -370,10 +378,19 @@ class Judge:
                 trials.derived(self._seed, "construction") % 2**31,
             )
             self._init = self._problem.init_inputs
+        # The judge's own products are never TF32's, whatever the problem's file has set: they say
+        # what is right.
+        numeric_flags.set_flags(numeric_flags.STRICT)
         self._emit("harness_code")
         self._size = chosen
         self._facts.size = chosen.name
         return self._problem
+
+    def _forget_problem(self) -> None:
+        """Let go of the problem and of the random numbers that were kept for its workers."""
+        if self._problem is not None:
+            self._problem.draws.close()
+            self._problem = None
 
     def _had_room(self) -> bool:
         """Return whether the candidate had so much memory that it is at fault where it ran out."""

@@ -40,6 +40,11 @@ class Oracle:
         self.notes = notes
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether it runs on the CPU for want of memory on the device."""
+        return self._on_cpu
+
+    @property
     def is_reference(self) -> bool:
         """Whether the reference stands in for an oracle."""
         return self.module is self._problem.reference
@@ -91,6 +96,10 @@ class Oracle:
             home = self._problem.device
             outcome.output = mapped(outcome.output, lambda t: t.to(home))
             outcome.state = {n: t.to(home) for n, t in outcome.state.items()}
+            outcome.input_grads = [t if t is None else t.to(home) for t in outcome.input_grads]
+            outcome.state_grads = {
+                n: t if t is None else t.to(home) for n, t in outcome.state_grads.items()
+            }
         return outcome
 
     def _move_oracle_to_cpu(self) -> None:

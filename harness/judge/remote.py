@@ -169,6 +169,8 @@ class RemoteWorker:
         """Send one request without waiting for its answer."""
         self._sequence += 1 + secrets.randbelow(1 << 16)
         if do != "confine" and self._channel.pending():
+            if self._channel.has_ended():
+                raise self._dead()
             raise self.tampered("it sent an answer that nothing had asked for")
         try:
             self._channel.send({"id": self._sequence, "do": do, **fields}, fds)
@@ -207,7 +209,11 @@ class RemoteWorker:
                 raise WorkerFailed(Status.TIMED_OUT, text) from None
             except wire.WireViolation as error:
                 raise self.tampered(str(error)) from None
-            if message.get("event") == "compiling" and compiling_since is None and build_limit_s:
+            if message.get("event") == "compiling" and not build_limit_s:
+                self.kill()
+                text = "had another extension to compile when the time of compilers was over"
+                raise WorkerFailed(Status.TIMED_OUT, text)
+            if message.get("event") == "compiling" and compiling_since is None:
                 compiling_since = time.monotonic()
                 self._compiling = True
                 compiler.enter_context(self._budget.compiling())

@@ -154,7 +154,7 @@ class Sizes:
         worth = self._policy.memory_fixed_bytes + self._policy.memory_named_share * (
             room - self._policy.memory_fixed_bytes
         )
-        chosen = Size(name="small", overrides=dict(self._named.get("small", {})))
+        chosen = self._asked("small")
         if best:
             chosen = Size(name=best, overrides=dict(self._named[best]), need_bytes=fitting[best])
         if not best or fitting[best] < worth:

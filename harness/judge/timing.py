@@ -18,7 +18,7 @@ from harness.domain import HarnessError, Speed, Status
 from harness.judge import clock, cores, nvml, state
 from harness.judge.batches import BaselineFailed, Batches, Setting
 from harness.judge.baton import Baton
-from harness.judge.budget import Budget
+from harness.judge.budget import Budget, OutOfTime
 from harness.judge.clock import CANDIDATE, REFERENCE
 from harness.judge.compare import Mismatch
 from harness.judge.latency import SingleCalls
@@ -116,6 +116,10 @@ class Stopwatch:
             self._batches.running = CANDIDATE
             self._batons[CANDIDATE].clear()
             return speed
+        except OutOfTime:
+            self._batches.running = CANDIDATE
+            self._batons[CANDIDATE].clear()  # it may stand still, and one more call follows
+            raise
         except WorkerFailed as failed:
             if self._batches.running == CANDIDATE or isinstance(failed, KilledBesideSolution):
                 raise

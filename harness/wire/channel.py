@@ -97,6 +97,17 @@ class Channel:
         """Return whether bytes wait that no request asked for."""
         return bool(self._buffer) or bool(select.select([self._sock], [], [], 0)[0])
 
+    def has_ended(self) -> bool:
+        """Return whether the peer has gone: what waits then is the end, and no message."""
+        if self._buffer:
+            return False
+        try:
+            return not self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def take_fds(self) -> list[int]:
         """Return the file descriptors received so far; the caller owns them."""
         fds, self._fds = self._fds, []

@@ -238,6 +238,9 @@ class Worker:
             self._draws.close()
             if request["to_device"]:
                 module = module.to(self._device)
+        if request["class_name"] == "Model":
+            # What a problem's file sets is not granted to the solution, nor to the judge.
+            numeric_flags.set_flags(request["numerics"])
         if request["compile"] is not None:
             module = compiled(module, request["compile"])
         self._module = module
