@@ -121,7 +121,13 @@ class Bench:
         return {n: t.float() for n, t in named(outcome, self.problem.forward_names()).items()}
 
     def compared(
-        self, got: Any, what: str = "output", *, outside: bool = False, **standard: Any
+        self,
+        got: Any,
+        what: str = "output",
+        *,
+        outside: bool = False,
+        unasked: bool = False,
+        **standard: Any,
     ) -> compare.Compared:
         """Compare one tensor, by default an output."""
         names = self.problem.forward_names()
@@ -150,6 +156,7 @@ class Bench:
             what,
             evidence,
             outside=outside,
+            unasked=unasked,
         )
 
 
@@ -479,3 +486,56 @@ def test_counting_a_mask_does_not_hide_what_roundings_explain(bench: Any) -> Non
         total += x[:, k]
     found = made.compared(total / x.shape[1])
     assert found.mismatch is None, found.mismatch
+
+
+def half_rows(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    out = a @ b
+    out[::2] = to_tf32(a[::2]) @ to_tf32(b)
+    return out
+
+
+def half_of_each_sum(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    k = a.shape[1] // 2
+    return to_tf32(a[:, :k]) @ to_tf32(b[:k]) + a[:, k:] @ b[k:]
+
+
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn])
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        half_rows,
+        half_of_each_sum,
+        lambda a, b: a @ to_fp16(b),
+        lambda a, b: a @ to_bf16(b),
+        lambda a, b: to_tf32(a) @ b,
+    ],
+)
+def test_fewer_bits_in_part_of_a_product_are_named(bench: Any, draw: Any, cheat: Any) -> None:
+    """Half of the rows, half of each sum, one operand: the error is half of what all would give."""
+    a, b = draw(64, 4096), draw(4096, 48)
+    refused(bench(PRODUCT, [a, b]).compared(cheat(a, b), atol=1.0), ", in part")
+
+
+@pytest.mark.parametrize("rounding", [to_tf32, cut_to_tf32])
+def test_fewer_bits_within_the_budget_are_found_in_the_first_call(
+    bench: Any, rounding: Any
+) -> None:
+    """TF32 over 65536 terms errs by less than 32 times the reference's own error."""
+    a, b = torch.rand(32, 1 << 16), torch.rand(1 << 16, 24)
+    made = bench(PRODUCT, [a, b])
+    got = rounding(a) @ rounding(b)
+    refused(made.compared(got, atol=10.0, unasked=True), "TF32")
+
+
+@pytest.mark.parametrize("draw", [torch.rand, torch.randn])
+@pytest.mark.parametrize("terms", [64, 4096, 1 << 16])
+def test_honest_products_pass_the_look_that_nobody_asked_for(
+    bench: Any, draw: Any, terms: int
+) -> None:
+    a, b = draw(24, terms), draw(terms, 16)
+    made = bench(PRODUCT, [a, b])
+    high, low = to_tf32(a), to_tf32(b)
+    three = high @ low + high @ (b - low) + (a - high) @ low
+    blocks = sum(x @ y for x, y in zip(a.split(64, 1), b.split(64, 0), strict=True))
+    for honest in (a @ b, in_sequence(a, b, torch.float32), three, blocks, (b.t() @ a.t()).t()):
+        assert made.compared(honest, atol=10.0, unasked=True).mismatch is None

@@ -173,6 +173,7 @@ class AnswerJudge:
                 name,
                 self._evidence(trial, case),
                 outside=case.outside,
+                unasked=trial.index == 0 and what == "output",
             )
             self._record(compared.check)
             if compared.warning:

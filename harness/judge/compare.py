@@ -178,6 +178,7 @@ def tensor(
     evidence: Evidence | None = None,
     *,
     outside: bool = False,
+    unasked: bool = False,
 ) -> Compared:
     """Compare one tensor of equal shape and dtype with the reference's and the oracle's.
 
@@ -191,6 +192,7 @@ def tensor(
         what: name of the tensor, for the record.
         evidence: looks into what needs an explanation; without it, all of that is refused.
         outside: the inputs are none that the problem draws: refused is only another function.
+        unasked: look into the error even where it is within its budget.
 
     Source: the allclose bound is |got - expected| <= atol + rtol * |expected|.
     """
@@ -209,7 +211,8 @@ def tensor(
             phase=phase, what=what, max_abs_diff=None, error=None, budget=None, precision=None
         )
         return Compared(check=check, mismatch=not_finite)
-    return _Comparison(got, reference, oracle, standard, phase, what, evidence, outside).judge()
+    made = _Comparison(got, reference, oracle, standard, phase, what, evidence, outside)
+    return made.judge(unasked=unasked)
 
 
 class _Comparison:
@@ -243,12 +246,16 @@ class _Comparison:
         self._budget = budget_of(self._sums, self._dtype, self._own, standard)
         self._slack = self._policy.slack_factor * self._sums.max_reference_error
 
-    def judge(self) -> Compared:
-        """Return what is to be said of the tensor."""
+    def judge(self, *, unasked: bool = False) -> Compared:
+        """Return what is to be said of the tensor.
+
+        Args:
+            unasked: see tensor().
+        """
         sums = self._sums
         within = sums.max_error <= self._budget and rms_within(sums, self._dtype, self._policy)
         if within and sums.worst <= self._slack and self._slices_within():
-            return self._accepted(self._own)
+            return (self._hidden() if unasked else None) or self._accepted(self._own)
         if self._evidence is None or self._low:
             return self._unexplained()
         evidence, what = self._evidence, self._what
@@ -282,6 +289,16 @@ class _Comparison:
                 f"(up to {self._budget:.3g} over the whole tensor)",
             )
         return self._wrong()
+
+    def _hidden(self) -> Compared | None:
+        """Return the refusal of products in fewer bits whose error is within its budget."""
+        if self._evidence is None or self._low:
+            return None
+        error = self._got.double() - self._oracle
+        match = self._evidence.match_of_products(self._what, error, self._own)
+        if match is None or self._allows(match.precision):
+            return None
+        return self._lost(match.precision, f"computed with {match.text}")
 
     def _slices_within(self) -> bool:
         """Return whether each sample and each column is as precise as its own size allows."""

@@ -174,24 +174,60 @@ class Evidence:
                 found_both = self._compared(what, r, exact, there, with_gelu(name))
                 if found_both is not None:
                     return found_both
-        return self._partial(what, r, exact, there, due)
+        some = self._partial(what, r, exact, there, due)
+        return some or (self._in_part(what, r, exact, there, due) if self._products else None)
+
+    def _in_part(
+        self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, due: str
+    ) -> Match | None:
+        """Return the arithmetic of part of the products: of some rows, terms or operands."""
+        began, found = time.monotonic(), []
+        for name in OPERANDS[due]:
+            found.append(self._compared(what, r, exact, there, of_products(name), part=True))
+            if not self._products or time.monotonic() - began > self._policy.unasked_s:
+                break
+        matches = [m for m in found if m is not None]
+        return _named(matches) if matches else None
 
     def _compared(
-        self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, mark: Print
+        self,
+        what: str,
+        r: torch.Tensor,
+        exact: torch.Tensor,
+        there: torch.Tensor,
+        mark: Print,
+        *,
+        part: bool = False,
     ) -> Match | None:
         d = self._change(mark, what)
         if d is None:
             return None
         both = there & torch.isfinite(d)
         slope, correlation = _agreement(*(_without(t[both], exact[both]) for t in (r, d)))
-        if not self._is_one(slope) or correlation < self._policy.match_correlation:
+        policy = self._policy
+        whole = self._is_one(slope) and correlation >= policy.match_correlation
+        in_part = (
+            part
+            and policy.part_slope <= slope <= 1 + policy.match_slope
+            and correlation >= policy.part_correlation
+            and int(both.sum()) >= policy.part_elements
+        )
+        if not whole and not in_part:
             return None
+        where = "" if whole else ", in part"
         return Match(
             precision=mark.precision,
             correlation=correlation,
-            text=f"{mark.text} (the error is {slope:.2f} times what that changes in the reference, "
-            f"correlation {correlation:.3f})",
+            text=f"{mark.text}{where} (the error is {slope:.2f} times what that changes in the "
+            f"reference, correlation {correlation:.3f})",
         )
+
+    def match_of_products(self, what: str, error: torch.Tensor, due: str) -> Match | None:
+        """Return the arithmetic of products that an error comes from; arguments as for match."""
+        if what not in self._exact:
+            return None
+        exact, r = self.sampled(what, self._exact[what]), self.sampled(what, error)
+        return self._in_part(what, r, exact, torch.isfinite(r) & torch.isfinite(exact), due)
 
     def _is_enough(self) -> bool:
         """Return whether errors of this pair have been looked into for long enough."""

@@ -21,6 +21,12 @@ class Policy:
         low_reference_factor, low_eps_factor: the same for references in 16 bits.
         rms_factor: root mean square error as a multiple of what one rounding to 16 bits gives, or
             a declared precision in the reference. bfloat16 errs 8 times as much as TF32.
+        part_slope, part_correlation, part_elements: an error is an arithmetic's in part of the
+            products where both are at least this, over so many elements. Half of the rows, half of
+            each sum or one of two operands gave 0.5 and 0.7; float32 in any order and three TF32
+            products have a slope below 0.02 (2026-11-30).
+        unasked_s: seconds for looking into the first output of each mode although its error is
+            within its budget: TF32 in long sums errs by less than 32 times the reference's error.
         match_slope, match_correlation: an error is an arithmetic's where <r, d> / <d, d> is this
             near to 1 and the correlation at least this. Measured on products over 64 to 2^17
             terms, convolutions, MLPs and attention, outputs and gradients: 0.94 to 1.03 and 0.94
@@ -75,6 +81,10 @@ class Policy:
     rms_factor: float = 3.0
     low_eps_factor: float = 2.0
     match_slope: float = 0.25
+    part_slope: float = 0.15
+    part_correlation: float = 0.45
+    part_elements: int = 256
+    unasked_s: float = 3.0
     match_correlation: float = 0.8
     slack_factor: float = 4.0
     order_factor: float = 16.0
