@@ -270,6 +270,8 @@ class _Comparison:
             return self._unexplained()
         self._slack = max(self._slack, self._policy.slack_factor * float(noise.max()))
         match = evidence.match(what, error, self._own)
+        if match and match.in_part and not self._oracle_is_exact():
+            match = None
         if match and not self._allows(match.precision):
             return self._lost(match.precision, f"computed with {match.text}")
         if self._reduced:
@@ -292,13 +294,17 @@ class _Comparison:
 
     def _hidden(self) -> Compared | None:
         """Return the refusal of products in fewer bits whose error is within its budget."""
-        if self._evidence is None or self._low:
+        if self._evidence is None or self._low or not self._oracle_is_exact():
             return None
         error = self._got.double() - self._oracle
         match = self._evidence.match_of_products(self._what, error, self._own)
         if match is None or self._allows(match.precision):
             return None
         return self._lost(match.precision, f"computed with {match.text}")
+
+    def _oracle_is_exact(self) -> bool:
+        """Return whether the oracle rounds nothing itself: its own bits look like a few lost."""
+        return self._standard.oracle_precision == "fp64"
 
     def _slices_within(self) -> bool:
         """Return whether each sample and each column is as precise as its own size allows."""

@@ -56,11 +56,13 @@ class Match:
         precision: tf32, bf16, fp16, fp32, or tanh for another GELU.
         text: how messages name it, with the evidence.
         correlation: of the error with what the arithmetic changes.
+        in_part: only a part of the products were computed in it.
     """
 
     precision: str
     text: str
     correlation: float
+    in_part: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -218,6 +220,7 @@ class Evidence:
         return Match(
             precision=mark.precision,
             correlation=correlation,
+            in_part=not whole,
             text=f"{mark.text}{where} (the error is {slope:.2f} times what that changes in the "
             f"reference, correlation {correlation:.3f})",
         )
