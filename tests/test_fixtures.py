@@ -52,7 +52,7 @@ KEYS = {
 FULL = os.environ.get("CORPUS") == "full"
 SIDE_BY_SIDE = int(os.environ.get("CORPUS_JOBS", "2"))
 LITTERERS = ("faulty/leftover_children", "faulty/many_children")
-BY_CHANCE = "times the reference's own on inputs that the problem does not draw"
+BY_CHANCE = "the reference's own"
 """In a warning that depends on the seed: a bound of roundings is met by chance or not."""
 CONTROL = {chr(c) for c in (*range(9), *range(11, 32), 127)}
 SLEEPS = ("sleep 3322", "sleep 3344")

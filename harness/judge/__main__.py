@@ -30,6 +30,15 @@ _FAULTS = {
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_SS_DISABLE = 2
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = [
+        ("ss_sp", ctypes.c_void_p),
+        ("ss_flags", ctypes.c_int),
+        ("ss_size", ctypes.c_size_t),
+    ]
 
 
 def _close_doors() -> None:
@@ -45,6 +54,9 @@ def _close_doors() -> None:
         signal.signal(number, signal.SIG_IGN if number in _FAULTS else lambda *_: None)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
+    # faulthandler gives handlers a stack of 16 KiB. The frames of sixty signals at once overflow
+    # it, and the kernel ends the process then. On its own stack there is room for them.
+    libc.sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
