@@ -29,10 +29,10 @@ def phase(name: str) -> None:
     say("phase", phase=name)
 
 
-def await_device() -> None:
-    say("await", what="device")
+def wait_for(what: str) -> None:
+    say("await", what=what, bytes=1 << 30)
     grant = json.loads(sys.stdin.readline())
-    assert grant == {"grant": "device"}, grant
+    assert grant["grant"] == what, grant
 
 
 def journal(request: dict[str, Any], what: str) -> None:
@@ -67,7 +67,7 @@ def main() -> None:
     if part == "slow_build":
         time.sleep(0.4)
     journal(request, "built")
-    await_device()
+    wait_for("device")
     journal(request, "device")
     if part in ("slow", "slow_build"):
         time.sleep(0.4)
@@ -178,6 +178,18 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "lingers":
         say("verdict", verdict=verdict(request))
         time.sleep(600)
+    elif part == "measures":
+        time.sleep(0.3)
+        journal(request, "checked")
+        wait_for("clock")
+        journal(request, "clock")
+        time.sleep(0.1)
+    elif part == "out_of_memory_beside_others":
+        first = Path(request["log"]).parent.parent / "first"
+        time.sleep(0.3)
+        if not first.exists():
+            first.touch()
+            ending(verdict(request, "OUT_OF_MEMORY", message="no memory"))
     elif part == "reports_request":
         (Path(request["log"]).parent.parent / "request").write_text(json.dumps(request))
 

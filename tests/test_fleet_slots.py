@@ -111,9 +111,11 @@ def test_gpus_get_one_pair_each_and_builds_of_their_own(
     assert [plan.assign() for _ in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     plan.leave("cuda:1")
     assert plan.assign() == "cuda:1"
-    first, second = plan.device_slot("cuda:0"), plan.device_slot("cuda:0")
+    first, second = (plan.turn("cuda:0", alone=True) for _ in range(2))
     assert first is not None
     assert second is not None
+    first.ask("device", None)
+    second.ask("device", None)
     assert first.try_take()
     assert not second.try_take()
     first.release()

@@ -13,10 +13,14 @@ from harness.domain import Options, UsageError
 from harness.environment import torch_build
 from harness.fleet.gpus import Gpu, Gpus, find_gpus
 from harness.fleet.slots import AllSlots, CountSlot, FileSlot, Slot
+from harness.fleet.turns import SharedDevice, SoleTurn, Turn
 
 _BYTES_PER_JOB = 3 * 1024**3
 """What one job may need: a judge, two workers and a compiler that reads torch's headers
 (1.4 GiB of g++ at its peak; torch 2.13, g++ 12, 2026-11-21)."""
+_CHECK_SIDE_BY_SIDE = 4
+"""Pairs that check on one GPU at once. Their loading keeps about four cores busy each."""
+_CORES_PER_CHECK = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,7 +30,7 @@ class Plan:
     Attributes:
         devices: devices that pairs are spread over: ``cuda:0`` ..., ``emulated`` or ``cpu``.
         jobs: builds, or whole pairs where no device is shared, side by side.
-        alive: judges that may exist at once: those that build, and one per device.
+        alive: judges that may exist at once: those that build, and those that have a device.
     """
 
     devices: tuple[str, ...]
@@ -34,6 +38,7 @@ class Plan:
     alive: int
     _builds: threading.BoundedSemaphore
     _locks: dict[str, str]
+    _shared: dict[str, SharedDevice]
     _lock_folder: Path | None = None
     _load: dict[str, int] = field(default_factory=dict)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
@@ -57,10 +62,17 @@ class Plan:
             return AllSlots(slot, FileSlot("cpu", shared=True, folder=self._lock_folder))
         return slot
 
-    def device_slot(self, device: str) -> Slot | None:
-        """Return the right to a device, alone; None where the right to build covers it."""
+    def turn(self, device: str, *, alone: bool = False) -> Turn | None:
+        """Return the right to a device; None where the right to build covers it.
+
+        Args:
+            device: one of ``devices``.
+            alone: share it with nobody, the checks neither.
+        """
+        if device in self._shared:
+            return self._shared[device].turn(alone=alone)
         if device in self._locks:
-            return FileSlot(self._locks[device], shared=False, folder=self._lock_folder)
+            return SoleTurn(FileSlot(self._locks[device], shared=False, folder=self._lock_folder))
         return None
 
 
@@ -76,6 +88,8 @@ def make_plan(options: Options, pairs: int, *, lock_folder: Path | None = None) 
         UsageError: no such device, or it is not there.
     """
     locks: dict[str, str] = {}
+    shared: dict[str, SharedDevice] = {}
+    side_by_side = 1
     devices: tuple[str, ...]
     if options.device in ("cpu", "emulated"):
         devices = (options.device,)
@@ -83,16 +97,27 @@ def make_plan(options: Options, pairs: int, *, lock_folder: Path | None = None) 
         chosen = _choose_gpus(options.device)
         devices = tuple(f"cuda:{gpu.index}" for gpu in chosen) or ("emulated",)
         locks = {f"cuda:{gpu.index}": gpu.uuid for gpu in chosen}
+        cores = len(os.sched_getaffinity(0)) // max(len(chosen), 1)
+        side_by_side = max(1, min(_CHECK_SIDE_BY_SIDE, cores // _CORES_PER_CHECK))
+        shared = {
+            f"cuda:{gpu.index}": SharedDevice(
+                FileSlot(gpu.uuid, shared=False, folder=lock_folder),
+                side_by_side=side_by_side,
+                memory_bytes=gpu.memory_bytes,
+            )
+            for gpu in chosen
+        }
     if options.device == "cpu" and options.timed:
         locks = {"cpu": "cpu"}
     jobs = options.jobs or default_jobs(on_gpu=devices[0].startswith("cuda"))
-    alive = min(jobs + len(locks), max(pairs, 1))
+    alive = min(jobs + side_by_side * len(locks), max(pairs, 1))
     return Plan(
         devices=devices,
         jobs=jobs,
         alive=alive,
         _builds=threading.BoundedSemaphore(jobs),
         _locks=locks,
+        _shared=shared,
         _lock_folder=lock_folder,
     )
 

@@ -3,10 +3,13 @@
 Protocol, one JSON object a line:
 
 ========================================  =====================================================
-fleet to judge, on stdin                  the request, then ``{"grant": "device"}`` once asked
+fleet to judge, on stdin                  the request, then ``{"grant": W}`` for each W asked for;
+                                          ``bytes``: of the device's memory what others need not
 judge to fleet, on stdout
   ``{"event": "phase", "phase": P}``      what it does now; also a sign of life
-  ``{"event": "await", "what": "device"}``  built; waits for the device
+  ``{"event": "await", "what": "device"}``  built; waits for the device to check on;
+                                          ``bytes``: how much of its memory the pair needs
+  ``{"event": "await", "what": "clock"}``   checked; waits for the device alone, to measure
   ``{"event": "problem_code"}``           the reference's code runs in the judge from here on;
                                           ``left_s``: the pair's time ends in so many seconds
   ``{"event": "harness_code"}``           and no longer
@@ -41,6 +44,7 @@ from typing import Any
 from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_json
 from harness.environment import oom_kills
 from harness.fleet.slots import Slot
+from harness.fleet.turns import CHECK, CLOCK, Turn
 
 _POLL_S = 0.05
 _LINE_LIMIT_BYTES = 64 * 1024**2
@@ -125,7 +129,7 @@ class JudgeProcess:
         env: its environment.
         deadlines: when to give up.
         build_slot: the right to build, already taken; released when the judge asks for a device.
-        device_slot: the right to the device it asks for; None where it needs no other.
+        turn: the right to the device it asks for; None where it needs no other.
         on_phase: called with each phase.
         stop: set when the run is to end.
         clock: seconds that only grow.
@@ -141,7 +145,7 @@ class JudgeProcess:
         env: Mapping[str, str],
         deadlines: Deadlines,
         build_slot: Slot,
-        device_slot: Slot | None,
+        turn: Turn | None,
         on_phase: Callable[[str], None],
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
@@ -153,7 +157,7 @@ class JudgeProcess:
         self._env = env
         self._deadlines = deadlines
         self._build_slot = build_slot
-        self._device_slot = device_slot
+        self._turn = turn
         self._on_phase = on_phase
         self._stop = stop
         self._clock = clock
@@ -161,7 +165,7 @@ class JudgeProcess:
         self._phase = "start"
         self._phase_began = self._heard = self._began = clock()
         self._waited_s = 0.0
-        self._waiting = False
+        self._waiting = ""
         self._in_problem_code = False
         self._beside_solution = False
         self._stopped_since: float | None = None
@@ -195,8 +199,8 @@ class JudgeProcess:
         finally:
             complete = isinstance(self._outcome.verdict, Verdict)
             self._end(farewell_s=_FAREWELL_S if complete else 0.0)
-            if self._device_slot is not None:
-                self._device_slot.release()
+            if self._turn is not None:
+                self._turn.release()
             self._note_phase(None)
             _LIVE.discard(self)
         return self._outcome
@@ -217,7 +221,7 @@ class JudgeProcess:
             while True:
                 if self._stop.is_set():
                     raise _Ended(None)
-                self._grant_device()
+                self._grant()
                 if selector.select(_POLL_S):
                     chunk = os.read(pipe, 1 << 16)
                     if not chunk:
@@ -245,13 +249,14 @@ class JudgeProcess:
         if event == "phase" and isinstance(message.get("phase"), str):
             self._note_phase(message["phase"])
             self._on_phase(self._phase)
-        elif event == "await":
-            self._waiting = True
-            if self._device_slot is not None:
+        elif event == "await" and message.get("what") in (CHECK, CLOCK):
+            self._waiting = message["what"]
+            if self._turn is not None:
                 self._build_slot.release()  # the next pair may build while this one waits
-            self._grant_device()
+                self._turn.ask(self._waiting, message.get("bytes"))
+            self._grant()
             if self._waiting:
-                self._on_phase("wait for the device")
+                self._on_phase(f"wait for the {self._waiting}")
         elif event in ("problem_code", "harness_code"):
             self._in_problem_code = event == "problem_code"
             left_s = message.get("left_s")
@@ -263,15 +268,16 @@ class JudgeProcess:
         else:
             raise _Ended(self._fault(f"sent an unknown event {event!r}"))
 
-    def _grant_device(self) -> None:
+    def _grant(self) -> None:
         if not self._waiting:
             return
-        if self._device_slot is None or self._device_slot.try_take():
+        if self._turn is None or self._turn.try_take():
             now = self._clock()
             self._waited_s += now - self._heard
             self._heard = now
-            self._waiting = False
-            self._send({"grant": "device"})
+            granted, self._waiting = self._waiting, ""
+            room = self._turn.room_bytes if self._turn is not None else None
+            self._send({"grant": granted, "bytes": room})
 
     def _read_verdict(self, plain: Any) -> Verdict | Failure:
         try:

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
 from harness.environment import PROJECT_ROOT, find_compiler
@@ -25,6 +25,7 @@ from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.slots import Slot
+from harness.fleet.turns import Turn
 from harness.folders import cache_folder
 from harness.packaged_nvcc import linked_home
 from harness.resume import ResumeFile
@@ -33,6 +34,20 @@ JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
 
 _MODES = (None, "forward", "eval", "train")
 _POLL_S = 0.05
+_OTHERS_CAN_CAUSE = frozenset(
+    {
+        Status.CRASHED,
+        Status.HARNESS_ERROR,
+        Status.INVALID_REFERENCE,
+        Status.MEMORY_FAULT,
+        Status.OUT_OF_MEMORY,
+        Status.SKIPPED,
+        Status.TAMPERED,
+        Status.TIMED_OUT,
+    }
+)
+"""What a pair that shares a GPU can do to another: take its memory or its time. A verdict of these
+is no proof beside others, so the pair is evaluated again alone. Values are its own."""
 
 
 class Listener(Protocol):
@@ -276,25 +291,48 @@ class _Run:
                 "settings": settings.to_json(),
                 "log": str(log),
             }
-            build_slot = self._plan.build_slot(device)
-            with self._taken(build_slot) as taken:
-                if not taken:
-                    return None
-                outcome = JudgeProcess(
-                    self._judge_command,
-                    request,
-                    log=log,
-                    cwd=PROJECT_ROOT,
-                    env=self._environment(),
-                    deadlines=self._deadlines,
-                    build_slot=build_slot,
-                    device_slot=self._plan.device_slot(device),
-                    on_phase=self._tell_phase(pair),
-                    stop=self._stop,
-                ).run()
+            outcome = None
+            for alone in (False, True):
+                turn = self._plan.turn(device, alone=alone)
+                outcome = self._judged(pair, device, request, turn)
+                if turn is None or not turn.was_shared or self._stands(pair, outcome):
+                    break
+            if outcome is None:
+                return None
             return self._concluded(pair, options, outcome, log)
         finally:
             self._plan.leave(device)
+
+    def _judged(
+        self, pair: Pair, device: str, request: Mapping[str, Any], turn: Turn | None
+    ) -> Outcome | None:
+        """Return what becomes of one judge; None where the run was stopped before it."""
+        build_slot = self._plan.build_slot(device)
+        with self._taken(build_slot) as taken:
+            if not taken:
+                return None
+            return JudgeProcess(
+                self._judge_command,
+                request,
+                log=Path(request["log"]),
+                cwd=PROJECT_ROOT,
+                env=self._environment(),
+                deadlines=self._deadlines,
+                build_slot=build_slot,
+                turn=turn,
+                on_phase=self._tell_phase(pair),
+                stop=self._stop,
+            ).run()
+
+    def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
+        """Say whether another pair on the same device can have had no part in an outcome."""
+        verdict = outcome.verdict if outcome is not None else None
+        if verdict is None:
+            return True
+        if verdict.status in _OTHERS_CAN_CAUSE:
+            return False
+        chosen = pair.size is None and self._options.size is None and not self._options.quick
+        return isinstance(verdict, Failure) or verdict.size == "full" or not chosen
 
     def _tell_phase(self, pair: Pair) -> Callable[[str], None]:
         return lambda phase: self._listener.phase(pair.name, phase)
@@ -323,9 +361,7 @@ class _Run:
         home = linked_home(self._cache)
         if home is not None:
             env["CUDA_HOME"] = str(home)
-        side_by_side = (
-            self._plan.jobs if self._plan.device_slot(self._plan.devices[0]) is None else 1
-        )
+        side_by_side = self._plan.jobs if self._plan.turn(self._plan.devices[0]) is None else 1
         if side_by_side > 1:
             cores = len(os.sched_getaffinity(0))
             env.setdefault("OMP_NUM_THREADS", str(max(1, cores // side_by_side)))

@@ -100,11 +100,13 @@ def main() -> None:
             events.write(json.dumps({"event": event, **fields}) + "\n")
             events.flush()
 
-    def await_device() -> None:
-        emit("await", what="device")
+    def wait_for(what: str, need_bytes: int | None) -> int | None:
+        emit("await", what=what, bytes=need_bytes)
         line = sys.stdin.readline()
         if not line:
             sys.exit(1)
+        room: int | None = json.loads(line)["bytes"]
+        return room
 
     raw = request["pair"]
     pair = Pair(
@@ -118,7 +120,7 @@ def main() -> None:
         Settings.from_json(request["settings"]),
         Path(request["log"]),
         emit,
-        await_device,
+        wait_for,
     )
     nursery.end_waiting()
     emit("verdict", verdict=to_json(verdict))

@@ -56,6 +56,7 @@ from harness.modules import describe_state
 from harness.settings import Settings
 
 Emit = Callable[..., None]
+WaitFor = Callable[[str, int | None], int | None]
 
 _LEAST_S = 30.0
 """Time for a pair that is judged again at a smaller size, if the larger one took all of it."""
@@ -89,7 +90,9 @@ class Judge:
         pair, options, settings: what is judged and how; options.device is resolved.
         log: file for the workers' output.
         emit: called with an event's name and fields; the fleet listens.
-        await_device: returns when this judge may use the device.
+        wait_for: returns when this judge may check on the device ("device"), or has it alone to
+            measure ("clock"). Takes the device's memory that the pair needs and returns what others
+            leave of it, both in bytes and None where unknown.
         at_most_bytes: choose a size that needs no more: memory ran out at a larger one.
     """
 
@@ -100,7 +103,7 @@ class Judge:
         settings: Settings,
         log: Path,
         emit: Emit,
-        await_device: Callable[[], None],
+        wait_for: WaitFor,
         policy: Policy | None = None,
         at_most_bytes: int | None = None,
     ) -> None:
@@ -109,7 +112,7 @@ class Judge:
         self._settings = settings
         self._log = log
         self._emit = emit
-        self._await_device = await_device
+        self._wait_for = wait_for
         self._policy = policy or Policy()
         self._seed = options.seed if options.seed is not None else secrets.randbits(48)
         self._kind = options.device.partition(":")[0]
@@ -246,7 +249,7 @@ class Judge:
             self._settings,
             self._log,
             self._emit,
-            lambda: None,  # the device is this process's already
+            self._wait_for,  # the device is this process's already, the clock perhaps not
             self._policy,
             None if needed is None else needed // 2,
         )
@@ -274,12 +277,15 @@ class Judge:
         if timed and self._kind == "cuda":
             self._crew.call_in()
         with self._budget.waiting():
-            self._await_device()
+            room = self._wait_for("device", self._needed() if self._kind == "cuda" else None)
         self._enter("load")
         if self._kind == "cuda":
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
-        # Others may hold memory of a device that is ours alone to measure on.
-        problem = self._problem_for(size.free_bytes(self._options, self._device))
+        # Other runs may hold memory of this device, and other pairs of this one need some soon.
+        free = size.free_bytes(self._options, self._device)
+        if free is not None and room is not None:
+            free = min(free, room)
+        problem = self._problem_for(free)
         if self._kind == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
@@ -484,6 +490,11 @@ class Judge:
                 "outputs cannot be looked at, and nothing is timed"
             )
             return
+        if self._kind == "cuda":
+            self._emit("harness_code")
+            with self._budget.waiting():
+                self._wait_for("clock", self._needed())
+            self._enter_problem_code()
         policy = ClockPolicy()
         if options.quick and options.cap_s is None:
             policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
@@ -651,12 +662,12 @@ def judged(
     settings: Settings,
     log: Path,
     emit: Emit,
-    await_device: Callable[[], None],
+    wait_for: WaitFor,
     policy: Policy | None = None,
 ) -> Verdict:
     """Return a pair's verdict; at a smaller size where memory runs out. Arguments as for Judge."""
     policy = policy or Policy()
-    judge = Judge(pair, options, settings, log, emit, await_device, policy)
+    judge = Judge(pair, options, settings, log, emit, wait_for, policy)
     verdict = judge.verdict()
     for _ in range(policy.smaller_sizes):
         smaller = judge.at_smaller_size()
