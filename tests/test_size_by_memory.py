@@ -235,7 +235,7 @@ def judge_it(tmp_path: Path, pair: Pair, **options: Any) -> Verdict:
         read_settings(pair.problem),
         tmp_path / "log",
         lambda *args, **fields: None,
-        lambda: None,
+        lambda what, need_bytes: None,
         POLICY,
     )
 
