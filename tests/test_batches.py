@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from harness.domain import Status
-from harness.judge.batches import BaselineFailed, Batches
-from harness.judge.baton import Timed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
-from harness.judge.remote import WorkerFailed
+from harness.judge.timing.batches import BaselineFailed, Batches
+from harness.judge.timing.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.timing.timed_worker import Timed
+from harness.judge.workers.remote import WorkerFailed
 
 
 def timed(total_ms: float, claimed_ms: float, *, unseen: bool = False) -> Timed:

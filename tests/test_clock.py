@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from harness.domain import SpeedOutcome
-from harness.judge import clock
-from harness.judge.clock import (
+from harness.judge.timing import clock
+from harness.judge.timing.clock import (
     AGAIN,
     CANDIDATE,
     CANDIDATE_AGAIN,

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from harness.domain import Status
-from harness.judge.batches import BaselineFailed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
-from harness.judge.latency import SingleCalls
-from harness.judge.remote import WorkerFailed
-from harness.judge.sight import Layout
-from harness.judge.together import Latency
+from harness.judge.timing.batches import BaselineFailed
+from harness.judge.timing.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.timing.latency import SingleCalls
+from harness.judge.timing.overlap import Latency
+from harness.judge.workers.peer_memory import Layout
+from harness.judge.workers.remote import WorkerFailed
 
 POLICY = ClockPolicy()
 WAY_MS = 0.03
@@ -73,7 +73,7 @@ def no_baseline(role: str, why: str) -> None:
     raise AssertionError(f"{role} failed: {why}")
 
 
-def test_way_over_the_tray_is_what_it_takes_without_a_call() -> None:
+def test_way_over_the_mailbox_is_what_it_takes_without_a_call() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
     latency = single(batches).latency(figures(0.02), 1.0, never)
     assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.handed_rounds)

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json, verdict_from_json
-from harness.environment import PROJECT_ROOT
 from harness.fleet import run_pairs
-from harness.judge import ncu
-from harness.judge.identity import Confinement, confinement
-from harness.judge.ncu import command, judged
-from harness.settings import Settings
+from harness.judge.timing import ncu
+from harness.judge.timing.ncu import command, judged
+from harness.judge.workers.identity import Confinement, confinement
+from harness.machine.environment import PROJECT_ROOT
+from harness.pairs.settings import Settings
 from tests.test_ncu_report import REPORT
 
 ALONE = Confinement(own_user=False)

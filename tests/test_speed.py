@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from harness.domain import SpeedOutcome, Status
-from harness.judge import clock, requirements
-from harness.judge.clock import AGAIN, CANDIDATE, CANDIDATE_AGAIN, REFERENCE, Blocks, ClockPolicy
-from harness.judge.roofline import Pass, Peaks
-from harness.judge.speed import Measured, speed_of
-from harness.judge.together import Latency
+from harness.judge import requirements
+from harness.judge.timing import clock
+from harness.judge.timing.clock import (
+    AGAIN,
+    CANDIDATE,
+    CANDIDATE_AGAIN,
+    REFERENCE,
+    Blocks,
+    ClockPolicy,
+)
+from harness.judge.timing.overlap import Latency
+from harness.judge.timing.roofline import Pass, Peaks
+from harness.judge.timing.speed import Measured, speed_of
 
 STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
 MEASURED = Measured(

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from harness.domain import Status
-from harness.judge import cores
-from harness.judge.batches import Log
-from harness.judge.clock import CANDIDATE, REFERENCE
-from harness.judge.cores import Seats
-from harness.judge.remote import WorkerFailed
-from harness.judge.timing import Stopwatch
+from harness.judge.timing import affinity
+from harness.judge.timing.affinity import Seats
+from harness.judge.timing.batches import Log
+from harness.judge.timing.clock import CANDIDATE, REFERENCE
+from harness.judge.timing.stopwatch import Stopwatch
+from harness.judge.workers.remote import WorkerFailed
 
 
 @pytest.fixture
@@ -28,18 +28,18 @@ def watch() -> Stopwatch:
 def test_judge_sits_only_where_all_workers_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a container without CAP_SYS_NICE a worker of another user cannot be pinned."""
     sat: list[Any] = []
-    monkeypatch.setattr(cores, "seats_for", lambda device: Seats(judge=1, workers=0))
-    monkeypatch.setattr(cores, "sit", lambda pid, core: not sat.append((pid, core)))
-    monkeypatch.setattr(cores, "sit_all", lambda pids, core: False)
+    monkeypatch.setattr(affinity, "seats_for", lambda device: Seats(judge=1, workers=0))
+    monkeypatch.setattr(affinity, "sit", lambda pid, core: not sat.append((pid, core)))
+    monkeypatch.setattr(affinity, "sit_all", lambda pids, core: False)
     device, workers = torch.device("cpu"), [os.getpid()]
-    assert "cannot pin" in cores.take_seats(device, workers)
+    assert "cannot pin" in affinity.take_seats(device, workers)
     assert sat == []
-    monkeypatch.setattr(cores, "sit_all", lambda pids, core: core == 0)
-    said = cores.take_seats(device, workers)
+    monkeypatch.setattr(affinity, "sit_all", lambda pids, core: core == 0)
+    said = affinity.take_seats(device, workers)
     assert sat == [(0, 1)]
     assert said == "judge on core 1, workers on core 0"
-    monkeypatch.setattr(cores, "seats_for", lambda device: None)
-    assert "no two cores are free" in cores.take_seats(device, workers)
+    monkeypatch.setattr(affinity, "seats_for", lambda device: None)
+    assert "no two cores are free" in affinity.take_seats(device, workers)
 
 
 def test_judge_stands_up_however_timing_ends(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.judge.cache import ExtensionCache
-from harness.toolchain import toolchain
+from harness.judge.workers.cache import ExtensionCache
+from harness.machine.toolchain import toolchain
 from harness.worker.build import content_key
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
+VERSION = "0.1.0"
+"""Version of the harness; pyproject.toml names it too."""
 SCHEMA_VERSION = 2
 """Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
 

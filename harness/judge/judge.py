@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-from harness import numeric_flags
-from harness.beside import imported_files, local_files
 from harness.domain import (
     HarnessError,
     Options,
@@ -27,33 +25,26 @@ from harness.domain import (
     UsageError,
     Verdict,
 )
-from harness.judge import (
-    answers,
-    causes,
-    check,
-    diagnose,
-    ncu,
-    own_kernels,
-    record,
-    requirements,
-    size,
-    state,
-    timing,
-    trials,
-)
-from harness.judge.batches import Setting
-from harness.judge.budget import Budget, OutOfTime
-from harness.judge.cache import ExtensionCache
-from harness.judge.clock import CANDIDATE, ClockPolicy
-from harness.judge.crew import CannotLoad, Crew
+from harness.judge import own_kernels, record, requirements, size
+from harness.judge.check import answers, causes, diagnose, trials
+from harness.judge.check.checker import Checker
+from harness.judge.check.precision import Standard
 from harness.judge.policy import Policy
-from harness.judge.precision import Standard
-from harness.judge.problem import InvalidReference, Problem, is_out_of_memory
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.reference import state
+from harness.judge.reference.problem import InvalidReference, Problem, is_out_of_memory
 from harness.judge.requirements import Settled
-from harness.judge.timed_outputs import TimedWrongly
-from harness.modules import describe_state
-from harness.settings import Settings
+from harness.judge.timing import ncu, stopwatch
+from harness.judge.timing.batches import Setting
+from harness.judge.timing.clock import CANDIDATE, ClockPolicy
+from harness.judge.timing.timed_outputs import TimedWrongly
+from harness.judge.workers.budget import Budget, OutOfTime
+from harness.judge.workers.cache import ExtensionCache
+from harness.judge.workers.pool import CannotLoad, Crew
+from harness.judge.workers.remote import RemoteWorker, WorkerFailed
+from harness.pairs.local_files import imported_files, local_files
+from harness.pairs.settings import Settings
+from harness.usercode import numeric_flags
+from harness.usercode.modules import describe_state
 
 Emit = Callable[..., None]
 
@@ -295,7 +286,7 @@ class Judge:
         standard = self._standard()
         quick = self._options.quick
         calls = self._policy.quick_calls if quick else self._policy.calls
-        checker = check.Checker(
+        checker = Checker(
             problem,
             worker,
             match,
@@ -330,7 +321,7 @@ class Judge:
         self._look_at_streams(checker, worker)
         self._emit("harness_code")
 
-    def _look_at_streams(self, checker: check.Checker, worker: RemoteWorker) -> None:
+    def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
         """See whether the candidate is right on another stream than the default one.
 
         The last of all calls: a candidate that fails there, however badly, has been right so far.
@@ -467,7 +458,7 @@ class Judge:
     def _time(
         self,
         problem: Problem,
-        checker: check.Checker,
+        checker: Checker,
         worker: RemoteWorker,
         match: state.Match,
         profiled: bool,
@@ -491,7 +482,7 @@ class Judge:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
             self._crew.pin(list(workers.values()))
-        watch = timing.Stopwatch(
+        watch = stopwatch.Stopwatch(
             problem,
             checker.oracle,
             workers,

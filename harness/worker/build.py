@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from harness.domain import BuildFailed, Unsupported
-from harness.toolchain import toolchain
+from harness.machine.toolchain import toolchain
 from harness.worker import fast_headers
 
 Build = Callable[[Path, str, Sequence[str]], None]
