@@ -89,8 +89,8 @@ from harness.ipc import device_arena
 kept = [torch.randn(2, 3, 4, 5, device="cuda").to(memory_format=torch.channels_last)]
 kept += [torch.full((1 << 22,), float(i), device="cuda") for i in range(3)]
 torch.cuda.synchronize()
-print(json.dumps({"where": [t.data_ptr() for t in kept], "forms": [wire.described(t) for t in kept],
-    "allocations": wire_cuda.allocations([t.data_ptr() for t in kept], None),
+print(json.dumps({"where": [t.data_ptr() for t in kept], "forms": [ipc.described(t) for t in kept],
+    "allocations": device_arena.allocations([t.data_ptr() for t in kept], None),
     "sum": float(kept[0].double().sum())}), flush=True)
 sys.stdin.readline()
 """

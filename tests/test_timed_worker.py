@@ -57,7 +57,7 @@ class FakeWorker:
     def send(self, do: str, **fields: Any) -> None:
         assert self.running, "a stopped worker cannot take requests"
         self.number = fields["number"]
-        self.words[0] = self.number
+        self.words[mailbox._READY] = self.number
 
     def look(self, deadline: float, may_answer: Callable[[], bool]) -> None:
         assert may_answer(), "the fake worker is late: nothing it does takes time"
@@ -73,8 +73,8 @@ class FakeWorker:
         self.running = True
         self.events.append("let go")
         words = self.words
-        if words[8] == self.number and words[16] != self.number:
-            order = words[40 : 40 + int(words[24])].tolist()
+        if words[mailbox._GO] == self.number != words[mailbox._DONE]:
+            order = words[mailbox._ORDER_AT :][: int(words[mailbox._COUNT])].tolist()
             self.act(self, mailbox.BatchMailbox(self.page), order)
 
     def see_it_stood(self) -> None:
@@ -149,7 +149,7 @@ def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -
     worker = FakeWorker(note)
     baton = batons(worker)
     baton.arm("eval", [])
-    assert worker.words[24] == 0
+    assert worker.words[mailbox._COUNT] == 0
     baton.run([5, 3], random.Random(1), 1, whole=False)
     assert seen == [[5, 3]]
 

@@ -156,7 +156,7 @@ def _lacking_capabilities() -> list[str]:
 
 def _read_by_every_worker() -> Iterable[Path]:
     """Return files whose folders hold the interpreter, its packages and ours."""
-    files = (sys.executable, os.__file__, np.__file__, torch.__file__, PACKAGE / "itself")
+    files = (sys.executable, os.__file__, np.__file__, torch.__file__, PACKAGE / "__init__.py")
     return (Path(str(file)).resolve() for file in files)
 
 

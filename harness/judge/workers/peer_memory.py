@@ -90,7 +90,7 @@ class Sight:
         What the driver does not map is not seen; ``blind`` says why.
 
         Args:
-            allocations: as ``wire_cuda.allocations`` describes them.
+            allocations: as ``device_arena.allocations`` describes them.
             whole: there are no others: what was mapped beside them has been freed, and would stay
                 taken for as long as it is mapped.
 
