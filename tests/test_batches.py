@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import Status
+from harness.domain import CANDIDATE, REFERENCE, Status
 from harness.judge.timing.batches import BaselineFailed, Batches
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_worker import Timed
 from harness.judge.workers.remote import WorkerFailed
 

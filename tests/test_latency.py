@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import Status
+from harness.domain import CANDIDATE, REFERENCE, Status
 from harness.judge.timing.batches import BaselineFailed
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.latency import SingleCalls
 from harness.judge.timing.overlap import Latency
 from harness.judge.workers.peer_memory import Layout

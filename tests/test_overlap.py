@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, Blocks
+from harness.domain import CANDIDATE, REFERENCE
+from harness.judge.timing.clock import Blocks
 from harness.judge.timing.overlap import Latency, worked_on_together
 
 ROLES = (REFERENCE, CANDIDATE)

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.domain import Options, Pair
+from harness.domain import REFERENCE, Options, Pair
 from harness.judge.policy import Policy
 from harness.judge.reference.problem import Problem
 from harness.judge.timing import roofline
-from harness.judge.timing.clock import REFERENCE
 from harness.judge.workers.budget import Budget
 from harness.judge.workers.cache import ExtensionCache
 from harness.judge.workers.pool import Crew

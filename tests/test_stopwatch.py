@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import Status
+from harness.domain import CANDIDATE, REFERENCE, Status
 from harness.judge.timing import affinity
 from harness.judge.timing.affinity import Seats
 from harness.judge.timing.batches import Log
-from harness.judge.timing.clock import CANDIDATE, REFERENCE
 from harness.judge.timing.stopwatch import Stopwatch
 from harness.judge.workers.remote import WorkerFailed
 

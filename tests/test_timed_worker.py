@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from harness import ipc
+from harness.domain import CANDIDATE
 from harness.ipc import mailbox
-from harness.judge.timing.clock import CANDIDATE
 from harness.judge.timing.timed_worker import Baton, Timed
 
 Act = Callable[["FakeWorker", mailbox.BatchMailbox, list[int]], None]

@@ -23,7 +23,9 @@ from harness.domain.records import (
 )
 from harness.domain.statuses import (
     BASELINES,
+    CANDIDATE,
     MEASUREMENT_VERSION,
+    REFERENCE,
     SCHEMA_VERSION,
     VERSION,
     Blame,
@@ -38,7 +40,9 @@ from harness.domain.statuses import (
 
 __all__ = [
     "BASELINES",
+    "CANDIDATE",
     "MEASUREMENT_VERSION",
+    "REFERENCE",
     "SCHEMA_VERSION",
     "VERSION",
     "Baseline",

@@ -99,6 +99,8 @@ class SpeedOutcome(enum.Enum):
     UNTIMED = "UNTIMED"
 
 
+REFERENCE, CANDIDATE = "reference", "candidate"
+"""Roles of two of a pair's workers; baselines are further ones."""
 BASELINES: Mapping[str, str] = {
     "compile": "torch.compile",
     "max-autotune": "torch.compile max-autotune-no-cudagraphs",

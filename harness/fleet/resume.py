@@ -1,9 +1,4 @@
-"""A file in which the verdicts of interrupted runs add up: one JSON object a line.
-
-===========  ====================================================================================
-first line   ``{"kernel_eval_resume": 1, "measurement_version": M, "environment": {...}}``
-other lines  ``{"key": K, "verdict": V}``; a null key: this verdict is never taken instead of a run
-===========  ====================================================================================
+"""Writes a resume file, one line a verdict; ``harness.domain.resume_form`` reads the form.
 
 A line is written as soon as its pair has a verdict, and is on the disk before the next step. A line
 without its end was cut off by a crash: it is ignored, and cut away before the next line is written.
@@ -18,114 +13,24 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.domain import (
     MEASUREMENT_VERSION,
-    HarnessError,
-    Run,
     Status,
     UsageError,
     Verdict,
     to_json,
-    verdict_from_json,
 )
-
-RESUME_VERSION = 1
-"""Version of the file's form. History: 1 first form."""
-
-_HEAD = b'{"kernel_eval_resume": '
-_NEW_FILE = "Next: name a new file"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """What a resume file holds.
-
-    Attributes:
-        environment: of the run that began the file.
-        measurement_version: of the clock that took the times.
-        entries: key and verdict of each line, in order.
-        whole_bytes: length of the file up to the end of its last whole line.
-        ignored: numbers of the lines that hold no verdict, from 1.
-    """
-
-    environment: Mapping[str, Any]
-    measurement_version: int
-    entries: tuple[tuple[str | None, Verdict], ...]
-    whole_bytes: int
-    ignored: tuple[int, ...]
-
-
-def is_resume(content: bytes) -> bool:
-    """Return whether a file's content begins as a resume file does, cut off or not."""
-    return content.startswith(_HEAD)
-
-
-def parse(content: bytes) -> Recorded:
-    """Return what the content of a resume file says.
-
-    Raises:
-        UsageError: it is no resume file, or one of another version.
-    """
-    whole, end, _ = content.rpartition(b"\n")
-    lines = (whole + end).splitlines() if end else []
-    header = _header(lines[0] if lines else b"")
-    entries: list[tuple[str | None, Verdict]] = []
-    ignored = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            plain = json.loads(line)
-            if is_resume(line):  # two files were put together
-                continue
-            key, verdict = plain["key"], verdict_from_json(plain["verdict"])
-            if key is not None and not isinstance(key, str):
-                raise TypeError(f"the key is {key!r}")
-        except (ValueError, TypeError, KeyError, HarnessError):
-            ignored.append(number)
-            continue
-        entries.append((key, verdict))
-    return Recorded(
-        environment=header["environment"],
-        measurement_version=header["measurement_version"],
-        entries=tuple(entries),
-        whole_bytes=len(whole + end),
-        ignored=tuple(ignored),
-    )
-
-
-def _header(line: bytes) -> dict[str, Any]:
-    try:
-        header: dict[str, Any] = json.loads(line)
-        version = header["kernel_eval_resume"]
-        if version != RESUME_VERSION:
-            raise UsageError(
-                f"is a resume file of version {version!r}, and this harness reads version "
-                f"{RESUME_VERSION}. {_NEW_FILE}"
-            )
-        header["environment"] = dict(header["environment"])
-        header["measurement_version"] = int(header["measurement_version"])
-    except (ValueError, TypeError, KeyError):
-        raise UsageError(f"is not a resume file. {_NEW_FILE}") from None
-    return header
-
-
-def run_from_resume(content: bytes, source: str) -> Run:
-    """Return the run that a resume file amounts to: the last verdict of each pair.
-
-    Raises:
-        UsageError: it is no resume file.
-    """
-    recorded = parse(content)
-    last = {verdict.pair: verdict for _, verdict in recorded.entries}
-    return Run(
-        verdicts=tuple(last.values()),
-        environment=recorded.environment,
-        measurement_version=recorded.measurement_version,
-        source=source,
-    )
+from harness.domain.resume_form import (
+    NEW_RESUME_FILE,
+    RESUME_HEAD,
+    RESUME_VERSION,
+    Recorded,
+    is_resume,
+    parse,
+)
 
 
 class ResumeFile:
@@ -222,7 +127,7 @@ def open_resume(path: Path, environment: Mapping[str, Any]) -> Iterator[ResumeFi
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     except IsADirectoryError:
-        raise UsageError(f"--resume {path}: is a folder. {_NEW_FILE}") from None
+        raise UsageError(f"--resume {path}: is a folder. {NEW_RESUME_FILE}") from None
     except FileNotFoundError:
         folder = path.absolute().parent
         raise UsageError(f"--resume {path}: no such folder as {folder}") from None
@@ -237,10 +142,10 @@ def open_resume(path: Path, environment: Mapping[str, Any]) -> Iterator[ResumeFi
 def _opened(path: Path, handle: int, environment: Mapping[str, Any]) -> ResumeFile:
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise UsageError(f"is no plain file. {_NEW_FILE}")
+            raise UsageError(f"is no plain file. {NEW_RESUME_FILE}")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         content = _read(handle)
-        if b"\n" not in content and (is_resume(content) or _HEAD.startswith(content)):
+        if b"\n" not in content and (is_resume(content) or RESUME_HEAD.startswith(content)):
             header = {
                 "kernel_eval_resume": RESUME_VERSION,
                 "measurement_version": MEASUREMENT_VERSION,
@@ -263,7 +168,7 @@ def _opened(path: Path, handle: int, environment: Mapping[str, Any]) -> ResumeFi
         raise UsageError(
             f"--resume {path}: holds times of measurement version "
             f"{recorded.measurement_version}, and this harness takes version "
-            f"{MEASUREMENT_VERSION}: they are not compared. {_NEW_FILE}"
+            f"{MEASUREMENT_VERSION}: they are not compared. {NEW_RESUME_FILE}"
         )
     cut = recorded.whole_bytes if recorded.whole_bytes < len(content) else None
     return ResumeFile(path, handle, recorded, cut)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from harness.domain import (
+    CANDIDATE,
     HarnessError,
     Options,
     Pair,
@@ -32,10 +33,11 @@ from harness.judge.check.precision import Standard
 from harness.judge.policy import Policy
 from harness.judge.reference import state
 from harness.judge.reference.problem import InvalidReference, Problem, is_out_of_memory
+from harness.judge.reference.seeds import derived
 from harness.judge.requirements import Settled
 from harness.judge.timing import ncu, stopwatch
 from harness.judge.timing.batches import Setting
-from harness.judge.timing.clock import CANDIDATE, ClockPolicy
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_outputs import TimedWrongly
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.cache import ExtensionCache
@@ -366,7 +368,7 @@ class Judge:
                 self._pair.problem,
                 chosen.overrides,
                 torch.device("cpu"),
-                trials.derived(self._seed, "construction") % 2**31,
+                derived(self._seed, "construction") % 2**31,
             )
             self._init = self._problem.init_inputs
         # The judge's own products are never TF32's, whatever the problem's file has set: they say
@@ -536,7 +538,7 @@ class Judge:
         problem = self._problem
         assert problem is not None
         self._enter_problem_code()
-        args = problem.inputs(trials.derived(self._seed, "ncu"))
+        args = problem.inputs(derived(self._seed, "ncu"))
         self._emit("harness_code")
         state_now = problem.state()
         return ncu.Call(
@@ -545,7 +547,7 @@ class Judge:
             state={theirs: state_now[ours] for theirs, ours in self._source.items()},
             args=args,
             mode=self._timed_mode(),
-            rng=trials.derived(self._seed, "ncu", "rng") % 2**31,
+            rng=derived(self._seed, "ncu", "rng") % 2**31,
         )
 
     # --- records --------------------------------------------------------------------------------

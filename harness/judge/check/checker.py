@@ -18,6 +18,7 @@ from harness.judge.check.precision import Standard
 from harness.judge.reference import similarity, state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem
+from harness.judge.reference.seeds import derived
 from harness.judge.workers.budget import OutOfTime
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.usercode.modules import describe_state, differentiable, nbytes, tensors_of, write_state
@@ -179,7 +180,7 @@ class Checker:
         write_state(problem.reference, before)
         self._random = not similarity.near(first.output, third.output)
         del third
-        self.oracle.measure(trial, inputs, first, self._random)
+        self.oracle.measure(trial.mode, trial.rng, inputs, first, self._random)
         self.standard = dataclasses.replace(self.standard, oracle_precision=self.oracle.precision)
         self._answers = AnswerJudge(problem, self.oracle, self._match, self.standard, self.report)
 
@@ -251,7 +252,7 @@ class Checker:
         def make_grads(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
             made.clear()
             for i, o in enumerate(outputs):
-                seed = trials.derived(trial.grad_seed, i)
+                seed = derived(trial.grad_seed, i)
                 generator = torch.Generator(device=o.device).manual_seed(seed)
                 wanted = differentiable(o) and o.requires_grad
                 made.append(

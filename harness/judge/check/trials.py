@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from harness.judge.reference.seeds import derived
 from harness.usercode.modules import mapped
 
 PLAN = (
@@ -74,15 +74,6 @@ class Trial:
     def name(self) -> str:
         """Return how reports call this trial."""
         return f"{self.mode}/{self.index}:{self.variant}"
-
-
-def derived(seed: int, *parts: object) -> int:
-    """Return a 62-bit seed that depends on the master seed and on what it is for.
-
-    A hash: whoever learns one derived seed (a worker is told its RNG seed) learns no other.
-    """
-    text = "/".join(map(str, (seed, *parts)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 2
 
 
 def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[Trial]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.judge.check import trials
 from harness.judge.reference import similarity
 from harness.judge.reference.arithmetic import opened
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem, to_double
@@ -109,10 +108,10 @@ class Oracle:
         torch.cuda.empty_cache()
         self.notes.append("the float64 oracle runs on the CPU: it does not fit on the GPU")
 
-    def measure(self, trial: trials.Trial, inputs: list[Any], first: Outcome, random: bool) -> None:
+    def measure(self, mode: str, rng: int, inputs: list[Any], first: Outcome, random: bool) -> None:
         """Find out in which precision the oracle really computes, and whether it agrees."""
         try:
-            exact = self.call(trial.mode, inputs, trial.rng, None)
+            exact = self.call(mode, inputs, rng, None)
         except InvalidReference as error:
             self._replace_oracle(f"the reference does not run in float64 ({error})")
             return
@@ -135,25 +134,25 @@ class Oracle:
             del exact
             inputs = _first_samples(inputs)
             try:
-                exact = self.call(trial.mode, inputs, trial.rng, None)
+                exact = self.call(mode, inputs, rng, None)
             except InvalidReference:
                 self.notes.append("the oracle's own precision was not measured")
                 return
         for nudge, level in ((1e-5, "bf16"), (1e-10, "fp32")):
-            if self._unmoved(trial, inputs, exact, nudge):
+            if self._unmoved(mode, rng, inputs, exact, nudge):
                 self.precision = level
                 self.notes.append(f"the reference casts to {level} inside, even in float64")
                 return
 
     def _unmoved(
-        self, trial: trials.Trial, inputs: list[Any], exact: Outcome, nudge: float
+        self, mode: str, rng: int, inputs: list[Any], exact: Outcome, nudge: float
     ) -> bool:
         """Return whether the oracle's output stays the same when all its inputs move a little."""
         moved = [
             mapped(v, lambda t: to_double(t) * (1 + nudge) if t.is_floating_point() else t)
             for v in inputs
         ]
-        other = self.call(trial.mode, moved, trial.rng, None)
+        other = self.call(mode, moved, rng, None)
         same = total = 0
         for a, b in zip(tensors_of(exact.output), tensors_of(other.output), strict=False):
             if a.is_floating_point():

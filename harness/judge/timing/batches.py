@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from harness.domain import Status
+from harness.domain import CANDIDATE, REFERENCE, Status
 from harness.judge.check.compare import Mismatch
 from harness.judge.check.precision import Standard
 from harness.judge.timing import clock
-from harness.judge.timing.clock import CANDIDATE, REFERENCE
 from harness.judge.timing.input_pool import Stage, Values
 from harness.judge.timing.isolated_calls import SLOT, Hand, Singles
 from harness.judge.timing.nvml import GpuWatch

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from harness.domain import SpeedOutcome
+from harness.domain import CANDIDATE, REFERENCE, SpeedOutcome
 from harness.judge.timing import intervals
 
 _LOUDEST = 0.03
@@ -26,7 +26,6 @@ _FURTHER = 1.1
 it was asked last: resampling takes milliseconds in which nothing is measured."""
 _BATCHES_PART = 0.8
 """Of a block's time; the rest is for what lies between its batches."""
-REFERENCE, CANDIDATE = "reference", "candidate"
 AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
 _SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
 """Under which name a role's second batch of a block is kept."""

@@ -17,6 +17,7 @@ import torch
 from harness import ipc
 from harness.judge.check import trials
 from harness.judge.reference.problem import InvalidReference, Problem
+from harness.judge.reference.seeds import derived
 from harness.judge.timing import independence
 from harness.judge.timing.timed_worker import Baton
 from harness.usercode.modules import mapped, tensors_of
@@ -72,7 +73,7 @@ class Stage:
         self._draw_grads = grads
         self._seed = seed
         self._epoch = 0
-        template = problem.inputs(trials.derived(seed, "timed", 0, 0))
+        template = problem.inputs(derived(seed, "timed", 0, 0))
         small = sum(t.numel() * t.element_size() for t in tensors_of(template)) < _KEEP_BYTES
         self._template = template if small else [mapped(v, _form) for v in template]
         self._template_grads = [g if g is None else _form(g) for g in grads(0)] if grads else None
@@ -89,7 +90,7 @@ class Stage:
                 t.is_floating_point() and t.numel() >= _MIXED_LEAST
                 for t in self._template_tensors()
             )
-            and independence.independent(lambda: problem.inputs(trials.derived(seed, "watched")))
+            and independence.independent(lambda: problem.inputs(derived(seed, "watched")))
         )
         self._arena: Any = None
         self._places: list[list[torch.Tensor]] = []
@@ -184,7 +185,7 @@ class Stage:
         if self._mixable and self.count > draws and self.count * self.slot_bytes <= _MIX_BYTES:
             kept.mix(
                 [flat(*self._base(which)) for which in range(draws)],
-                trials.derived(self._seed, "mixed", self._epoch),
+                derived(self._seed, "mixed", self._epoch),
             )
         else:
             self._draw_into(kept.places)
@@ -232,7 +233,7 @@ class Stage:
         if self._image is None:
             self._image = ipc.HostArena.create(self.slot_bytes)
             self._image_places = self.slot(self._image).places
-        drawn = self._drawn(trials.derived(self._seed, "alone", number))
+        drawn = self._drawn(derived(self._seed, "alone", number))
         with torch.no_grad():
             for place, tensor in zip(self._image_places, flat(*drawn), strict=True):
                 _write(place, tensor)
@@ -250,7 +251,7 @@ class Stage:
         return self._places[slot]
 
     def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
-        return self._drawn(trials.derived(self._seed, "timed", self._epoch, which))
+        return self._drawn(derived(self._seed, "timed", self._epoch, which))
 
     def _drawn(self, seed: int) -> tuple[list[Any], list[torch.Tensor | None]]:
         inputs = self._problem.inputs(seed)
@@ -272,7 +273,7 @@ class Stage:
         """Return a slot's values: a draw as it is, or one rolled and scaled by secret amounts."""
         if slot < bases:
             return base
-        secret = trials.derived(self._seed, "made", self._epoch, slot)
+        secret = derived(self._seed, "made", self._epoch, slot)
         factor = 1 - (secret % 9973 + 1) / 1e5
 
         def other(t: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from harness.domain import CANDIDATE, REFERENCE
 from harness.judge.timing import intervals
 from harness.judge.timing.batches import BaselineFailed, Batches
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, ClockPolicy
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.input_pool import Stage
 from harness.judge.timing.isolated_calls import Hand, out_bytes
 from harness.judge.timing.overlap import Latency

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.domain import CANDIDATE, REFERENCE
 from harness.judge.timing import intervals
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, Blocks
+from harness.judge.timing.clock import Blocks
 
 
 @dataclass(frozen=True, slots=True)

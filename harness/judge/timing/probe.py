@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from harness.judge.check import trials
 from harness.judge.reference.problem import Problem
+from harness.judge.reference.seeds import derived
 from harness.judge.timing import roofline
 from harness.judge.timing.timed_outputs import alike
 from harness.usercode.modules import differentiable, tensors_of, write_state
@@ -57,7 +57,7 @@ def survey(problem: Problem, mode: str, seed: int, precision: str) -> Survey:
         seed: of the inputs.
         precision: what the candidate is held to: decides which matrix rate counts.
     """
-    inputs = problem.inputs(trials.derived(seed, "timed", 0, 0))
+    inputs = problem.inputs(derived(seed, "timed", 0, 0))
     outcome = problem.call(problem.reference, mode, inputs, 0, None)
     outputs = tensors_of(outcome.output)
     forms = [(tuple(o.shape), o.dtype) if differentiable(o) else None for o in outputs]
@@ -125,6 +125,6 @@ def _drawing(
         return torch.randn(shape, generator=generator, device=device, dtype=wide).to(dtype)
 
     return lambda seed: [
-        None if form is None else one(trials.derived(seed, "timed grad", i), *form)
+        None if form is None else one(derived(seed, "timed grad", i), *form)
         for i, form in enumerate(forms)
     ]

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.domain import Baseline, Speed, SpeedOutcome
+from harness.domain import CANDIDATE, REFERENCE, Baseline, Speed, SpeedOutcome
 from harness.judge.timing import clock, intervals, roofline
-from harness.judge.timing.clock import CANDIDATE, REFERENCE, Blocks, ClockPolicy
+from harness.judge.timing.clock import Blocks, ClockPolicy
 from harness.judge.timing.overlap import Latency, worked_on_together
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.domain import HarnessError, Speed, Status
+from harness.domain import CANDIDATE, REFERENCE, HarnessError, Speed, Status
 from harness.ipc import mailbox
 from harness.judge.check.compare import Mismatch
 from harness.judge.reference import state
@@ -21,7 +21,6 @@ from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Problem
 from harness.judge.timing import affinity, clock, nvml
 from harness.judge.timing.batches import BaselineFailed, Batches, Setting
-from harness.judge.timing.clock import CANDIDATE, REFERENCE
 from harness.judge.timing.input_pool import Stage
 from harness.judge.timing.latency import SingleCalls
 from harness.judge.timing.overlap import Latency, worked_on_together

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from harness.domain import BASELINES, Options, Pair, Status
-from harness.judge.check import trials
+from harness.domain import BASELINES, REFERENCE, Options, Pair, Status
 from harness.judge.policy import Policy
 from harness.judge.reference.problem import InvalidReference, Problem
-from harness.judge.timing.clock import REFERENCE
+from harness.judge.reference.seeds import derived
 from harness.judge.workers import identity
 from harness.judge.workers.budget import Budget
 from harness.judge.workers.cache import ExtensionCache
@@ -223,7 +222,7 @@ class Crew:
             "support": str(self._cache.support),
             "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
             "fast_headers": self._options.fast_headers,
-            "seed": trials.derived(self._seed, "construction") % 2**31,
+            "seed": derived(self._seed, "construction") % 2**31,
             "overrides": overrides,
             "class_name": class_name,
         }
