@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.judge.timing import affinity
-from harness.judge.timing.affinity import Seats, pairs_of_cores
+from harness.judge.timing.affinity import CorePair, pairs_of_cores
 
 TWO_THREADS = {cpu: frozenset({cpu % 8, cpu % 8 + 8}) for cpu in range(16)}
 ALONE = {cpu: frozenset({cpu}) for cpu in range(16)}
@@ -19,16 +19,16 @@ ALONE = {cpu: frozenset({cpu}) for cpu in range(16)}
 def test_judge_and_workers_have_cores_of_their_own_near_the_gpu() -> None:
     near = {4, 5, 6, 7, 12, 13, 14, 15}
     taken = pairs_of_cores(near, set(range(16)), TWO_THREADS)
-    assert taken == [Seats(judge=7, workers=6), Seats(judge=5, workers=4)]
+    assert taken == [CorePair(judge=7, workers=6), CorePair(judge=5, workers=4)]
 
 
 def test_two_threads_of_a_core_are_one_core() -> None:
     assert pairs_of_cores(set(), {3, 11}, TWO_THREADS) == []
-    assert pairs_of_cores(set(), {3, 11, 12}, TWO_THREADS) == [Seats(judge=12, workers=3)]
+    assert pairs_of_cores(set(), {3, 11, 12}, TWO_THREADS) == [CorePair(judge=12, workers=3)]
 
 
 def test_what_is_near_counts_only_as_far_as_it_may_be_used() -> None:
-    assert pairs_of_cores({20, 21}, {0, 1}, ALONE) == [Seats(judge=1, workers=0)]
+    assert pairs_of_cores({20, 21}, {0, 1}, ALONE) == [CorePair(judge=1, workers=0)]
     assert pairs_of_cores(set(), {5}, ALONE) == []
 
 
@@ -41,7 +41,7 @@ class Properties: pci_domain_id = 0; pci_bus_id = 0xfe; pci_device_id = 0x1f
 torch.cuda.get_device_properties = lambda device: Properties
 os.sched_getaffinity = lambda pid: {0, 1, 2, 3, 4}
 affinity._CPUS = Path("/nowhere")
-print(affinity.seats_for(torch.device("cuda", 0), Path(sys.argv[1])), flush=True)
+print(affinity.claim_cores(torch.device("cuda", 0), Path(sys.argv[1])), flush=True)
 sys.stdin.read()
 """
 
@@ -63,17 +63,17 @@ def test_judges_that_see_one_gpu_each_sit_apart(tmp_path: Path) -> None:
         judges.append(judge)
     for judge in judges[1:]:
         judge.communicate()
-    first, second = "Seats(judge=4, workers=3)", "Seats(judge=2, workers=1)"
+    first, second = "CorePair(judge=4, workers=3)", "CorePair(judge=2, workers=1)"
     assert said == [first, second, "None", first]
 
 
 def test_all_sit_down_or_none() -> None:
     everywhere = os.sched_getaffinity(0)
     core = max(everywhere)
-    assert not affinity.sit_all([os.getpid(), 2**22 + 1], core)
+    assert not affinity.pin_all([os.getpid(), 2**22 + 1], core)
     assert os.sched_getaffinity(0) == everywhere
-    with affinity.seated():
-        assert affinity.sit_all([os.getpid()], core)
+    with affinity.affinity_restored():
+        assert affinity.pin_all([os.getpid()], core)
         assert os.sched_getaffinity(0) == {core}
     assert os.sched_getaffinity(0) == everywhere
 
@@ -89,7 +89,7 @@ def spent():
     for _ in range(40):
         a.copy_(b)
     return time.perf_counter() - began
-with affinity.seated():
+with affinity.affinity_restored():
     assert affinity.sit(0, max(os.sched_getaffinity(0)))
     print(spent(), torch.get_num_threads())
 print(torch.get_num_threads())
@@ -124,7 +124,7 @@ def test_only_the_main_thread_sits_down() -> None:
     everywhere = os.sched_getaffinity(process.pid)
     try:
         core = max(everywhere)
-        assert affinity.sit(process.pid, core)
+        assert affinity.pin(process.pid, core)
         tasks = [int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()]
         masks = {task: os.sched_getaffinity(task) for task in tasks}
         assert masks.pop(process.pid) == {core}
@@ -132,4 +132,4 @@ def test_only_the_main_thread_sits_down() -> None:
     finally:
         process.kill()
         process.communicate()
-    assert not affinity.sit(process.pid, core)
+    assert not affinity.pin(process.pid, core)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.judge.timing import input_pool
-from harness.judge.timing.input_pool import Stage
+from harness.judge.timing.input_pool import InputPool
 from harness.usercode.modules import tensors_of
 
 COUNT = 100
@@ -32,7 +32,7 @@ class Problem:
         return self.draw()
 
 
-class Baton:
+class TimedWorker:
     """A worker that maps the places and never looks at them."""
 
     worker = SimpleNamespace(ask=lambda *words, **named: None)
@@ -40,7 +40,7 @@ class Baton:
     def stage(self, *described: Any) -> None:
         pass
 
-    def wake(self) -> None:
+    def resume(self) -> None:
         pass
 
 
@@ -52,18 +52,18 @@ def in_order() -> list[Any]:
     return [torch.randn(64).sort().values, torch.randn(64)]
 
 
-def staged(draw: Callable[[], list[Any]], *, grads: bool = False) -> tuple[Stage, Problem]:
+def staged(draw: Callable[[], list[Any]], *, grads: bool = False) -> tuple[InputPool, Problem]:
     def gradients(seed: int) -> list[torch.Tensor | None]:
         return [torch.randn(40, generator=torch.Generator().manual_seed(seed)), None]
 
     problem = Problem(draw)
-    stage = Stage(problem, gradients if grads else None, seed=7)
+    stage = InputPool(problem, gradients if grads else None, seed=7)
     stage._draw_s = 1e-4
-    stage.place(COUNT, [Baton()])
+    stage.place(COUNT, [TimedWorker()])
     return stage, problem
 
 
-def written(stage: Stage) -> list[list[torch.Tensor]]:
+def written(stage: InputPool) -> list[list[torch.Tensor]]:
     return [[place.clone() for place in places] for places in stage._places]
 
 

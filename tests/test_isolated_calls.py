@@ -1,4 +1,4 @@
-"""Single calls: what passes over the mailbox, and that nothing comes before its time."""
+"""Isolated calls: what passes over the mailbox, and that nothing comes before its time."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 from harness import ipc
 from harness.ipc import mailbox
-from harness.judge.timing.input_pool import Stage
-from harness.judge.timing.isolated_calls import Hand, Singles
+from harness.judge.timing.input_pool import InputPool
+from harness.judge.timing.isolated_calls import CallInputs, IsolatedCalls
 from harness.judge.timing.timed_worker import Timed
-from harness.judge.workers.peer_memory import Layout, Sight
+from harness.judge.workers.peer_memory import Layout, PeerMemory
 from harness.worker.calls import Batch
 
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ class Doubles(torch.nn.Module):
 
 
 class Bench:
-    """Singles over a worker in a thread, whose tensors lie in this process.
+    """IsolatedCalls over a worker in a thread, whose tensors lie in this process.
 
     Args:
         run: what the worker does.
@@ -130,32 +130,32 @@ class Bench:
         problem: Any = SimpleNamespace(
             path="reference.py", device=CPU, inputs=lambda seed: [torch.randn(8)]
         )
-        self.stage = Stage(problem, None, seed=3)
+        self.stage = InputPool(problem, None, seed=3)
         self.place = torch.zeros(self.stage.slot_bytes, dtype=torch.uint8)
         self.stage._places = [[self.place[:32].view(torch.float32)]]
         self.peer = Peer(lambda over, number: run(self, over, number), self.stage.slot_bytes)
         layout = Layout(forms=tuple(forms([VALUES[:8]])))
         self._memory = os.open("/proc/self/mem", os.O_RDONLY)
-        sight = Sight(self._memory, CPU, 1 << 20)
-        baton: Any = SimpleNamespace(
+        peer_memory = PeerMemory(self._memory, CPU, 1 << 20)
+        timed_worker: Any = SimpleNamespace(
             on_gpu=on_gpu,
             layout=layout,
             worker=self.peer,
             wake=lambda: None,
             timeout_s=10.0,
-            prepared=lambda numbers: sight.prepared(layout.forms[0], numbers),
-            elements=lambda where, at: [sight.elements(int(where[0]), layout.forms[0], at)],
-            whole=lambda where: [sight.whole(int(where[0]), layout.forms[0])],
+            prepared=lambda numbers: peer_memory.plan_read(layout.forms[0], numbers),
+            elements=lambda where, at: [peer_memory.elements(int(where[0]), layout.forms[0], at)],
+            whole=lambda where: [peer_memory.whole(int(where[0]), layout.forms[0])],
         )
-        self.singles = Singles(baton, self.stage, random.Random(3))
+        self.isolated_calls = IsolatedCalls(timed_worker, self.stage, random.Random(3))
 
     def timed(self, count: int = 6, *, empty: bool = False) -> list[tuple[Timed, torch.Tensor]]:
         """Return what the judge takes of some calls, each with its input."""
-        hands = []
+        given = []
         for number in range(count):
             image, values = self.stage.fresh(number)
-            hands.append(Hand(image=image, values=values, seed=0))
-        times, kept = self.singles.run("eval", hands, 2, 3, empty=empty)
+            given.append(CallInputs(image=image, values=values, seed=0))
+        times, kept = self.isolated_calls.run("eval", given, 2, 3, empty=empty)
         os.close(self._memory)
         assert len(times) == count - 2 and min(times) > 0
         assert [t.seen.inputs is not None for t, _ in kept] == [False, False, True]
@@ -164,7 +164,7 @@ class Bench:
 
 def honest(bench: Bench, over: mailbox.CallMailbox, number: int) -> None:
     batch = Batch(CPU)
-    if bench.singles._baton.on_gpu:
+    if bench.isolated_calls._timed_worker.on_gpu:
         batch.stage([bench.place[:32].view(torch.float32)], None)
         batch.run_alone(Doubles(), over, bench.place, number, bench.peer.told["empty"])
     else:

@@ -155,7 +155,7 @@ def test_a_build_beside_a_pair_that_has_all_memory_is_put_off(kind, status, goes
     judge._log = None
     judge._pair = SimpleNamespace(solution=Path("solution.py"))
     judge._budget = SimpleNamespace(compiling=lambda: contextlib.nullcontext())
-    judge._crew = SimpleNamespace(start=lambda role: worker, load=load, workers=[worker])
+    judge._pool = SimpleNamespace(start=lambda role: worker, load=load, workers=[worker])
     judge._cache = SimpleNamespace(
         complete=lambda: False,
         prepare_support=lambda log: "",

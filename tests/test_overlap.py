@@ -1,4 +1,4 @@
-"""What single calls say of calls back to back."""
+"""What isolated calls say of batched calls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from harness.domain import CANDIDATE, REFERENCE
 from harness.judge.timing.clock import Blocks
-from harness.judge.timing.overlap import Latency, worked_on_together
+from harness.judge.timing.overlap import Latency, calls_overlap
 
 ROLES = (REFERENCE, CANDIDATE)
 
@@ -15,7 +15,7 @@ ROLES = (REFERENCE, CANDIDATE)
 def said(throughput_ms: dict[str, float], latency: Latency) -> bool | None:
     """Return what is said of blocks that all take as long."""
     blocks = Blocks(ms={role: [ms] * 5 for role, ms in throughput_ms.items()})
-    return worked_on_together(blocks, latency, dict.fromkeys(ROLES))
+    return calls_overlap(blocks, latency, dict.fromkeys(ROLES))
 
 
 def overlaps(throughput_ms: dict[str, float], alone_ms: dict[str, list[float]]) -> bool | None:

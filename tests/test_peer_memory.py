@@ -11,7 +11,7 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError
-from harness.judge.workers.peer_memory import Sight
+from harness.judge.workers.peer_memory import PeerMemory
 
 FORMS = {
     "plain": lambda: torch.randn(7, 5),
@@ -30,31 +30,31 @@ FORMS = {
 
 
 @pytest.fixture
-def sight() -> Iterator[Sight]:
+def peer_memory() -> Iterator[PeerMemory]:
     fd = os.open("/proc/self/mem", os.O_RDONLY)
-    yield Sight(fd, torch.device("cpu"), 1 << 20)
+    yield PeerMemory(fd, torch.device("cpu"), 1 << 20)
     os.close(fd)
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_tensor_is_read_as_it_is(name: str, sight: Sight) -> None:
+def test_a_tensor_is_read_as_it_is(name: str, peer_memory: PeerMemory) -> None:
     tensor = FORMS[name]()
     form = ipc.form(ipc.described(tensor))
     assert form is not None
-    read = sight.whole(ipc.address(tensor), form)
+    read = peer_memory.whole(ipc.address(tensor), form)
     assert read is not None
     assert torch.equal(read, tensor) and read.shape == tensor.shape
     numbers = np.random.default_rng(1).integers(0, 1 << 62, 64)
-    got = sight.elements(ipc.address(tensor), form, sight.prepared(form, numbers))
+    got = peer_memory.elements(ipc.address(tensor), form, peer_memory.plan_read(form, numbers))
     want = torch.take(tensor, torch.from_numpy(numbers % tensor.numel()))
     assert got is not None and torch.equal(got, want)
 
 
-def test_what_was_read_is_private(sight: Sight) -> None:
+def test_what_was_read_is_private(peer_memory: PeerMemory) -> None:
     tensor = torch.ones(100)
     form = ipc.form(ipc.described(tensor))
     assert form is not None
-    read = sight.whole(tensor.data_ptr(), form)
+    read = peer_memory.whole(tensor.data_ptr(), form)
     tensor.zero_()
     assert read is not None and read.eq(1).all()
 
@@ -68,12 +68,12 @@ def test_what_has_no_address_has_no_form() -> None:
 
 def test_a_system_that_shows_no_memory_is_named() -> None:
     with pytest.raises(HarnessError, match="/proc/self/mem"):
-        Sight(None, torch.device("cpu"), 1)
+        PeerMemory(None, torch.device("cpu"), 1)
 
 
-def test_gpu_memory_where_there_is_no_gpu_is_refused(sight: Sight) -> None:
+def test_gpu_memory_where_there_is_no_gpu_is_refused(peer_memory: PeerMemory) -> None:
     with pytest.raises(ipc.WireViolation, match="no GPU"):
-        sight.learn([{"base": 4096, "bytes": 4096, "handle": "00" * 64}])
+        peer_memory.learn([{"base": 4096, "bytes": 4096, "handle": "00" * 64}])
 
 
 @pytest.mark.gpu
@@ -101,21 +101,21 @@ sys.stdin.readline()
     )
     assert peer.stdout is not None and peer.stdin is not None
     said = json.loads(peer.stdout.readline())
-    sight = Sight(0, torch.device("cuda:0"), 1 << 30)
+    peer_memory = PeerMemory(0, torch.device("cuda:0"), 1 << 30)
     longer = [{**said["allocations"][0], "bytes": 1 << 40}]
-    sight.learn(longer)
-    assert "not what the handle" in sight.blind
-    sight.learn([{"base": 1 << 40, "bytes": 4096, "handle": "ab" * 64}])
-    sight.learn(said["allocations"])
+    peer_memory.learn(longer)
+    assert "not what the handle" in peer_memory.blind
+    peer_memory.learn([{"base": 1 << 40, "bytes": 4096, "handle": "ab" * 64}])
+    peer_memory.learn(said["allocations"])
     torch.ones(3, device="cuda").sum().item()  # no error of the driver's is left behind
     forms = [ipc.form(f) for f in said["forms"]]
-    first = sight.whole(said["where"][0], forms[0])
+    first = peer_memory.whole(said["where"][0], forms[0])
     assert float(first.double().sum()) == pytest.approx(said["sum"])
     for i, (at, form) in enumerate(zip(said["where"][1:], forms[1:], strict=True)):
-        index = sight.prepared(form, np.arange(5) * 1_000_003)
-        assert sight.elements(at, form, index).eq(i).all()
-    assert sight.whole(said["where"][0] - (1 << 40), forms[0]) is None
-    sight.close()
-    assert sight.whole(said["where"][0], forms[0]) is None
+        index = peer_memory.plan_read(form, np.arange(5) * 1_000_003)
+        assert peer_memory.elements(at, form, index).eq(i).all()
+    assert peer_memory.whole(said["where"][0] - (1 << 40), forms[0]) is None
+    peer_memory.close()
+    assert peer_memory.whole(said["where"][0], forms[0]) is None
     peer.communicate("\n", timeout=30)
     assert peer.returncode == 0

@@ -18,20 +18,20 @@ from harness.judge.reference.problem import Problem
 from harness.judge.timing import roofline
 from harness.judge.workers.budget import Budget
 from harness.judge.workers.cache import ExtensionCache
-from harness.judge.workers.pool import Crew
+from harness.judge.workers.pool import WorkerPool
 
 FIXTURES = Path(__file__).parent / "fixtures"
 COMPILED = "torch.compile"
 
 
 @pytest.fixture
-def crew(tmp_path: Path) -> Iterator[Crew]:
+def pool(tmp_path: Path) -> Iterator[WorkerPool]:
     pair = Pair(
         name="linear",
         problem=FIXTURES / "problems" / "linear.py",
         solution=FIXTURES / "honest" / "more_precise.py",
     )
-    crew = Crew(
+    pool = WorkerPool(
         pair,
         Options(device="cpu", baselines=("compile",)),
         Policy(),
@@ -44,49 +44,49 @@ def crew(tmp_path: Path) -> Iterator[Crew]:
         notes=[],
         emit=lambda event: None,
     )
-    crew._guarded = lambda: False  # what it guards is not looked at here
-    yield crew
-    crew.dismiss()
+    pool._guarded = lambda: False  # what it guards is not looked at here
+    yield pool
+    pool.close()
 
 
 def problem() -> Problem:
     return Problem(FIXTURES / "problems" / "linear.py", {}, torch.device("cpu"), 1)
 
 
-def test_compilers_yield_to_what_is_measured(crew: Crew) -> None:
-    build, candidate = crew.start("build"), crew.start("candidate")
+def test_compilers_yield_to_what_is_measured(pool: WorkerPool) -> None:
+    build, candidate = pool.start("build"), pool.start("candidate")
     assert os.getpriority(os.PRIO_PROCESS, build.pid) == 19
     assert os.getpriority(os.PRIO_PROCESS, candidate.pid) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_eager_is_no_further_baseline(crew: Crew) -> None:
-    crew._options = dataclasses.replace(crew._options, baselines=("eager", "compile"))
-    assert crew._baseline_names() == ("compile",)
+def test_eager_is_no_further_baseline(pool: WorkerPool) -> None:
+    pool._options = dataclasses.replace(pool._options, baselines=("eager", "compile"))
+    assert pool._baseline_names() == ("compile",)
 
 
-def test_the_worker_that_was_called_in_is_the_one_that_loads(crew: Crew) -> None:
-    crew.call_in()
-    (early,) = crew.workers
+def test_the_worker_that_was_called_in_is_the_one_that_loads(pool: WorkerPool) -> None:
+    pool.start_compilers()
+    (early,) = pool.workers
     assert early.role == COMPILED
-    workers, failed = crew.baselines(problem(), profiled=True)
+    workers, failed = pool.baselines(problem(), profiled=True)
     assert failed == {}
     assert workers[COMPILED] is early
     assert set(workers) == {REFERENCE, COMPILED}
 
 
-def test_a_baseline_that_dies_early_is_named_and_hides_nobody(crew: Crew) -> None:
-    crew.call_in()
-    crew.workers[0].kill()
-    workers, failed = crew.baselines(problem(), profiled=False)
+def test_a_baseline_that_dies_early_is_named_and_hides_nobody(pool: WorkerPool) -> None:
+    pool.start_compilers()
+    pool.workers[0].kill()
+    workers, failed = pool.baselines(problem(), profiled=False)
     assert set(workers) == {REFERENCE}
     assert "died" in failed[COMPILED] or "closed" in failed[COMPILED]
 
 
-def test_nothing_is_left_of_workers_that_nobody_asked_for(crew: Crew) -> None:
-    crew.call_in()
-    folder = crew.workers[0].folder
+def test_nothing_is_left_of_workers_that_nobody_asked_for(pool: WorkerPool) -> None:
+    pool.start_compilers()
+    folder = pool.workers[0].folder
     assert folder.is_dir()
-    crew.dismiss()
+    pool.close()
     assert not folder.exists()
 
 
@@ -103,7 +103,7 @@ def test_counting_flops_does_not_import_the_compiler() -> None:
 
 
 def test_reference_without_memory_in_its_worker_is_no_fault_of_its_own(
-    crew: Crew, tmp_path: Path
+    pool: WorkerPool, tmp_path: Path
 ) -> None:
     """A smaller size may do, so the judge is told that memory ran out."""
     path = tmp_path / "reference.py"
@@ -118,7 +118,7 @@ def test_reference_without_memory_in_its_worker_is_no_fault_of_its_own(
         "    return []\n"
     )
     tmp_path.chmod(0o755)
-    crew._pair = dataclasses.replace(crew._pair, problem=path)
-    crew._options = dataclasses.replace(crew._options, baselines=("eager",))
+    pool._pair = dataclasses.replace(pool._pair, problem=path)
+    pool._options = dataclasses.replace(pool._options, baselines=("eager",))
     with pytest.raises(torch.OutOfMemoryError, match="the reference RuntimeError"):
-        crew.baselines(Problem(path, {}, torch.device("cpu"), 1), profiled=False)
+        pool.baselines(Problem(path, {}, torch.device("cpu"), 1), profiled=False)

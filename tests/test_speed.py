@@ -39,7 +39,7 @@ MEASURED = Measured(
     ),
     claimed_ms=0.99,
     device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
-    handshake_ms=0.4,
+    overhead_ms=0.4,
     baselines=("torch.compile",),
     failed={"torch.compile max-autotune": "died with SIGSEGV"},
     work=(Pass(moved_bytes=3_600_000_000, flops=0),),
@@ -78,7 +78,7 @@ def test_batches_that_are_all_handshake_decide_nothing() -> None:
     calls = {REFERENCE: 10, CANDIDATE: 1}
     speed = speed_of(dataclasses.replace(MEASURED, calls=calls), ClockPolicy())
     assert speed.late_bound == pytest.approx(0.4)
-    assert speed.outcome is SpeedOutcome.UNDECIDED and "hand-shake" in speed.note
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "batch overhead" in speed.note
 
 
 def test_without_blocks_there_is_no_figure_and_a_reason() -> None:
@@ -93,9 +93,9 @@ def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
     hot = speed_of(changed({}, discarded={"hardware slowdown": 6}), ClockPolicy())
     assert hot.outcome is SpeedOutcome.UNDECIDED
     assert "most blocks were throttled" in hot.note
-    shaken = speed_of(changed({}, discarded={clock.JOLTED: 6}), ClockPolicy())
-    assert shaken.outcome is SpeedOutcome.FASTER
-    assert shaken.discarded == 6 and f"6 x {clock.JOLTED}" in shaken.note
+    delayed = speed_of(changed({}, discarded={clock.HOST_DELAYED: 6}), ClockPolicy())
+    assert delayed.outcome is SpeedOutcome.FASTER
+    assert delayed.discarded == 6 and f"6 x {clock.HOST_DELAYED}" in delayed.note
 
 
 def alone_for(taken_ms: dict[str, list[float]], over_ms: float = 0.0, **more: Any) -> Measured:
@@ -116,7 +116,7 @@ def test_what_handing_over_takes_is_no_part_of_a_call() -> None:
 
 
 def test_a_single_call_that_its_overhead_drowns_gives_no_figure() -> None:
-    """Single calls of 0.08 ms under an overhead of 1 ms came out as 1e-6 ms, and 0.00x."""
+    """Isolated calls of 0.08 ms under an overhead of 1 ms came out as 1e-6 ms, and 0.00x."""
     alone = {REFERENCE: [0.99, 1.0, 1.01], CANDIDATE: [1.17, 1.18, 1.19]}
     quick = changed({name: [0.08 * t for t in STEADY] for name in (REFERENCE, AGAIN)})
     quick.blocks.ms[CANDIDATE] = [0.05 * t for t in STEADY]
@@ -140,7 +140,7 @@ def test_a_batch_that_its_overhead_drowns_gives_no_figure() -> None:
 
 
 def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
-    """On a GPU calls back to back take the longer of host and kernels, a single one takes both."""
+    """On a GPU batched calls take the longer of host and kernels, a single one takes both."""
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.9] * 3}
     assert speed_of(alone_for(alone, hides=True), ClockPolicy()).shape == "throughput"
     assert speed_of(alone_for(alone, hides=False), ClockPolicy()).shape == "latency"
@@ -215,7 +215,7 @@ def test_on_a_cpu_single_calls_must_say_the_same(
     latency = Latency(alone, 0.0, part=0.5, least_ms=0.1, sharp=True)
     speed = speed_of(dataclasses.replace(steady, latency=latency), ClockPolicy())
     assert speed.outcome is outcome
-    assert ("single calls of both" in speed.note) == (outcome is SpeedOutcome.UNDECIDED)
+    assert ("isolated calls of both" in speed.note) == (outcome is SpeedOutcome.UNDECIDED)
     on_gpu = dataclasses.replace(latency, hides=True)  # there they are another matter
     speed = speed_of(dataclasses.replace(steady, latency=on_gpu), ClockPolicy())
     assert speed.outcome is not SpeedOutcome.UNDECIDED

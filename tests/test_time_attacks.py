@@ -197,7 +197,7 @@ self.calls += 1
         # inputs that are gone by then.
         (SKIPS_IN_BLOCKS, Status.WRONG_VALUES),
         ("if timed(): return a.add_(b)", Status.INPUT_MUTATED),
-        # Single calls are checked as whole batches are.
+        # Isolated calls are checked as whole batches are.
         ("if alone(): return torch.empty_like(a)", Status.WRONG_VALUES),
         ("if alone(): return (a.half() + b.half()).float()", Status.PRECISION_LOST),
         ("if alone(): return a.add_(b)", Status.INPUT_MUTATED),

@@ -1,4 +1,4 @@
-"""The baton: what the judge sees of a worker, with workers that the test makes up.
+"""The timed worker: what the judge sees of a worker, with workers that the test makes up.
 
 Their outputs lie in this process; the judge reads them as it reads a worker's, through a file.
 """
@@ -17,7 +17,7 @@ import torch
 from harness import ipc
 from harness.domain import CANDIDATE
 from harness.ipc import mailbox
-from harness.judge.timing.timed_worker import Baton, Timed
+from harness.judge.timing.timed_worker import Timed, TimedWorker
 
 Act = Callable[["FakeWorker", mailbox.BatchMailbox, list[int]], None]
 
@@ -96,37 +96,39 @@ def compute(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) ->
 
 
 @pytest.fixture
-def batons() -> Iterator[Callable[..., Baton]]:
-    made: list[Baton] = []
+def timed_workers() -> Iterator[Callable[..., TimedWorker]]:
+    made: list[TimedWorker] = []
 
-    def make(worker: FakeWorker, **more: Any) -> Baton:
-        made.append(Baton(CANDIDATE, worker, torch.device("cpu"), timeout_s=1.0, **more))
+    def make(worker: FakeWorker, **more: Any) -> TimedWorker:
+        made.append(TimedWorker(CANDIDATE, worker, torch.device("cpu"), timeout_s=1.0, **more))
         return made[-1]
 
     yield make
-    for baton in made:
-        os.close(baton.worker.memory_fd)
+    for timed_worker in made:
+        os.close(timed_worker.worker.memory_fd)
 
 
-def run(baton: Baton, order: list[int], most: int = 2, seed: int = 1, whole: bool = True) -> Timed:
-    baton.arm("eval", [])
-    return baton.run(order, random.Random(seed), most, whole)
+def run(
+    timed_worker: TimedWorker, order: list[int], most: int = 2, seed: int = 1, whole: bool = True
+) -> Timed:
+    timed_worker.prepare("eval", [])
+    return timed_worker.run(order, random.Random(seed), most, whole)
 
 
-def test_candidate_stands_still_until_go(batons: Callable[..., Baton]) -> None:
+def test_candidate_stands_still_until_go(timed_workers: Callable[..., TimedWorker]) -> None:
     worker = FakeWorker(compute)
-    baton = batons(worker)
-    baton.arm("eval", [])
+    timed_worker = timed_workers(worker)
+    timed_worker.prepare("eval", [])
     assert worker.events == ["ready", "stopped"]
-    timed = baton.run([2, 0, 1], random.Random(1), 2, whole=False)
+    timed = timed_worker.run([2, 0, 1], random.Random(1), 2, whole=False)
     assert worker.events[1:] == ["stopped", "looked at", "family let go", "let go"]
     assert timed.order == (2, 0, 1)
-    baton.rest()
-    baton.rest()
+    timed_worker.suspend()
+    timed_worker.suspend()
     assert worker.events[5:] == ["stopped"]
 
 
-def test_a_helper_has_no_head_start_on_the_clock(batons: Callable[..., Baton]) -> None:
+def test_a_helper_has_no_head_start_on_the_clock(timed_workers: Callable[..., TimedWorker]) -> None:
     """What a candidate started is let go on after the clock has been, and after the look."""
     worker = FakeWorker(compute)
     started_after: list[int] = []
@@ -135,11 +137,11 @@ def test_a_helper_has_no_head_start_on_the_clock(batons: Callable[..., Baton]) -
         started_after.append(len(worker.events))
         return 0.0
 
-    run(batons(worker, clock=now), [0])
+    run(timed_workers(worker, clock=now), [0])
     assert worker.events[: started_after[0]] == ["ready", "stopped", "looked at"]
 
 
-def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -> None:
+def test_order_is_written_with_go_and_not_before(timed_workers: Callable[..., TimedWorker]) -> None:
     seen: list[list[int]] = []
 
     def note(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) -> None:
@@ -147,36 +149,36 @@ def test_order_is_written_with_go_and_not_before(batons: Callable[..., Baton]) -
         compute(worker, page, order)
 
     worker = FakeWorker(note)
-    baton = batons(worker)
-    baton.arm("eval", [])
+    timed_worker = timed_workers(worker)
+    timed_worker.prepare("eval", [])
     assert worker.words[mailbox._COUNT] == 0
-    baton.run([5, 3], random.Random(1), 1, whole=False)
+    timed_worker.run([5, 3], random.Random(1), 1, whole=False)
     assert seen == [[5, 3]]
 
 
-def test_clock_stops_when_the_judge_has_seen(batons: Callable[..., Baton]) -> None:
+def test_clock_stops_when_the_judge_has_seen(timed_workers: Callable[..., TimedWorker]) -> None:
     """Done is a claim: who makes the judge wait for what it wants to see is not done."""
     now = 0.0
-    baton = batons(FakeWorker(compute), clock=lambda: now)
-    run(baton, [0])
-    read = baton._sight.elements
+    timed_worker = timed_workers(FakeWorker(compute), clock=lambda: now)
+    run(timed_worker, [0])
+    read = timed_worker._peer_memory.elements
 
     def slowly(*which: Any) -> torch.Tensor | None:
         nonlocal now
         now += 0.1
         return read(*which)
 
-    baton._sight.elements = slowly  # type: ignore[method-assign]
-    assert run(baton, [0, 1, 2], most=3).total_ms == pytest.approx(300.0)
-    baton.keep = 1  # the same one three times: every role is looked at as often
-    assert run(baton, [0, 1, 2], most=3).total_ms == pytest.approx(300.0)
+    timed_worker._peer_memory.elements = slowly  # type: ignore[method-assign]
+    assert run(timed_worker, [0, 1, 2], most=3).total_ms == pytest.approx(300.0)
+    timed_worker.keep = 1  # the same one three times: every role is looked at as often
+    assert run(timed_worker, [0, 1, 2], most=3).total_ms == pytest.approx(300.0)
 
 
-def test_judge_sees_the_outputs_that_it_chose(batons: Callable[..., Baton]) -> None:
-    baton = batons(FakeWorker(compute))
-    first = run(baton, [7, 4, 9]).seen
+def test_judge_sees_the_outputs_that_it_chose(timed_workers: Callable[..., TimedWorker]) -> None:
+    timed_worker = timed_workers(FakeWorker(compute))
+    first = run(timed_worker, [7, 4, 9]).seen
     assert first.layout is None  # nobody has said yet what a call gives
-    seen = run(baton, [7, 4, 9], most=8).seen
+    seen = run(timed_worker, [7, 4, 9], most=8).seen
     assert seen.layout is not None
     assert 2 in seen.elements, "the last one always"
     for position, (got,) in seen.elements.items():
@@ -188,14 +190,14 @@ def test_judge_sees_the_outputs_that_it_chose(batons: Callable[..., Baton]) -> N
     assert torch.equal(seen.whole[0], torch.arange(15.0).reshape(3, 5) + 100 * slot)
 
 
-def test_what_is_written_after_done_is_not_seen(batons: Callable[..., Baton]) -> None:
+def test_what_is_written_after_done_is_not_seen(timed_workers: Callable[..., TimedWorker]) -> None:
     def late(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) -> None:
         worker.outputs = [torch.full((3, 5), float("nan")) for _ in order]
         page.done(worker.number, [t.data_ptr() for t in worker.outputs], 1)
 
     worker = FakeWorker(late)
-    baton = batons(worker)
-    run(baton, [0, 1])
+    timed_worker = timed_workers(worker)
+    run(timed_worker, [0, 1])
     answer = worker.answer
 
     def finish_late() -> dict[str, Any]:
@@ -204,16 +206,16 @@ def test_what_is_written_after_done_is_not_seen(batons: Callable[..., Baton]) ->
         return answer()
 
     worker.answer = finish_late  # type: ignore[method-assign]
-    seen = run(baton, [0, 1]).seen
+    seen = run(timed_worker, [0, 1]).seen
     assert seen.whole is not None
     assert seen.whole[0].isnan().all()
     assert all(got.isnan().all() for (got,) in seen.elements.values())
 
 
-def test_worker_is_not_told_what_is_looked_at(batons: Callable[..., Baton]) -> None:
+def test_worker_is_not_told_what_is_looked_at(timed_workers: Callable[..., TimedWorker]) -> None:
     """Who knows which outputs are looked at need compute no others."""
     worker = FakeWorker(compute)
-    baton = batons(worker)
+    timed_worker = timed_workers(worker)
     at_done: list[bytes] = []
 
     def note(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) -> None:
@@ -221,46 +223,48 @@ def test_worker_is_not_told_what_is_looked_at(batons: Callable[..., Baton]) -> N
         at_done.append(worker.words.tobytes())
 
     worker.act = note
-    run(baton, [0, 1, 2], most=3)
+    run(timed_worker, [0, 1, 2], most=3)
     assert at_done == [worker.words.tobytes()]
     assert worker.events == ["ready", "stopped", "looked at", "family let go", "let go"]
 
 
 def test_elements_that_are_looked_at_differ_from_batch_to_batch(
-    batons: Callable[..., Baton],
+    timed_workers: Callable[..., TimedWorker],
 ) -> None:
-    baton, secret = batons(FakeWorker(compute)), random.Random(1)
+    timed_worker, secret = timed_workers(FakeWorker(compute)), random.Random(1)
     numbers = []
     for _ in range(2):
-        baton.arm("eval", [])
-        seen = baton.run([0], secret, 1, whole=False).seen
+        timed_worker.prepare("eval", [])
+        seen = timed_worker.run([0], secret, 1, whole=False).seen
         numbers.append(seen.numbers[0])
     assert not np.array_equal(*numbers)
 
 
 def test_every_look_is_at_other_elements_even_of_one_output(
-    batons: Callable[..., Baton],
+    timed_workers: Callable[..., TimedWorker],
 ) -> None:
     """The reference may keep one output of several: its second look is as long as another's."""
-    baton = batons(FakeWorker(compute))
-    run(baton, [0])
+    timed_worker = timed_workers(FakeWorker(compute))
+    run(timed_worker, [0])
     looks: list[tuple[int, ...]] = []
-    read = baton._sight.elements
+    read = timed_worker._peer_memory.elements
 
     def note(address: int, form: Any, prepared: Any) -> torch.Tensor | None:
         looks.append(tuple(prepared))
         return read(address, form, prepared)
 
-    baton._sight.elements = note  # type: ignore[method-assign]
-    baton.keep = 1
-    run(baton, [0, 1, 2], most=3)
+    timed_worker._peer_memory.elements = note  # type: ignore[method-assign]
+    timed_worker.keep = 1
+    run(timed_worker, [0, 1, 2], most=3)
     assert len(looks) == len(set(looks)) == 3
 
 
-def test_only_outputs_that_are_kept_are_looked_at(batons: Callable[..., Baton]) -> None:
-    baton = batons(FakeWorker(compute))
-    baton.keep = 1
-    seen = run(baton, [0, 1, 2, 3], most=8).seen
+def test_only_outputs_that_are_kept_are_looked_at(
+    timed_workers: Callable[..., TimedWorker],
+) -> None:
+    timed_worker = timed_workers(FakeWorker(compute))
+    timed_worker.keep = 1
+    seen = run(timed_worker, [0, 1, 2, 3], most=8).seen
     assert set(seen.elements) == {3}
 
 
@@ -288,20 +292,20 @@ VAST = {"dtype": "float32", "on_gpu": False, "conjugate": False, "negative": Fal
     ],
 )
 def test_a_claim_that_cannot_be_is_the_workers_fault(
-    lies: dict[str, Any], batons: Callable[..., Baton]
+    lies: dict[str, Any], timed_workers: Callable[..., TimedWorker]
 ) -> None:
     worker = FakeWorker(compute)
     worker.lies = lies
     with pytest.raises(MisdescribedError):
-        run(batons(worker), [0])
+        run(timed_workers(worker), [0])
 
 
 def test_who_never_says_what_its_calls_give_is_not_left_alone(
-    batons: Callable[..., Baton],
+    timed_workers: Callable[..., TimedWorker],
 ) -> None:
     """Without forms nothing could be read, and nothing would be checked."""
     worker = FakeWorker(compute)
-    baton = batons(worker)
+    timed_worker = timed_workers(worker)
     true = worker.answer
 
     def silent() -> dict[str, Any]:
@@ -309,42 +313,46 @@ def test_who_never_says_what_its_calls_give_is_not_left_alone(
 
     worker.answer = silent  # type: ignore[method-assign]
     with pytest.raises(MisdescribedError):
-        run(baton, [0])
+        run(timed_worker, [0])
 
 
 def test_only_the_first_batch_over_new_inputs_is_not_looked_at(
-    batons: Callable[..., Baton],
+    timed_workers: Callable[..., TimedWorker],
 ) -> None:
     worker = FakeWorker(compute)
-    baton = batons(worker)
-    looked = [run(baton, [0]).seen.layout is not None for _ in range(3)]
+    timed_worker = timed_workers(worker)
+    looked = [run(timed_worker, [0]).seen.layout is not None for _ in range(3)]
     ask = worker.ask
 
     def clear_too(do: str, **fields: Any) -> dict[str, Any]:
         return {} if do == "clear" else ask(do, **fields)
 
     worker.ask = clear_too  # type: ignore[method-assign]
-    baton.clear()
-    looked += [run(baton, [0]).seen.layout is not None for _ in range(3)]
+    timed_worker.clear()
+    looked += [run(timed_worker, [0]).seen.layout is not None for _ in range(3)]
     assert looked == [False, True, True] * 2
 
 
-def test_a_tensor_that_would_fill_the_machine_is_not_read(batons: Callable[..., Baton]) -> None:
+def test_a_tensor_that_would_fill_the_machine_is_not_read(
+    timed_workers: Callable[..., TimedWorker],
+) -> None:
     worker = FakeWorker(compute)
     worker.lies = {"forms": [{**VAST, "shape": [1 << 20, 1 << 20], "strides": [0, 0]}]}
-    baton = batons(worker)
-    run(baton, [0])
-    seen = run(baton, [0]).seen
+    timed_worker = timed_workers(worker)
+    run(timed_worker, [0])
+    seen = run(timed_worker, [0]).seen
     assert seen.whole == [None]
 
 
 @pytest.mark.parametrize("address", [8, 1 << 46, -16, (1 << 63) - 8])
-def test_an_address_of_nothing_is_nothing_seen(address: int, batons: Callable[..., Baton]) -> None:
+def test_an_address_of_nothing_is_nothing_seen(
+    address: int, timed_workers: Callable[..., TimedWorker]
+) -> None:
     def lie(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) -> None:
         worker.outputs = [torch.ones(3) for _ in order]
         page.done(worker.number, [address] * len(order), 1)
 
-    baton = batons(FakeWorker(lie))
-    run(baton, [0])
-    seen = run(baton, [0]).seen
+    timed_worker = timed_workers(FakeWorker(lie))
+    run(timed_worker, [0])
+    seen = run(timed_worker, [0]).seen
     assert seen.elements == {0: [None]} and seen.whole == [None]

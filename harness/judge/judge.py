@@ -36,12 +36,12 @@ from harness.judge.reference.problem import InvalidReference, Problem, is_out_of
 from harness.judge.reference.seeds import derived
 from harness.judge.requirements import Settled
 from harness.judge.timing import ncu, stopwatch
-from harness.judge.timing.batches import Setting
+from harness.judge.timing.batches import TimingConfig
 from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_outputs import TimedWrongly
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.cache import ExtensionCache
-from harness.judge.workers.pool import CannotLoad, Crew
+from harness.judge.workers.pool import CannotLoad, WorkerPool
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.pairs.local_files import imported_files, local_files
 from harness.pairs.settings import Settings
@@ -136,7 +136,7 @@ class Judge:
         )
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
         self._imported = [p for p in imported_files(pair.solution) if os.access(p, os.R_OK)]
-        self._crew = Crew(
+        self._pool = WorkerPool(
             pair,
             options,
             self._policy,
@@ -149,8 +149,8 @@ class Judge:
             notes=self._facts.notes,
             emit=emit,
         )
-        if self._crew.threads():
-            torch.set_num_threads(self._crew.threads())
+        if self._pool.threads():
+            torch.set_num_threads(self._pool.threads())
 
     def verdict(self) -> Verdict:
         """Judge the pair; every way this can end is a verdict."""
@@ -163,7 +163,7 @@ class Judge:
             status, message = Status.LOAD_FAILED, str(error)
         except answers.Refused as refused:
             status, message = causes.after_hidden_build(
-                self._crew.workers, self._kind, refused.mismatch.status, self._refused(refused)
+                self._pool.workers, self._kind, refused.mismatch.status, self._refused(refused)
             )
         except TimedWrongly as wrong:
             status = wrong.mismatch.status
@@ -171,7 +171,7 @@ class Judge:
         except OutOfTime:
             status, message = self._budget.verdict(self._phase)
         except WorkerFailed as failed:
-            status, message = causes.worker_failed(self._crew.workers, self._phase, failed)
+            status, message = causes.worker_failed(self._pool.workers, self._phase, failed)
             if status is Status.OUT_OF_MEMORY and not self._had_room():
                 status, message = self._short(message)
         except InvalidReference as invalid:
@@ -193,11 +193,11 @@ class Judge:
                 log.write(traceback.format_exc())
         finally:
             self._enter("")
-            for worker in self._crew.workers:
+            for worker in self._pool.workers:
                 self._gather(worker)
-            self._facts.numeric_flags = self._crew.numeric_flags
+            self._facts.numeric_flags = self._pool.numeric_flags
             self._facts.numeric_flags["judge"] = numeric_flags.flags()
-            self._crew.dismiss()
+            self._pool.close()
         if self._size is not None and self._size.note:
             self._facts.notes.insert(0, self._size.note)
         status, message = causes.with_findings(self._facts.findings, status, message)
@@ -248,7 +248,7 @@ class Judge:
 
     def _judge(self) -> None:
         self._enter("load")
-        requirements.readable(self._crew.confinement)
+        requirements.readable(self._pool.confinement)
         self._facts.modes = self._modes
         problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
@@ -265,7 +265,7 @@ class Judge:
             own_kernels.sources_of(self._text, map(str, local_files(self._pair.solution)))
         )
         if timed and self._kind == "cuda":
-            self._crew.call_in()
+            self._pool.start_compilers()
         with self._budget.waiting():
             self._await_device()
         self._enter("load")
@@ -276,10 +276,10 @@ class Judge:
         if self._kind == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
-                self._crew.summon(problem, profiled=profiled)
+                self._pool.start_baselines(problem, profiled=profiled)
         problem.move(self._device)
-        worker = self._crew.start("candidate")
-        loaded = self._crew.load(
+        worker = self._pool.start("candidate")
+        loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
         loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
@@ -309,7 +309,7 @@ class Judge:
             if second:
                 free, total = torch.cuda.mem_get_info(self._device)
                 if free > total // 4:
-                    self._crew.summon(problem, profiled=profiled)
+                    self._pool.start_baselines(problem, profiled=profiled)
 
         self._budget.begin_checks()
         self._enter_problem_code()
@@ -416,10 +416,10 @@ class Judge:
                 why = self._cache.prepare_support(self._log)
             if why:
                 raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
-        worker = self._crew.start("build")
+        worker = self._pool.start("build")
         staging = self._cache.staging(worker.uid)
         try:
-            loaded = self._crew.load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
+            loaded = self._pool.load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
             worker.kill()
             self._cache.adopt(
                 staging,
@@ -434,7 +434,7 @@ class Judge:
         finally:
             self._gather(worker)
             worker.close()
-            self._crew.workers.remove(worker)
+            self._pool.workers.remove(worker)
             self._cache.discard(staging)
 
     def _match(self, problem: Problem, loaded: dict[str, Any]) -> state.Match:
@@ -467,7 +467,7 @@ class Judge:
     ) -> None:
         self._enter("time")
         options = self._options
-        others, failed = self._crew.baselines(problem, profiled=profiled)
+        others, failed = self._pool.baselines(problem, profiled=profiled)
         workers = {CANDIDATE: worker, **others}
         hidden = [role for role, one in workers.items() if one.memory_fd is None]
         if hidden:
@@ -483,19 +483,19 @@ class Judge:
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
-            self._crew.pin(list(workers.values()))
+            self._pool.pin(list(workers.values()))
         watch = stopwatch.Stopwatch(
             problem,
             checker.oracle,
             workers,
             match,
-            Setting(
+            TimingConfig(
                 mode=self._timed_mode(),
                 seed=self._seed,
                 precision=str(self._precision() or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,
-                timeout_s=self._crew.timeout_s,
+                timeout_s=self._pool.timeout_s,
             ),
             policy,
             failed,
@@ -522,7 +522,7 @@ class Judge:
         try:
             self._facts.ncu, note = ncu.profile(
                 self._profiled_call,
-                self._crew.confinement,
+                self._pool.confinement,
                 log=self._log,
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,
@@ -542,7 +542,7 @@ class Judge:
         self._emit("harness_code")
         state_now = problem.state()
         return ncu.Call(
-            load=self._crew.load_fields("ModelNew", self._pair.solution, {}, staging),
+            load=self._pool.load_fields("ModelNew", self._pair.solution, {}, staging),
             init=problem.init_inputs,
             state={theirs: state_now[ours] for theirs, ours in self._source.items()},
             args=args,

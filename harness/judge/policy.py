@@ -47,7 +47,7 @@ class Policy:
         memory_factor: and this multiple of what the judge itself holds for the pair.
         build_timeout_s: limit of all compilers of a pair.
         overtime_s: so long after the pair's time is over its timing may still bring to an end
-            what it has begun: two blocks, single calls.
+            what it has begun: two blocks, isolated calls.
         gpu_memory_floor_bytes: a candidate may always use this much GPU memory while it is checked:
             16 GiB are what the poison of one output may take.
         gpu_memory_factor: and this multiple of what reference and oracle took together; the oracle

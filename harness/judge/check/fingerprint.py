@@ -23,7 +23,7 @@ from harness.judge.check.known_arithmetics import (
     STAGES,
     STORED,
     TANH_GELU,
-    Print,
+    KnownArithmetic,
     of_products,
     with_gelu,
 )
@@ -197,7 +197,7 @@ class Evidence:
         r: torch.Tensor,
         exact: torch.Tensor,
         there: torch.Tensor,
-        mark: Print,
+        mark: KnownArithmetic,
         *,
         part: bool = False,
     ) -> Match | None:
@@ -291,7 +291,7 @@ class Evidence:
         found = [d for d in (self._change(m, what) for m in marks) if d is not None]
         return max(found, key=lambda d: float(torch.nan_to_num(d).norm()), default=None)
 
-    def _change(self, mark: Print, what: str) -> torch.Tensor | None:
+    def _change(self, mark: KnownArithmetic, what: str) -> torch.Tensor | None:
         """Return what an arithmetic changes in a tensor, sampled, None where it changes nothing."""
         key = mark.key or mark.text
         if key not in self._changes:

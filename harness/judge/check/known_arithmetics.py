@@ -35,7 +35,7 @@ STORED = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Print:
+class KnownArithmetic:
     """One arithmetic that leaves its mark.
 
     Attributes:
@@ -53,11 +53,11 @@ class Print:
     key: str = ""
 
 
-def of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> Print:
+def of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> KnownArithmetic:
     """Return operands of products in fewer bits: of all products, or of some out of so many."""
     rounding = ROUNDINGS[name]
     where = "of products" if only is None else f"in {len(only)} of {of} products"
-    return Print(
+    return KnownArithmetic(
         precision=name.split()[0],
         text=f"{SPOKEN[name]} operands {where}",
         mode=lambda: arithmetic.RoundedProducts(rounding, only=only),
@@ -65,25 +65,25 @@ def of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> P
     )
 
 
-def with_gelu(name: str) -> Print:
+def with_gelu(name: str) -> KnownArithmetic:
     """Return operands in fewer bits and the tanh approximation of GELU at once."""
     rounding = ROUNDINGS[name]
-    return Print(
+    return KnownArithmetic(
         precision="tanh",
         text=f"the tanh approximation of GELU and {SPOKEN[name]} operands of products",
         mode=lambda: arithmetic.RoundedProducts(rounding, tanh=True),
     )
 
 
-def _of_all(name: str) -> tuple[Print, Print]:
+def _of_all(name: str) -> tuple[KnownArithmetic, KnownArithmetic]:
     rounding = ROUNDINGS[name]
     return (
-        Print(
+        KnownArithmetic(
             precision=name,
             text=f"products computed and stored in {SPOKEN[name]}",
             mode=lambda: arithmetic.RoundedProducts(rounding, results=True),
         ),
-        Print(
+        KnownArithmetic(
             precision=name,
             text=f"{SPOKEN[name]} throughout",
             mode=lambda: arithmetic.RoundedEverywhere(rounding),
@@ -92,9 +92,9 @@ def _of_all(name: str) -> tuple[Print, Print]:
     )
 
 
-def _of_inputs(name: str) -> Print:
+def _of_inputs(name: str) -> KnownArithmetic:
     rounding = ROUNDINGS[name]
-    return Print(
+    return KnownArithmetic(
         precision=name.split()[0],
         text=f"inputs rounded to {SPOKEN[name]}",
         mode=lambda: arithmetic.RoundedProducts(rounding),
@@ -102,9 +102,11 @@ def _of_inputs(name: str) -> Print:
     )
 
 
-TANH_GELU = Print(precision="tanh", text="the tanh approximation of GELU", mode=arithmetic.TanhGelu)
+TANH_GELU = KnownArithmetic(
+    precision="tanh", text="the tanh approximation of GELU", mode=arithmetic.TanhGelu
+)
 OPERANDS = {"fp32": ("tf32", "tf32 cut", "bf16", "fp16"), "fp64": ("fp32", "tf32")}
-STAGES: Mapping[str, tuple[tuple[Print, ...], ...]] = {
+STAGES: Mapping[str, tuple[tuple[KnownArithmetic, ...], ...]] = {
     due: (
         (*(of_products(n) for n in OPERANDS[due]), TANH_GELU),
         (

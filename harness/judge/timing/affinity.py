@@ -28,7 +28,7 @@ _locks: list[int] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seats:
+class CorePair:
     """The core of the judge and the one that its workers share, by number."""
 
     judge: int
@@ -37,8 +37,8 @@ class Seats:
 
 def pairs_of_cores(
     near: set[int], allowed: set[int], siblings: Mapping[int, frozenset[int]]
-) -> list[Seats]:
-    """Return the seats there are, the best first.
+) -> list[CorePair]:
+    """Return the pairs of cores there are, the best first.
 
     Args:
         near: CPUs at the GPU's side of the machine; empty where that is not known.
@@ -48,10 +48,10 @@ def pairs_of_cores(
     usable = (near & allowed) or allowed
     # One thread of each core. The last ones first: interrupts and other programs like the first.
     one = sorted({min(siblings.get(cpu, frozenset({cpu})) & usable) for cpu in usable})[::-1]
-    return [Seats(judge=j, workers=w) for j, w in zip(one[::2], one[1::2], strict=False)]
+    return [CorePair(judge=j, workers=w) for j, w in zip(one[::2], one[1::2], strict=False)]
 
 
-def seats_for(device: torch.device, folder: Path | None = None) -> Seats | None:
+def claim_cores(device: torch.device, folder: Path | None = None) -> CorePair | None:
     """Return two cores for a pair on a CUDA device that no other judge of this user has.
 
     They are this process's until it ends: judges that see one GPU each would all choose the same.
@@ -75,7 +75,7 @@ def seats_for(device: torch.device, folder: Path | None = None) -> Seats | None:
     return next((s for s in [*best, *further] if _claimed(s, folder)), None)
 
 
-def _claimed(wanted: Seats, folder: Path) -> bool:
+def _claimed(wanted: CorePair, folder: Path) -> bool:
     """Return whether both cores are ours now."""
     held: list[int] = []
     try:
@@ -93,7 +93,7 @@ def _claimed(wanted: Seats, folder: Path) -> bool:
     return True
 
 
-def take_seats(
+def pin_judge_and_workers(
     device: torch.device, workers: list[int], ask: Callable[[set[int]], bool] = lambda cores: False
 ) -> str:
     """Give the judge a core and all workers another.
@@ -107,18 +107,18 @@ def take_seats(
     Returns:
         What came of it, for the verdict.
     """
-    taken = seats_for(device)
+    taken = claim_cores(device)
     if taken is None:
         return "judge and workers run where the system puts them: no two cores are free"
-    if sit_all(workers, taken.workers) or ask({taken.workers}):
-        if sit(0, taken.judge):
+    if pin_all(workers, taken.workers) or ask({taken.workers}):
+        if pin(0, taken.judge):
             return f"judge on core {taken.judge}, workers on core {taken.workers}"
     else:
         ask(os.sched_getaffinity(0))  # none rather than some
     return "judge and workers run where the system puts them: cannot pin them"
 
 
-def sit(pid: int, core: int) -> bool:
+def pin(pid: int, core: int) -> bool:
     """Keep a process's main thread on a core; return whether that could be done.
 
     Its other threads stay free. One that it starts later sits with it.
@@ -129,7 +129,7 @@ def sit(pid: int, core: int) -> bool:
     return False
 
 
-def sit_all(pids: Iterable[int], core: int) -> bool:
+def pin_all(pids: Iterable[int], core: int) -> bool:
     """Have all sit down or none: half of them pinned would be worse than neither."""
     before: dict[int, set[int]] = {}
     try:
@@ -145,7 +145,7 @@ def sit_all(pids: Iterable[int], core: int) -> bool:
 
 
 @contextlib.contextmanager
-def seated() -> Iterator[None]:
+def affinity_restored() -> Iterator[None]:
     """Within, this process may sit down; after it, all of its threads run where they could before.
 
     torch works without helpers meanwhile: they would share its one core, and whoever waits for them

@@ -18,12 +18,12 @@ from harness.domain import CANDIDATE, REFERENCE, Status
 from harness.judge.check.compare import Mismatch
 from harness.judge.check.precision import Standard
 from harness.judge.timing import clock
-from harness.judge.timing.input_pool import Stage, Values
-from harness.judge.timing.isolated_calls import SLOT, Hand, Singles
+from harness.judge.timing.input_pool import InputPool, Values
+from harness.judge.timing.isolated_calls import SLOT, CallInputs, IsolatedCalls
 from harness.judge.timing.nvml import GpuWatch
-from harness.judge.timing.probe import Survey
+from harness.judge.timing.probe import Probe
 from harness.judge.timing.timed_outputs import OutputCheck, TimedWrongly
-from harness.judge.timing.timed_worker import Baton, Timed
+from harness.judge.timing.timed_worker import Timed, TimedWorker
 from harness.judge.workers.remote import KilledBesideSolution, WorkerFailed
 
 _FLUSH_TIMES = 4
@@ -39,7 +39,7 @@ class BaselineFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class TimingConfig:
     """How a pair is timed.
 
     Attributes:
@@ -61,7 +61,7 @@ class Setting:
 
 @dataclass(slots=True)
 class Log:
-    """Batches of one role, hand-shake included."""
+    """Batches of one role, batch overhead included."""
 
     total_ms: list[float] = field(default_factory=list)
     claimed_ms: list[float | None] = field(default_factory=list)
@@ -71,21 +71,21 @@ class Batches:
     """Runs batches.
 
     Args:
-        batons: by role.
+        timed_workers: by role.
         device: what the workers run on.
-        setting: how a pair is timed.
+        config: how a pair is timed.
         policy: what counts.
         watch: says who else is on the GPU.
         secret: source of the order of calls, and of the choice of what is looked at.
         alive: told before each batch: many slow ones take minutes.
 
     Attributes:
-        batons: by role; who fails is taken out.
+        timed_workers: by role; who fails is taken out.
         calls: calls of a batch, by role.
         logs: batches by role, since they were cleared.
         running: who is to blame should a worker fail.
         reruns: how often the candidate's outputs may yet lie in memory that is new to the judge.
-        short: calls take the host's time alone: no batch is jolted.
+        short: calls take the host's time alone: no batch is host-delayed.
         on_gpu: whether workers run on one.
         alike: what is done for the candidate's sake is done for everybody: in blocks of short calls
             it moves their caches by as much as the difference that is looked for.
@@ -93,58 +93,58 @@ class Batches:
 
     def __init__(
         self,
-        batons: dict[str, Baton],
+        timed_workers: dict[str, TimedWorker],
         device: torch.device,
-        setting: Setting,
+        config: TimingConfig,
         policy: clock.ClockPolicy,
         watch: GpuWatch,
         secret: random.Random,
         alive: Callable[[], None] = lambda: None,
     ) -> None:
-        self.batons = batons
+        self.timed_workers = timed_workers
         self.calls: dict[str, int] = {}
-        self.logs = {role: Log() for role in batons}
+        self.logs = {role: Log() for role in timed_workers}
         self.running = CANDIDATE
         self.reruns = 0
         self.short = self.alike = False
         self._device = device
         self.on_gpu = device.type == "cuda"
-        self._setting = setting
+        self._config = config
         self._policy = policy
         self._watch = watch
         self._secret = secret
         self._alive = alive
         self._quiet_ms = float("inf")
         self._best_beyond_ms: dict[str, float] = {}
-        self._jolted: set[str] = set()
+        self._host_delayed: set[str] = set()
         self._unchecked: list[tuple[Timed, Mapping[int, Values]]] = []
         self._flush: torch.Tensor | None = None
-        self._singles: dict[str, Singles] = {}
+        self._isolated_calls: dict[str, IsolatedCalls] = {}
 
-    def over(self, stage: Stage, checks: OutputCheck, survey: Survey) -> None:
+    def over(self, stage: InputPool, checks: OutputCheck, probe: Probe) -> None:
         """Say what batches run over.
 
         Args:
             stage: holds their inputs.
             checks: of the candidate's outputs.
-            survey: what a call takes.
+            probe: what a call takes.
         """
-        self._stage, self._checks, self._survey = stage, checks, survey
-        if self.on_gpu and not self._setting.warm_l2:
+        self._input_pool, self._checks, self._probe = stage, checks, probe
+        if self.on_gpu and not self._config.warm_l2:
             properties = torch.cuda.get_device_properties(self._device)
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
             self._flush = torch.empty(size, dtype=torch.uint8, device=self._device)
 
     def calls_of(self, role: str) -> int:
         """Return how many calls a batch of a role has."""
-        return min(self.calls[role], self._stage.count)
+        return min(self.calls[role], self._input_pool.count)
 
     def begin_anew(self) -> None:
         """Forget what batches took so far: they prepared what is measured now."""
         for log in self.logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
-        self._jolted.clear()
+        self._host_delayed.clear()
 
     def forget_best(self) -> None:
         """Forget what was the least beyond events: batches have other sizes from now on."""
@@ -172,7 +172,7 @@ class Batches:
             if taken_ms < 3 * self._quiet_ms + 0.2:
                 return
             time.sleep(0.002)
-        if not self._watch.strangers():
+        if not self._watch.other_processes():
             raise TimedWrongly(
                 Mismatch(
                     status=Status.TAMPERED,
@@ -187,36 +187,36 @@ class Batches:
         Args:
             role: whose.
             calls: None for as many as were chosen.
-            logged: whether it counts among the role's batches: one of a single call does not.
+            logged: whether it counts among the role's batches: one of an isolated call does not.
 
         Returns:
-            Its milliseconds, the hand-shake included.
+            Its milliseconds, the batch overhead included.
         """
         self._alive()
         calls = calls or self.calls_of(role)
         self.running = role
-        baton = self.batons[role]
-        slots = list(range(self._stage.count))
-        if self._setting.warm_l2 and self.on_gpu:
+        timed_worker = self.timed_workers[role]
+        slots = list(range(self._input_pool.count))
+        if self._config.warm_l2 and self.on_gpu:
             slots = slots[: max(1, self._warm_slots())]
         rounds, rest = divmod(calls, len(slots))
         order = shuffled(slots * rounds + shuffled(slots, self._secret)[:rest], self._secret)
         like_candidate = self.alike or role == CANDIDATE
         if like_candidate:
-            self._stage.renew()
-        self._rest_others(role)
-        poison = list(self._survey.poison) * min(calls, baton.keep)
+            self._input_pool.renew()
+        self._suspend_others(role)
+        poison = list(self._probe.poison) * min(calls, timed_worker.keep)
         try:
-            baton.arm(self._setting.mode, poison)
+            timed_worker.prepare(self._config.mode, poison)
             # A candidate stands still only now: what it could have read until here is not what it
             # gets. For the others they are written again: the candidate may have left numbers
             # there that they are slow on. And all must stand for as long: caches grow cold.
-            self._stage.write()
+            self._input_pool.write()
             self._cool()
             whole = like_candidate and self._checks.wants_whole
             see = self._checks.see_inputs if role == CANDIDATE else None
-            seed = 1 + self._secret.getrandbits(60) if self._survey.draws else 0
-            timed = baton.run(order, self._secret, self._checks.most, whole, see, seed)
+            seed = 1 + self._secret.getrandbits(60) if self._probe.draws else 0
+            timed = timed_worker.run(order, self._secret, self._checks.most, whole, see, seed)
         except WorkerFailed as failed:
             if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
@@ -234,17 +234,17 @@ class Batches:
         if logged:
             self.logs[role].total_ms.append(timed.total_ms)
             self.logs[role].claimed_ms.append(timed.claimed_ms)
-            self._look_for_jolt(baton.role, timed)
+            self._note_host_delay(timed_worker.role, timed)
         return timed.total_ms
 
     def run_alone(
-        self, role: str, hands: Sequence[Hand], first: int, keep: int, *, empty: bool = False
+        self, role: str, given: Sequence[CallInputs], first: int, keep: int, *, empty: bool = False
     ) -> list[float]:
-        """Make single calls of a role, each with inputs that were nowhere before.
+        """Make isolated calls of a role, each with inputs that were nowhere before.
 
         Args:
             role: reference or candidate.
-            hands: a call each.
+            given: a call each.
             first: how many of them do not count.
             empty: without the calls, for what the mailbox takes: the reference's alone.
             keep: how many of the candidate's others wait to be checked (``check_pending``).
@@ -254,23 +254,27 @@ class Batches:
         """
         self._alive()
         self.running = role
-        if role not in self._singles:
-            self._singles[role] = Singles(self.batons[role], self._stage, self._secret)
-        self._rest_others(role)
+        if role not in self._isolated_calls:
+            self._isolated_calls[role] = IsolatedCalls(
+                self.timed_workers[role], self._input_pool, self._secret
+            )
+        self._suspend_others(role)
         self._cool()
-        times, kept = self._singles[role].run(self._setting.mode, hands, first, keep, empty=empty)
+        times, kept = self._isolated_calls[role].run(
+            self._config.mode, given, first, keep, empty=empty
+        )
         if role == CANDIDATE:
             self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
         return times
 
-    def _rest_others(self, role: str) -> None:
+    def _suspend_others(self, role: str) -> None:
         """Stop who is not next: who does not stand still is to blame then."""
-        for other in self.batons if self.alike else (CANDIDATE,):
+        for other in self.timed_workers if self.alike else (CANDIDATE,):
             if other == role:
                 continue
             self.running = other
             try:
-                self.batons[other].rest()
+                self.timed_workers[other].suspend()
             except WorkerFailed as failed:
                 if other in (REFERENCE, CANDIDATE):
                     raise
@@ -287,22 +291,22 @@ class Batches:
         for timed, inputs in unchecked:
             self._checks.check(timed, inputs)
 
-    def _look_for_jolt(self, role: str, timed: Timed) -> None:
+    def _note_host_delay(self, role: str, timed: Timed) -> None:
         if timed.claimed_ms is None or self.short or (role == CANDIDATE and not self.on_gpu):
             return  # off the GPU nothing holds a candidate to what it claims
         beyond = timed.total_ms - timed.claimed_ms
         best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))
-        if clock.is_jolted(timed.total_ms, beyond, best, self._policy):
-            self._jolted.add(role)
+        if clock.is_host_delayed(timed.total_ms, beyond, best, self._policy):
+            self._host_delayed.add(role)
 
-    def whose_jolts(self) -> set[str]:
-        """Return whose batches were jolted since this was asked last."""
-        jolted, self._jolted = self._jolted, set()
-        return jolted
+    def host_delayed_roles(self) -> set[str]:
+        """Return whose batches were host-delayed since this was asked last."""
+        host_delayed, self._host_delayed = self._host_delayed, set()
+        return host_delayed
 
     def _warm_slots(self) -> int:
         properties = torch.cuda.get_device_properties(self._device)
-        return int(properties.L2_cache_size // 2 // max(self._stage.slot_bytes, 1))
+        return int(properties.L2_cache_size // 2 // max(self._input_pool.slot_bytes, 1))
 
 
 def shuffled(items: list[int], secret: random.Random) -> list[int]:

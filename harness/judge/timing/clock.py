@@ -30,7 +30,7 @@ AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
 _SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
 """Under which name a role's second batch of a block is kept."""
 _FIRST = {second: role for role, second in _SECOND.items()}
-JOLTED = "the host was busy"
+HOST_DELAYED = "the host was busy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class ClockPolicy:
         cap_s: seconds for all blocks of one pair.
         min_blocks, max_blocks: blocks; in each every role runs once, reference and candidate twice.
         target_half_width: stop when the interval of the ratio is this narrow (relative), the
-            hand-shake, which is known at the end, still in it.
+            batch overhead, which is known at the end, still in it.
         least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
             quiet the reference is against itself.
         short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
@@ -51,29 +51,29 @@ class ClockPolicy:
             would not fit into cap_s, never less than the second.
         short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
             changes within a second: batches take the second then. More blocks, each within one
-            pace, are worth more than a small part of the hand-shake.
-        latency_batches, latency_s, latency_least: batches of a single call, of reference and
+            pace, are worth more than a small part of the batch overhead.
+        latency_batches, latency_s, latency_least: batches of an isolated call, of reference and
             candidate each: at most so many, and at least the last where they take more than so
             many seconds.
         claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
             milliseconds per batch) in most blocks is a lie.
         overlap_gpu_ms: overlap_ms on a GPU, where kernels hide the host's work for the next call
             back to back: a torch.compile call's took 0.17 ms (H200, 2026-11-30).
-        overlap_part, overlap_ms: a single call above throughput by more than the reference's and
+        overlap_part, overlap_ms: an isolated call above throughput by more than the reference's and
             this (relative, milliseconds) means that calls are worked on together. Medians of single
             calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
             2026-11-29; by 0.2 ms while only the candidate was treated as it is).
-        alone_below_ms, alone_bytes: of references quicker than the first, whose inputs and outputs
-            take no more than the second, single calls get their inputs one at a time. Of others
-            batches of a single call tell enough.
-        handed_least, handed_rounds, handed_s: what takes the place of latency_least,
+        isolated_below_ms, isolated_bytes: of references quicker than the first, whose inputs and
+            outputs take no more than the second, isolated calls get their inputs one at a time. Of
+            others batches of one call tell enough.
+        isolated_least, isolated_rounds, isolated_s: what takes the place of latency_least,
             latency_batches and latency_s there. After the least, rounds end when they tell.
-        handed_calls: of a round, about.
-        handed_part, handed_ms: what takes the place of overlap_part and overlap_ms there; the
-            second on a CPU: single calls of the same code took no more than calls back to back
+        isolated_calls: of a round, about.
+        isolated_part, isolated_ms: what takes the place of overlap_part and overlap_ms there; the
+            second on a CPU: isolated calls of the same code took no more than batched calls
             said (69 references on two cores, 2026-11-29).
-        handed_gpu_ms: the second on a GPU: single calls of references and of honest solutions took
-            1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
+        isolated_gpu_ms: the second on a GPU: isolated calls of references and of honest solutions
+            took 1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
             2026-11-29).
         hidden_times: kernels of the candidate hide so many times what the reference's take, at
             most: what its own take is a claim.
@@ -83,13 +83,13 @@ class ClockPolicy:
             figure: the overhead varies by as much. Batches of one call of 0.08 ms had an overhead
             of 1.0 ms, and the rest came out as zero (H200, 2026-11-30).
         discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
-            than this part were jolted, the host is like that, and they count.
+            than this part were host-delayed, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
-        late_part: where the hand-shake is more than this part of the candidate's batches, nothing
-            is decided: one that is slow until its calls are counted would get short batches.
-        jolt_part, jolt_ms: a batch was jolted where its clock ran on by more than both (relative,
-            milliseconds) beyond what its events claim, against the role's best batch: the GPU was
-            done, and the host did not notice. Of short calls none is: all their time is the
+        late_part: where the batch overhead is more than this part of the candidate's batches,
+            nothing is decided: one that is slow until its calls are counted would get short batches.
+        host_delay_part, host_delay_ms: a batch was host-delayed where its clock ran on by more than
+            both (relative, milliseconds) beyond what its events claim, against the role's best
+            batch: the GPU was done, and the host did not notice. Of short calls none is: all their time is the
             host's, and there are blocks enough to trim.
     """
 
@@ -111,23 +111,23 @@ class ClockPolicy:
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     overlap_gpu_ms: float = 0.25
-    alone_below_ms: float = 0.4
-    alone_bytes: int = 4 << 20
-    handed_least: int = 15
-    handed_rounds: int = 150
-    handed_s: float = 6.0
-    handed_calls: int = 40
-    handed_part: float = 0.1
-    handed_ms: float = 0.0003
-    handed_gpu_ms: float = 0.0015
+    isolated_below_ms: float = 0.4
+    isolated_bytes: int = 4 << 20
+    isolated_least: int = 15
+    isolated_rounds: int = 150
+    isolated_s: float = 6.0
+    isolated_calls: int = 40
+    isolated_part: float = 0.1
+    isolated_ms: float = 0.0003
+    isolated_gpu_ms: float = 0.0015
     hidden_times: float = 2.0
     drowned_batch: float = 1.0
     drowned_part: float = 0.25
     discard_part: float = 0.5
     claimed_part: float = 0.1
     late_part: float = 0.25
-    jolt_part: float = 0.01
-    jolt_ms: float = 0.5
+    host_delay_part: float = 0.01
+    host_delay_ms: float = 0.5
 
 
 @dataclass(slots=True)
@@ -135,10 +135,10 @@ class Blocks:
     """What was measured.
 
     Attributes:
-        ms: milliseconds per call by role, one entry per kept block; with the hand-shake, until it
-            is taken off (``less``).
+        ms: milliseconds per call by role, one entry per kept block; with the batch overhead,
+            until it is taken off (``less``).
         discarded: blocks thrown away, by reason.
-        jolted: blocks put aside, and whether a role that can be believed said so; empty when
+        host_delayed: blocks put aside, and whether a role that can be believed said so; empty when
             measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
         short: their calls are short.
@@ -146,7 +146,7 @@ class Blocks:
 
     ms: dict[str, list[float]] = field(default_factory=dict)
     discarded: dict[str, int] = field(default_factory=dict)
-    jolted: list[tuple[Mapping[str, float], bool]] = field(default_factory=list)
+    host_delayed: list[tuple[Mapping[str, float], bool]] = field(default_factory=list)
     capped: bool = False
     short: bool = False
 
@@ -163,10 +163,10 @@ class Blocks:
             if times
         }
 
-    def less(self, handshake_ms: Mapping[str, float]) -> None:
+    def less(self, overhead_ms: Mapping[str, float]) -> None:
         """Take what is no part of a call from every batch: by role, milliseconds per call."""
         for name, times in self.ms.items():
-            off = handshake_ms[_FIRST.get(name, name)]
+            off = overhead_ms[_FIRST.get(name, name)]
             times[:] = [max(ms - off, 1e-9) for ms in times]
 
     def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
@@ -218,7 +218,7 @@ def measure(
     *,
     prepare: Callable[[], None] = lambda: None,
     condition: Callable[[], str] = lambda: "",
-    jolted: Callable[[], Collection[str]] = tuple,
+    host_delayed: Callable[[], Collection[str]] = tuple,
     now: Callable[[], float] = time.monotonic,
 ) -> Blocks:
     """Run blocks until the candidate's ratio is narrow enough or the time is up.
@@ -230,8 +230,8 @@ def measure(
         order: decides who runs when within a block.
         prepare: called before each block.
         condition: called after each block; a reason to discard it, or nothing.
-        jolted: called after each block: in whose batches the host was late. Such blocks are put
-            aside, unless most are: then they are what this machine is like, and count. Those of
+        host_delayed: called after each block: in whose batches the host was late. Such blocks are
+            put aside, unless most are: then they are what this machine is like, and count. Those of
             which the candidate alone says so are put aside as long as they are few: it could
             choose its slow ones.
         now: seconds.
@@ -244,15 +244,15 @@ def measure(
         sequence = list(batches)
         order.shuffle(sequence)
         block = {name: run(batches[name]) for name in sequence}
-        reason, shaken = condition(), set(jolted())
+        reason, delayed = condition(), set(host_delayed())
         late = now() - began > policy.cap_s
         if reason:
             blocks.discarded[reason] = blocks.discarded.get(reason, 0) + 1
-        elif shaken:
-            blocks.jolted.append((block, shaken != {CANDIDATE}))
+        elif delayed:
+            blocks.host_delayed.append((block, delayed != {CANDIDATE}))
         else:
             blocks.keep(block)
-        kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.jolted)
+        kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.host_delayed)
         if kept >= enough and kept > aside:
             if _narrow(blocks, policy):
                 break
@@ -260,12 +260,12 @@ def measure(
         if kept + aside >= policy.max_blocks or (late and (kept + aside >= 2 or reason)):
             blocks.capped = True
             break
-    _decide_jolted(blocks, policy)
+    _decide_host_delayed(blocks, policy)
     return blocks
 
 
-def _decide_jolted(blocks: Blocks, policy: ClockPolicy) -> None:
-    aside, blocks.jolted = blocks.jolted, []
+def _decide_host_delayed(blocks: Blocks, policy: ClockPolicy) -> None:
+    aside, blocks.host_delayed = blocks.host_delayed, []
     count = len(blocks.ms[CANDIDATE]) + len(aside)
     claimed = [block for block, believed in aside if not believed]
     if len(claimed) > max(1, policy.claimed_part * count):
@@ -276,7 +276,7 @@ def _decide_jolted(blocks: Blocks, policy: ClockPolicy) -> None:
         for block, _ in aside:
             blocks.keep(block)
     elif aside:
-        blocks.discarded[JOLTED] = len(aside)
+        blocks.discarded[HOST_DELAYED] = len(aside)
 
 
 def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
@@ -315,7 +315,7 @@ def outcome(low: float, high: float, floor: float) -> SpeedOutcome:
 
 def lying(
     total_ms: Sequence[float],
-    handshake_ms: float,
+    overhead_ms: float,
     claimed_ms: Sequence[float | None],
     policy: ClockPolicy,
     *,
@@ -323,13 +323,13 @@ def lying(
 ) -> str:
     """Return what is wrong with claims, or nothing.
 
-    Events lie between *go* and *done*: whatever the hand-shake takes, they cannot show more time
-    than the judge's clock. That they show less than it proves something only while nobody else
-    makes the hand-shake longer.
+    Events lie between *go* and *done*: whatever the batch overhead takes, they cannot show more
+    time than the judge's clock. That they show less than it proves something only while nobody else
+    makes the batch overhead longer.
 
     Args:
-        total_ms: per batch, the hand-shake included.
-        handshake_ms: what of it is no part of the calls, as a rule.
+        total_ms: per batch, the batch overhead included.
+        overhead_ms: what of it is no part of the calls, as a rule.
         claimed_ms: what the worker's events said of the same batches.
         alone: no other process has used the GPU meanwhile.
         policy: what an honest claim may differ by. One host hiccup is no lie: most blocks must
@@ -338,7 +338,7 @@ def lying(
     pairs = [(t, c) for t, c in zip(total_ms, claimed_ms, strict=True) if c is not None]
     if len(pairs) < 2:
         return ""
-    own = [t - handshake_ms for t, _ in pairs]
+    own = [t - overhead_ms for t, _ in pairs]
     less = [
         o - c > max(policy.claim_part * o, policy.claim_ms)
         for o, (_, c) in zip(own, pairs, strict=True)
@@ -356,13 +356,15 @@ def lying(
     return ""
 
 
-def is_jolted(clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy) -> bool:
+def is_host_delayed(
+    clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy
+) -> bool:
     """Return whether the host came late to a batch that the GPU had done.
 
     Args:
         clocked_ms: the batch by the judge's clock.
         beyond_ms: how much of it is beyond what its events claim.
         best_ms: the least that was beyond them in this role's batches.
-        policy: what is no jolt.
+        policy: what is no host delay.
     """
-    return beyond_ms - best_ms > max(policy.jolt_ms, policy.jolt_part * clocked_ms)
+    return beyond_ms - best_ms > max(policy.host_delay_ms, policy.host_delay_part * clocked_ms)

@@ -19,7 +19,7 @@ from harness.judge.check import trials
 from harness.judge.reference.problem import InvalidReference, Problem
 from harness.judge.reference.seeds import derived
 from harness.judge.timing import independence
-from harness.judge.timing.timed_worker import Baton
+from harness.judge.timing.timed_worker import TimedWorker
 from harness.usercode.modules import mapped, tensors_of
 
 _DRAW_S = 0.06
@@ -53,7 +53,7 @@ class Slot:
     described: dict[str, Any]
 
 
-class Stage:
+class InputPool:
     """Distinct inputs for the calls of a batch, and the output gradients of gradient calls.
 
     Args:
@@ -117,11 +117,11 @@ class Stage:
     def _template_tensors(self) -> list[torch.Tensor]:
         return tensors_of(self._template) + tensors_of(self._template_grads)
 
-    def place(self, count: int, batons: list[Baton]) -> None:
+    def place(self, count: int, timed_workers: list[TimedWorker]) -> None:
         """Allocate count slots and let every worker map them."""
         grads = self._template_grads
         needed = count * self.slot_bytes
-        self.close(batons)
+        self.close(timed_workers)
         arena = self._new_arena(max(needed, 1 << 12))
         placer = ipc.Placer(arena)
         self._places, args, described = [], [], []
@@ -135,8 +135,8 @@ class Stage:
         dense = all(0 not in t.stride() for t in self._template_tensors())
         if dense and placer.table and needed <= _KEEP_BYTES:
             self._kept = _Kept(placer.table, count, needed, self._problem.device)
-        for baton in batons:
-            baton.stage(arena, placer.table, args, described)
+        for timed_worker in timed_workers:
+            timed_worker.stage(arena, placer.table, args, described)
 
     def _new_arena(self, size_bytes: int) -> Any:
         device = self._problem.device
@@ -146,12 +146,12 @@ class Stage:
             return device_arena.DeviceArena.create(size_bytes, str(device))
         return ipc.HostArena.create(size_bytes)
 
-    def close(self, batons: list[Baton]) -> None:
+    def close(self, timed_workers: list[TimedWorker]) -> None:
         """Free the places; the workers let go of them first."""
         if self._arena is None:
             return
-        for baton in batons:
-            baton.clear()
+        for timed_worker in timed_workers:
+            timed_worker.clear()
         self._places = []
         self._kept = None
         self._arena.close()

@@ -1,4 +1,4 @@
-"""Single calls under the clock: the inputs of each reach the worker when the ones before are done.
+"""Isolated calls of one worker under the clock: each gets its inputs when the one before is done.
 
 Nobody can work ahead on what is not there. The judge leaves the GPU alone meanwhile: two processes
 that take turns on one wait 0.3 ms for it, behind which a worker could hide ten calls.
@@ -16,18 +16,18 @@ import torch
 
 from harness import ipc
 from harness.ipc import mailbox
-from harness.judge.timing.input_pool import Stage, Values
+from harness.judge.timing.input_pool import InputPool, Values
 from harness.judge.timing.timed_outputs import parts
-from harness.judge.timing.timed_worker import Baton, Seen, Timed
+from harness.judge.timing.timed_worker import Seen, Timed, TimedWorker
 
 _ELEMENTS = 8
 """Of each tensor, read on the clock: each is a system call on a CPU."""
 SLOT = 0
-"""Where the inputs of single calls lie in the stage."""
+"""Where the inputs of isolated calls lie in the stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hand:
+class CallInputs:
     """What one call is given.
 
     Attributes:
@@ -54,11 +54,11 @@ _Take = Callable[[], Callable[[], _Outputs]]
 """Takes on the clock what proves that a call is done; what it returns gets the rest later."""
 
 
-class Singles:
-    """Single calls of one worker.
+class IsolatedCalls:
+    """Isolated calls of one worker.
 
     Args:
-        baton: its own; it has run a batch over the inputs that are staged now.
+        timed_worker: its own; it has run a batch over the inputs that are staged now.
         stage: says how inputs lie.
         secret: chooses what is checked.
         clock: seconds; tests inject their own.
@@ -66,33 +66,37 @@ class Singles:
 
     def __init__(
         self,
-        baton: Baton,
-        stage: Stage,
+        timed_worker: TimedWorker,
+        stage: InputPool,
         secret: random.Random,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._baton = baton
+        self._timed_worker = timed_worker
         self._secret = secret
         self._clock = clock
         self._number = 0
         # What a worker claims to give beyond that is not there.
-        self._out = min(out_bytes(baton), baton.worker.max_outbox_bytes) if baton.on_gpu else 0
+        self._out = (
+            min(out_bytes(timed_worker), timed_worker.worker.max_outbox_bytes)
+            if timed_worker.on_gpu
+            else 0
+        )
         arena = ipc.HostArena.create(mailbox.call_mailbox_bytes(stage.slot_bytes, self._out))
         self._mailbox = mailbox.CallMailbox(arena, stage.slot_bytes)
         # On a GPU the module reads where a batch's first call would.
         self._slot = stage.slot(arena, mailbox.CallMailbox.inputs_at)
-        self._places = stage.places(SLOT) if baton.on_gpu else self._slot.places
-        baton.wake()
-        baton.worker.share("call mailbox", arena)
+        self._places = stage.places(SLOT) if timed_worker.on_gpu else self._slot.places
+        timed_worker.resume()
+        timed_worker.worker.share("call mailbox", arena)
 
     def run(
-        self, mode: str, hands: Sequence[Hand], first: int, keep: int, *, empty: bool = False
+        self, mode: str, given: Sequence[CallInputs], first: int, keep: int, *, empty: bool = False
     ) -> tuple[list[float], list[tuple[Timed, Values]]]:
         """Make one call after the other.
 
         Args:
             mode: forward, eval or train.
-            hands: a call each.
+            given: a call each.
             first: how many of them do not count.
             keep: of how many others to keep the outputs: the last, and what the secret chooses.
                 What it takes to see them is on the clock, for all calls alike.
@@ -103,13 +107,13 @@ class Singles:
             Milliseconds of each that counts, from before its inputs were handed over until its
             outputs were the judge's; what is to be checked, with its inputs.
         """
-        baton, pages, last = self._baton, self._mailbox, len(hands) - 1
+        timed_worker, pages, last = self._timed_worker, self._mailbox, len(given) - 1
         counted = range(first, last)
         kept = {last, *self._secret.sample(counted, min(keep - 1, len(counted)))}
-        looking = self._in_mailbox(kept) if baton.on_gpu else self._in_memory
-        baton.wake()
-        baton.worker.ask("ready", mode=mode, poison=[])
-        baton.worker.send(
+        looking = self._in_mailbox(kept) if timed_worker.on_gpu else self._in_memory
+        timed_worker.resume()
+        timed_worker.worker.ask("ready", mode=mode, poison=[])
+        timed_worker.worker.send(
             "alone",
             number=self._number + 1,
             bytes=len(pages.inputs),
@@ -118,7 +122,7 @@ class Singles:
         )
         times: list[float] = []
         seen: dict[int, _Outputs] = {}
-        for position, hand in enumerate(hands):
+        for position, hand in enumerate(given):
             self._number += 1
             look, take = self._looker(), looking(position)
             began = self._clock()
@@ -133,11 +137,11 @@ class Singles:
         inputs = {SLOT: parts(self._places)}
         self._number += 1
         pages.go(self._number, mailbox.END)
-        baton.worker.answer()
+        timed_worker.worker.answer()
         checked = []
         for p in sorted(kept):
             outputs = Seen(
-                layout=baton.layout,
+                layout=timed_worker.layout,
                 numbers={0: seen[p].numbers},
                 elements={0: seen[p].elements},
                 chosen=0,
@@ -145,9 +149,9 @@ class Singles:
                 inputs=inputs if p == last else None,
             )
             one = Timed(
-                total_ms=times[p], claimed_ms=None, order=(SLOT,), seed=hands[p].seed, seen=outputs
+                total_ms=times[p], claimed_ms=None, order=(SLOT,), seed=given[p].seed, seen=outputs
             )
-            checked.append((one, hands[p].values))
+            checked.append((one, given[p].values))
         return times[first:], checked
 
     def _numbers(self) -> np.ndarray:
@@ -156,13 +160,17 @@ class Singles:
 
     def _in_memory(self, position: int) -> _Take:
         """Return what looks at outputs where they lie: at some elements, then at all of them."""
-        baton, count, numbers = self._baton, len(_forms(self._baton)), self._numbers()
-        prepared = baton.prepared(numbers)
+        timed_worker, count, numbers = (
+            self._timed_worker,
+            len(_forms(self._timed_worker)),
+            self._numbers(),
+        )
+        prepared = timed_worker.plan_read(numbers)
 
         def take() -> Callable[[], _Outputs]:
             where = self._mailbox.where(count)
-            elements = baton.elements(where, prepared)
-            return lambda: _Outputs(numbers, elements, baton.whole(where))
+            elements = timed_worker.elements(where, prepared)
+            return lambda: _Outputs(numbers, elements, timed_worker.whole(where))
 
         return take
 
@@ -182,20 +190,22 @@ class Singles:
         return looking
 
     def _outputs(self, buffer: torch.Tensor) -> _Outputs:
-        whole, numbers = mailbox.packed(buffer, _forms(self._baton)), self._numbers()
+        whole, numbers = mailbox.packed(buffer, _forms(self._timed_worker)), self._numbers()
         at = torch.from_numpy(numbers)
         elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
         return _Outputs(numbers, elements, whole)
 
     def _looker(self) -> Callable[[], None]:
-        number, deadline = self._number, time.monotonic() + self._baton.timeout_s
-        return lambda: self._baton.worker.look(deadline, lambda: self._mailbox.is_done(number))
+        number, deadline = self._number, time.monotonic() + self._timed_worker.timeout_s
+        return lambda: self._timed_worker.worker.look(
+            deadline, lambda: self._mailbox.is_done(number)
+        )
 
 
-def out_bytes(baton: Baton) -> int:
+def out_bytes(timed_worker: TimedWorker) -> int:
     """Return what the tensors of one call take in a mailbox, as the worker describes them."""
-    return sum(ipc.aligned(mailbox.packed_bytes(form)) for form in _forms(baton))
+    return sum(ipc.aligned(mailbox.packed_bytes(form)) for form in _forms(timed_worker))
 
 
-def _forms(baton: Baton) -> tuple[ipc.Form | None, ...]:
-    return baton.layout.forms[: mailbox.MAX_TENSORS] if baton.layout else ()
+def _forms(timed_worker: TimedWorker) -> tuple[ipc.Form | None, ...]:
+    return timed_worker.layout.forms[: mailbox.MAX_TENSORS] if timed_worker.layout else ()

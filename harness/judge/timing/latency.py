@@ -1,4 +1,4 @@
-"""Single calls of reference and candidate: what a call takes that has nothing to work ahead on."""
+"""Rounds of isolated calls of reference and candidate: the time of a call that cannot work ahead."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from harness.domain import CANDIDATE, REFERENCE
 from harness.judge.timing import intervals
 from harness.judge.timing.batches import BaselineFailed, Batches
 from harness.judge.timing.clock import ClockPolicy
-from harness.judge.timing.input_pool import Stage
-from harness.judge.timing.isolated_calls import Hand, out_bytes
+from harness.judge.timing.input_pool import InputPool
+from harness.judge.timing.isolated_calls import CallInputs, out_bytes
 from harness.judge.timing.overlap import Latency
 
 _FIRST = 10
@@ -34,7 +34,7 @@ _WAY = "way"
 T = TypeVar("T")
 
 
-class SingleCalls:
+class IsolatedRounds:
     """Measures the latency of one pair.
 
     Args:
@@ -49,7 +49,7 @@ class SingleCalls:
     def __init__(
         self,
         batches: Batches,
-        stage: Stage,
+        stage: InputPool,
         policy: ClockPolicy,
         secret: random.Random,
         fail: Callable[[str, str], None],
@@ -57,44 +57,44 @@ class SingleCalls:
         draws: bool,
     ) -> None:
         self._batches = batches
-        self._stage = stage
+        self._input_pool = stage
         self._policy = policy
         self._secret = secret
         self._fail = fail
         self._draws = draws
-        self._used: list[Hand] = []
+        self._used: list[CallInputs] = []
         self._drawn = 0
         self._wanted = 1
 
     def latency(
         self,
         figures_ms: Mapping[str, float],
-        handshake_ms: float,
+        overhead_ms: float,
         tells: Callable[[Latency], bool],
     ) -> Latency:
-        """Return what single calls take.
+        """Return what isolated calls take.
 
         Args:
-            figures_ms: of calls back to back, by role.
-            handshake_ms: of a batch.
+            figures_ms: of batched calls, by role.
+            overhead_ms: of a batch.
             tells: whether it shows what it is measured for: else there are more of them, if it is
                 sharp.
         """
         policy, batches = self._policy, self._batches
         batches.alike = True  # caches count for more here than anywhere
-        if self._goes_over_the_mailbox(figures_ms[REFERENCE]):
+        if self._fits_mailbox(figures_ms[REFERENCE]):
             most_ms = max(figures_ms.values())
             self._wanted = min(
-                policy.handed_calls,
-                int(_DRAW_S / self._stage.draw_s),
+                policy.isolated_calls,
+                int(_DRAW_S / self._input_pool.draw_s),
                 int(_CALLS_S * 1e3 / most_ms),
             )
-            latency = self._over_the_mailbox(tells)
+            latency = self._isolated(tells)
         else:
             *_, times = self._rounds(policy.latency_batches, policy.latency_s, self._of_batches)
             latency = Latency(
                 times,
-                handshake_ms,
+                overhead_ms,
                 policy.overlap_part,
                 policy.overlap_gpu_ms if batches.on_gpu else policy.overlap_ms,
                 hides=batches.on_gpu,
@@ -103,34 +103,34 @@ class SingleCalls:
         batches.alike = False
         return latency
 
-    def _over_the_mailbox(self, tells: Callable[[Latency], bool]) -> Latency:
-        policy, enough = self._policy, self._policy.handed_least
-        rounds = self._rounds(policy.handed_rounds, policy.handed_s, self._handed_over)
+    def _isolated(self, tells: Callable[[Latency], bool]) -> Latency:
+        policy, enough = self._policy, self._policy.isolated_least
+        rounds = self._rounds(policy.isolated_rounds, policy.isolated_s, self._isolated_round)
         for count, times in enumerate(rounds, 1):
             if count >= enough:
-                if tells(self._handed(times)):
+                if tells(self._isolated_latency(times)):
                     break
                 enough = math.ceil(count * _FURTHER)
-        return self._handed(times)
+        return self._isolated_latency(times)
 
-    def _handed(self, times: Mapping[str, list[float]]) -> Latency:
+    def _isolated_latency(self, times: Mapping[str, list[float]]) -> Latency:
         policy, on_gpu = self._policy, self._batches.on_gpu
         return Latency(
             {role: tuple(times[role]) for role in (REFERENCE, CANDIDATE)},
             float(intervals.middle_mean(np.array(times[_WAY]))),
-            policy.handed_part,
-            policy.handed_gpu_ms if on_gpu else policy.handed_ms,
+            policy.isolated_part,
+            policy.isolated_gpu_ms if on_gpu else policy.isolated_ms,
             hides=on_gpu,
             hidden_times=policy.hidden_times,
             sharp=True,
         )
 
-    def _goes_over_the_mailbox(self, reference_ms: float) -> bool:
-        reference, candidate = (self._batches.batons[r] for r in (REFERENCE, CANDIDATE))
+    def _fits_mailbox(self, reference_ms: float) -> bool:
+        reference, candidate = (self._batches.timed_workers[r] for r in (REFERENCE, CANDIDATE))
         if reference.layout is None or candidate.layout is None:
             return False
-        most = max(self._stage.slot_bytes, out_bytes(reference))
-        return reference_ms < self._policy.alone_below_ms and most <= self._policy.alone_bytes
+        most = max(self._input_pool.slot_bytes, out_bytes(reference))
+        return reference_ms < self._policy.isolated_below_ms and most <= self._policy.isolated_bytes
 
     def _rounds(
         self, most: int, seconds: float, run: Callable[[list[str]], dict[str, float]]
@@ -156,27 +156,27 @@ class SingleCalls:
         run = partial(self._batches.run, calls=1, logged=False)
         return {role: self._unless_baselines_fail(run, role) for role in roles}
 
-    def _handed_over(self, roles: list[str]) -> dict[str, float]:
+    def _isolated_round(self, roles: list[str]) -> dict[str, float]:
         """Make some calls of each, one after the other, whose inputs were nowhere before.
 
         And as many that are none, in the reference's worker, for what the way takes.
         """
-        new = self._hands(max(self._wanted, 1) + self._secret.randrange(_MORE))
-        first = self._used or self._hands(min(_FIRST, len(new)))
+        new = self._fresh_inputs(max(self._wanted, 1) + self._secret.randrange(_MORE))
+        first = self._used or self._fresh_inputs(min(_FIRST, len(new)))
         self._used = (new + first)[: len(first)]
-        run = partial(self._batches.run_alone, hands=first + new, first=len(first), keep=_CHECKED)
+        run = partial(self._batches.run_alone, given=first + new, first=len(first), keep=_CHECKED)
         taken = {role: self._unless_baselines_fail(run, role) for role in roles}
         taken[_WAY] = self._unless_baselines_fail(partial(run, empty=True), REFERENCE)
         return {role: float(intervals.middle_mean(np.array(ms))) for role, ms in taken.items()}
 
-    def _hands(self, count: int) -> list[Hand]:
-        hands = []
+    def _fresh_inputs(self, count: int) -> list[CallInputs]:
+        given = []
         for _ in range(count):
             self._drawn += 1
-            image, values = self._stage.fresh(self._drawn)
+            image, values = self._input_pool.fresh(self._drawn)
             seed = 1 + self._secret.getrandbits(60) if self._draws else 0
-            hands.append(Hand(image=image, values=values, seed=seed))
-        return hands
+            given.append(CallInputs(image=image, values=values, seed=seed))
+        return given
 
     def _unless_baselines_fail(self, run: Callable[[str], T], role: str) -> T:
         while True:

@@ -43,7 +43,7 @@ class Call:
     """The call to be profiled.
 
     Attributes:
-        load: the fields of a load request that every process shares: see Crew.load_fields.
+        load: the fields of a load request that every process shares: see WorkerPool.load_fields.
         init: constructor arguments.
         state: the solution's parameters and buffers, by its names for them.
         args: arguments of the call, on any device.

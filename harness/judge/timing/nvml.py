@@ -40,7 +40,7 @@ class GpuWatch:
         self._handle: Any = None
         self._seen: dict[str, list[float]] = {}
         self._reasons = 0
-        self._strangers = 0
+        self._other_processes = 0
         if device.type != "cuda":
             return
         uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
@@ -76,7 +76,7 @@ class GpuWatch:
         reasons = 0
         try:
             reasons = int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-            self._strangers = max(self._strangers, self.strangers())
+            self._other_processes = max(self._other_processes, self.other_processes())
         except nvml.NVMLError as error:
             self.blind = self.blind or f"throttling was not watched: {error}"
         self._reasons |= reasons
@@ -85,9 +85,9 @@ class GpuWatch:
     @property
     def was_shared(self) -> bool:
         """Return whether a process that does not belong to this run was seen on the GPU."""
-        return self._strangers > 0
+        return self._other_processes > 0
 
-    def strangers(self) -> int:
+    def other_processes(self) -> int:
         """Return how many processes use the GPU that do not belong to this run, 0 if unseen."""
         if self._nvml is None:
             return 0
@@ -106,7 +106,7 @@ class GpuWatch:
         if self._nvml is not None:
             found["throttle_reasons"] = [n for bit, n in _THROTTLED.items() if self._reasons & bit]
             found["power_capped"] = bool(self._reasons & _POWER_CAP)
-            found["other_processes"] = self._strangers
+            found["other_processes"] = self._other_processes
         if self.blind:
             found["blind"] = self.blind
         return found

@@ -1,4 +1,4 @@
-"""What single calls say of calls back to back: whether these are worked on together."""
+"""What isolated calls say of batched calls: whether these are worked on together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Latency:
         part: a candidate's calls may take so much longer, of what they take back to back, before
             that says something.
         least_ms: and this much.
-        hides: kernels of a call back to back hide the host's work for the next one: what its
+        hides: kernels of a batched call hide the host's work for the next one: what its
             kernels take an honest call may take longer, too.
         hidden_times: but not more than so many times what the reference's take.
         sharp: there can be as many as it takes to tell: what they leave open is not decided.
@@ -38,7 +38,7 @@ class Latency:
 
     @property
     def agrees(self) -> bool:
-        """Return whether single calls say of two solutions what calls back to back should say."""
+        """Return whether isolated calls say of two solutions what batched calls should say."""
         return self.sharp and not self.hides
 
     def is_drowned(self, part: float) -> bool:
@@ -59,25 +59,25 @@ class Latency:
         }
 
 
-def worked_on_together(
+def calls_overlap(
     blocks: Blocks, latency: Latency, kernels_ms: Mapping[str, float | None]
 ) -> bool | None:
-    """Return whether the candidate's calls back to back are worked on together.
+    """Return whether the candidate's batched calls are worked on together.
 
     They run side by side, or the first has seen the inputs of all. Back to back a call takes far
     less then than one that is alone: by more than being alone costs, which the reference shows.
 
     In a few blocks the host can change its pace: so the most that the candidate's calls may take is
-    held against it. But whose figure single calls contradict, on the whole, is not cleared: it
+    held against it. But whose figure isolated calls contradict, on the whole, is not cleared: it
     chooses, perhaps, in which blocks and which of these calls it is slow.
 
     Args:
-        blocks: of calls back to back.
-        latency: of single calls.
+        blocks: of batched calls.
+        latency: of isolated calls.
         kernels_ms: of a call, by role; what the candidate's take is a claim.
 
     Returns:
-        None where single calls leave it open.
+        None where isolated calls leave it open.
     """
     reference_ms = blocks.figures()[REFERENCE]
     ratio, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
@@ -90,7 +90,7 @@ def worked_on_together(
 
 
 def _is_steady(latency: Latency) -> bool:
-    """Return whether the reference's single calls agree with each other, as far as is asked for."""
+    """Return whether the reference's isolated calls agree with each other as far as is needed."""
     _, low, high = intervals.interval(np.asarray(latency.taken_ms[REFERENCE]), 0)
     own_ms = (low + high) / 2 - latency.over_ms
     return (high - low) / 2 <= max(latency.part * own_ms, latency.least_ms)
@@ -102,12 +102,12 @@ def _too_long(
     latency: Latency,
     kernels_ms: Mapping[str, float | None],
 ) -> tuple[float, float, float]:
-    """Return by how much single calls of the candidate are slower than is allowed, and surely are.
+    """Return by how much the candidate's isolated calls are slower than is allowed.
 
     Args:
-        reference_ms: of a call back to back.
+        reference_ms: of a batched call.
         candidate_ms: the same.
-        latency: of single calls.
+        latency: of isolated calls.
         kernels_ms: by role.
 
     Returns:

@@ -25,7 +25,7 @@ DrawGrads = Callable[[int], list[torch.Tensor | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
+class Probe:
     """Facts about one call.
 
     Attributes:
@@ -48,7 +48,7 @@ class Survey:
     peaks: roofline.Peaks | None
 
 
-def survey(problem: Problem, mode: str, seed: int, precision: str) -> Survey:
+def probe(problem: Problem, mode: str, seed: int, precision: str) -> Probe:
     """Call the reference a few times and measure the device's peaks.
 
     Args:
@@ -85,7 +85,7 @@ def survey(problem: Problem, mode: str, seed: int, precision: str) -> Survey:
         matrix = any(p.flops for p in work)
         peaks = roofline.peaks(problem.device, dtype, precision, matrix=matrix)
         torch.cuda.empty_cache()
-    return Survey(
+    return Probe(
         # A gradient call returns the gradients of its inputs beside its outputs.
         poison=tuple(poison + (into if draw else [])),
         large=large,

@@ -11,7 +11,7 @@ import numpy as np
 from harness.domain import CANDIDATE, REFERENCE, Baseline, Speed, SpeedOutcome
 from harness.judge.timing import clock, intervals, roofline
 from harness.judge.timing.clock import Blocks, ClockPolicy
-from harness.judge.timing.overlap import Latency, worked_on_together
+from harness.judge.timing.overlap import Latency, calls_overlap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +21,10 @@ class Measured:
     Attributes:
         blocks: batches by role.
         calls: calls in a batch, by role.
-        latency: of single calls.
+        latency: of isolated calls.
         claimed_ms: what the candidate's events say; None without a GPU.
         device_ms: what the GPU was busy, by role; None where it is not known.
-        handshake_ms: of a batch: what was subtracted.
+        overhead_ms: of a batch: what was subtracted.
         baselines: roles beside reference and candidate.
         failed: why further baselines have no figure, by name.
         work: passes of one call.
@@ -40,7 +40,7 @@ class Measured:
     latency: Latency
     claimed_ms: float | None
     device_ms: Mapping[str, float | None]
-    handshake_ms: float
+    overhead_ms: float
     baselines: Sequence[str]
     failed: Mapping[str, str]
     work: Sequence[roofline.Pass]
@@ -68,7 +68,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         return Speed(outcome=SpeedOutcome.UNDECIDED, note=f"every block was discarded: {why}")
     floor = clock.noise_floor(blocks, policy)
     ratio, low, high = blocks.ratio(REFERENCE, CANDIDATE)
-    late = measured.handshake_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
+    late = measured.overhead_ms / max(throughput[CANDIDATE] * measured.calls[CANDIDATE], 1e-9)
     if late > policy.drowned_batch:
         return Speed(
             outcome=SpeedOutcome.UNDECIDED,
@@ -76,27 +76,27 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
             "long as its calls. Next: a larger --size",
         )
     shape, figures, notes = "throughput", throughput, list(measured.notes)
-    together = worked_on_together(blocks, measured.latency, measured.device_ms)
+    overlap = calls_overlap(blocks, measured.latency, measured.device_ms)
     drowned = measured.latency.is_drowned(policy.drowned_part)
     if not drowned:
         single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
-        if together or (together is None and single[0] < ratio):
+        if overlap or (overlap is None and single[0] < ratio):
             shape, figures, (ratio, low, high) = "latency", latency, single
     outcome = clock.outcome(low, high, floor)
-    if drowned and together is not False:
+    if drowned and overlap is not False:
         outcome = SpeedOutcome.UNDECIDED
         notes.append(
-            "a single call takes less time than starting it and reading its outputs: it does not "
-            "tell whether calls back to back are worked on together"
+            "an isolated call takes less time than starting it and reading its outputs: it does "
+            "not tell whether batched calls overlap"
         )
-    elif together:
+    elif overlap:
         notes.append(
             "its calls are worked on together, back to back: what a single one takes counts"
         )
-    elif together is None:
+    elif overlap is None:
         outcome = SpeedOutcome.UNDECIDED
         notes.append(
-            "single calls leave open whether its calls are worked on together: the lower of both "
+            "isolated calls leave open whether its calls are worked on together: the lower of both "
             "figures is given"
         )
     elif (
@@ -104,12 +104,12 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         and measured.latency.agrees
         and outcome in (SpeedOutcome.FASTER, SpeedOutcome.SLOWER)
     ):
-        # Where its memory lies makes a process quick or slow for good; single calls hardly see it.
+        # The place of its memory makes a process quick or slow; isolated calls hardly show it.
         beside = max(floor, policy.short_floor)
         if outcome is not clock.outcome(single[0], single[0], beside):
             outcome = SpeedOutcome.UNDECIDED
-            notes.append("single calls of both do not say the same")
-    throttled = sum(n for reason, n in dropped.items() if reason != clock.JOLTED)
+            notes.append("isolated calls of both do not say the same")
+    throttled = sum(n for reason, n in dropped.items() if reason != clock.HOST_DELAYED)
     if throttled > policy.discard_part * (throttled + count):
         outcome = SpeedOutcome.UNDECIDED
         notes.append("most blocks were throttled")
@@ -121,7 +121,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         )
     if late > policy.late_part:
         outcome = SpeedOutcome.UNDECIDED
-        notes.append("its batches are too short against the hand-shake")
+        notes.append("its batches are too short against the batch overhead")
     notes += [f"discarded: {n} x {reason}" for reason, n in dropped.items()]
     limit = None
     if measured.peaks is not None:
@@ -131,7 +131,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     baselines = [
         _baseline(name, blocks, floor)
         if shape == "throughput"
-        else Baseline(name=name, note="single calls of it were not timed")
+        else Baseline(name=name, note="isolated calls of it were not timed")
         for name in measured.baselines
     ]
     baselines += [Baseline(name=name, note=why) for name, why in measured.failed.items()]
@@ -153,7 +153,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
         candidate_device_ms=measured.device_ms[CANDIDATE],
         noise_floor=floor,
         late_bound=late,
-        handshake_ms=measured.handshake_ms,
+        handshake_ms=measured.overhead_ms,
         discarded=sum(dropped.values()),
         capped=blocks.capped,
         baselines=tuple(baselines),

@@ -20,14 +20,14 @@ from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Problem
 from harness.judge.timing import affinity, clock, nvml
-from harness.judge.timing.batches import BaselineFailed, Batches, Setting
-from harness.judge.timing.input_pool import Stage
-from harness.judge.timing.latency import SingleCalls
-from harness.judge.timing.overlap import Latency, worked_on_together
-from harness.judge.timing.probe import settle, survey
+from harness.judge.timing.batches import BaselineFailed, Batches, TimingConfig
+from harness.judge.timing.input_pool import InputPool
+from harness.judge.timing.latency import IsolatedRounds
+from harness.judge.timing.overlap import Latency, calls_overlap
+from harness.judge.timing.probe import probe, settle
 from harness.judge.timing.speed import Measured, speed_of
 from harness.judge.timing.timed_outputs import OutputCheck, TimedWrongly
-from harness.judge.timing.timed_worker import Baton
+from harness.judge.timing.timed_worker import TimedWorker
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
 
@@ -50,7 +50,7 @@ class Stopwatch:
         oracle: what sampled outputs are held against.
         workers: loaded, by role: REFERENCE, CANDIDATE, and baselines under their own names.
         match: how the candidate's state was matched.
-        setting: how.
+        config: how.
         policy: when to stop and what counts.
         failed: why further baselines could not be loaded.
         progress: told of each step, and of the same again before each of its batches.
@@ -63,7 +63,7 @@ class Stopwatch:
         oracle: Oracle,
         workers: Mapping[str, RemoteWorker],
         match: state.Match,
-        setting: Setting,
+        config: TimingConfig,
         policy: clock.ClockPolicy,
         failed: Mapping[str, str],
         progress: Callable[[str], None] = lambda step: None,
@@ -75,23 +75,23 @@ class Stopwatch:
         self._problem = problem
         self._oracle = oracle
         self._match = match
-        self._setting = setting
+        self._config = config
         self._policy = policy
         # The order of calls and the choice of checked outputs are secret: the system's entropy,
         # not the seed, which is published with the verdict.
         self._secret = random.SystemRandom()
         self._on_gpu = problem.device.type == "cuda"
-        self._batons = {
-            role: Baton(role, worker, problem.device, timeout_s=setting.timeout_s)
+        self._timed_workers = {
+            role: TimedWorker(role, worker, problem.device, timeout_s=config.timeout_s)
             for role, worker in workers.items()
         }
         self._failed = dict(failed)
-        self._seats = ""
+        self._affinity_note = ""
         self._watch = nvml.GpuWatch(problem.device)
         self._batches = Batches(
-            self._batons,
+            self._timed_workers,
             problem.device,
-            setting,
+            config,
             policy,
             self._watch,
             self._secret,
@@ -106,19 +106,19 @@ class Stopwatch:
             TimedWrongly: a checked output of a timed batch is wrong, or a claim is a lie.
             WorkerFailed: the candidate failed while it was timed.
             InvalidReference: the reference did.
-            torch.OutOfMemoryError: there is no memory to time even single calls.
+            torch.OutOfMemoryError: there is no memory to time even isolated calls.
             OutOfTime: from ``progress``.
         """
         try:
-            with affinity.seated():
+            with affinity.affinity_restored():
                 speed = self._measured()
             # The candidate was stopped when its last batch had ended; further calls may follow.
             self._batches.running = CANDIDATE
-            self._batons[CANDIDATE].clear()
+            self._timed_workers[CANDIDATE].clear()
             return speed
         except OutOfTime:
             self._batches.running = CANDIDATE
-            self._batons[CANDIDATE].clear()  # it may stand still, and one more call follows
+            self._timed_workers[CANDIDATE].clear()  # it may stand still, and one more call follows
             raise
         except WorkerFailed as failed:
             if self._batches.running == CANDIDATE or isinstance(failed, KilledBesideSolution):
@@ -132,26 +132,26 @@ class Stopwatch:
     def _measured(self) -> Speed:
         self._enter("stage")
         self._send_state()
-        setting, problem = self._setting, self._problem
-        self._survey = survey(problem, setting.mode, setting.seed, setting.precision)
-        self._stage = Stage(problem, self._survey.draw_grads, setting.seed)
+        config, problem = self._config, self._problem
+        self._probe = probe(problem, config.mode, config.seed, config.precision)
+        self._input_pool = InputPool(problem, self._probe.draw_grads, config.seed)
         self._checks = OutputCheck(
             problem,
             self._oracle,
-            self._stage,
+            self._input_pool,
             self._match,
-            setting.standard,
-            setting.mode,
-            repeats=self._survey.repeats,
-            large=self._survey.large,
+            config.standard,
+            config.mode,
+            repeats=self._probe.repeats,
+            large=self._probe.large,
             secret=self._secret,
         )
         batches = self._batches
-        batches.over(self._stage, self._checks, self._survey)
+        batches.over(self._input_pool, self._checks, self._probe)
         self._prepare()
         self._enter("blocks")
         batches.alike = batches.short
-        order = random.Random(self._setting.seed)
+        order = random.Random(self._config.seed)
         left_s = self._budget.left_s()
         policy = dataclasses.replace(self._policy, cap_s=min(self._policy.cap_s, left_s))
         while True:
@@ -164,17 +164,17 @@ class Stopwatch:
                     order,
                     condition=self._watch.condition,
                     prepare=batches.check_pending,
-                    jolted=batches.whose_jolts,
+                    host_delayed=batches.host_delayed_roles,
                 )
                 batches.check_pending()
                 break
             except BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
-                batches.whose_jolts()  # of a block that is not there
+                batches.host_delayed_roles()  # of a block that is not there
         batches.alike = False
         blocks.short = batches.short
-        handshake_ms = self._handshake_ms()
-        blocks.less({role: handshake_ms / batches.calls_of(role) for role in roles})
+        overhead_ms = self._overhead_ms()
+        blocks.less({role: overhead_ms / batches.calls_of(role) for role in roles})
         self._enter("latency")
         figures = blocks.figures()
         device_ms = {
@@ -182,11 +182,11 @@ class Stopwatch:
             for role in (REFERENCE, CANDIDATE)
             if role in figures
         }
-        latency = self._latency(blocks, handshake_ms, device_ms)
+        latency = self._latency(blocks, overhead_ms, device_ms)
         log = batches.logs[CANDIDATE]
         lie = clock.lying(
             log.total_ms,
-            handshake_ms,
+            overhead_ms,
             log.claimed_ms,
             self._policy,
             alone=not self._watch.was_shared,
@@ -200,19 +200,19 @@ class Stopwatch:
             latency=latency,
             claimed_ms=self._claimed_ms(CANDIDATE),
             device_ms=device_ms,
-            handshake_ms=handshake_ms,
+            overhead_ms=overhead_ms,
             baselines=tuple(self._others()),
             failed=self._failed,
-            work=self._survey.work,
-            peaks=self._survey.peaks,
+            work=self._probe.work,
+            peaks=self._probe.peaks,
             card=self._watch.card,
             gpu=self._watch.record(),
-            repeats=self._survey.repeats,
+            repeats=self._probe.repeats,
             notes=tuple(
                 note
                 for note in (
                     self._cache_note(),
-                    self._seats,
+                    self._affinity_note,
                     self._watch.blind,
                     self._time_note() if blocks.capped and policy != self._policy else "",
                 )
@@ -226,40 +226,40 @@ class Stopwatch:
         self._progress(step)
 
     def _latency(
-        self, blocks: clock.Blocks, handshake_ms: float, device_ms: Mapping[str, float | None]
+        self, blocks: clock.Blocks, overhead_ms: float, device_ms: Mapping[str, float | None]
     ) -> Latency:
         if len(blocks.ms[CANDIDATE]) < 2:  # nothing will be said of them
             return Latency({}, 0.0, 0.0, 0.0)
 
         def tells(latency: Latency) -> bool:
-            return worked_on_together(blocks, latency, device_ms) is not None
+            return calls_overlap(blocks, latency, device_ms) is not None
 
-        alone = SingleCalls(
+        alone = IsolatedRounds(
             self._batches,
-            self._stage,
+            self._input_pool,
             self._policy,
             self._secret,
             self._fail,
-            draws=self._survey.draws,
+            draws=self._probe.draws,
         )
         figures = blocks.figures()
         back_to_back = {role: figures[role] for role in (REFERENCE, CANDIDATE)}
-        return alone.latency(back_to_back, handshake_ms, tells)
+        return alone.latency(back_to_back, overhead_ms, tells)
 
     # --- preparation ----------------------------------------------------------------------------
 
     def _others(self) -> list[str]:
-        return [r for r in self._batons if r not in (REFERENCE, CANDIDATE)]
+        return [r for r in self._timed_workers if r not in (REFERENCE, CANDIDATE)]
 
     def _send_state(self) -> None:
         state_now = {n: t.detach() for n, t in self._problem.state().items()}
         theirs = {name: state_now[ours] for name, ours in self._match.source.items()}
-        for role, baton in list(self._batons.items()):
+        for role, timed_worker in list(self._timed_workers.items()):
             values = theirs if role == CANDIDATE else state_now
             if role.startswith("torch.compile"):  # which wraps the module
                 values = {f"_orig_mod.{n}": t for n, t in state_now.items()}
             self._batches.running = role
-            self._guarded(role, partial(_write, baton, values))
+            self._guarded(role, partial(_write, timed_worker, values))
 
     def _guarded(self, role: str, work: Callable[[], Any]) -> None:
         """Do work for a role; a baseline that fails is named and does not hide the others."""
@@ -272,20 +272,22 @@ class Stopwatch:
 
     def _fail(self, role: str, why: str) -> None:
         self._failed[role] = why
-        self._batons.pop(role).worker.close()
+        self._timed_workers.pop(role).worker.close()
 
     def _prepare(self) -> None:
         """Stage as many calls as a batch should have, and see how many that is for each role."""
-        self._stage.place(1, list(self._batons.values()))
-        if self._survey.large:
+        self._input_pool.place(1, list(self._timed_workers.values()))
+        if self._probe.large:
             # What the reference wrote is not looked at: that memory serves longer batches.
             for role in (REFERENCE, *self._others()):
-                self._batons[role].keep = 1
-        for role in list(self._batons):  # compiles what compiles late, fills the allocators
+                self._timed_workers[role].keep = 1
+        for role in list(self._timed_workers):  # compiles what compiles late, fills the allocators
             self._guarded(role, partial(self._warm_up, role))
         if self._on_gpu:  # on the CPU they have theirs
-            workers = [baton.worker.pid for baton in self._batons.values()]
-            self._seats = affinity.take_seats(self._problem.device, workers, self._sit)
+            workers = [timed_worker.worker.pid for timed_worker in self._timed_workers.values()]
+            self._affinity_note = affinity.pin_judge_and_workers(
+                self._problem.device, workers, self._sit
+            )
         self._choose_calls()
         settle(self._problem.device)
         self._batches.begin_anew()
@@ -293,10 +295,10 @@ class Stopwatch:
 
     def _sit(self, cores: set[int]) -> bool:
         """Have the main thread of every worker move to some cores; return whether all did."""
-        for role, baton in list(self._batons.items()):
+        for role, timed_worker in list(self._timed_workers.items()):
             self._batches.running = role
-            self._guarded(role, partial(baton.sit, cores))
-        return all(baton.sits_on(cores) for baton in self._batons.values())
+            self._guarded(role, partial(timed_worker.pin, cores))
+        return all(timed_worker.runs_on(cores) for timed_worker in self._timed_workers.values())
 
     def _choose_calls(self) -> None:
         """Find how many calls of each role take as long as a batch should, and stage them."""
@@ -306,12 +308,12 @@ class Stopwatch:
         for _ in range(3):
             self._batches.calls = clock.calls_by_role(estimates, most, self._policy)
             self._batches.short = clock.short_calls(estimates, self._policy)
-            if self._places() <= 1.5 * self._stage.count:
+            if self._places() <= 1.5 * self._input_pool.count:
                 break
-            # Short calls hide behind the hand-shake above: once more, from a real batch.
+            # Short calls hide behind the batch overhead above: once more, from a real batch.
             estimates, most = self._fitting(most)
         chosen = self._batches.calls
-        self._batches.calls = {role: min(n, self._stage.count) for role, n in chosen.items()}
+        self._batches.calls = {role: min(n, self._input_pool.count) for role, n in chosen.items()}
 
     def _batch_each(self, calls: int | None = None) -> dict[str, float]:
         """Run a batch of every role, as long as chosen or said; returns milliseconds per call."""
@@ -320,7 +322,7 @@ class Stopwatch:
         def run(role: str) -> None:
             taken[role] = self._batches.run(role, calls) / (calls or self._batches.calls_of(role))
 
-        for role in list(self._batons):
+        for role in list(self._timed_workers):
             self._guarded(role, partial(run, role))
         return taken
 
@@ -339,7 +341,7 @@ class Stopwatch:
             self._batches.forget_best()
             count = min(self._places(), most)
             try:
-                self._stage.place(count, list(self._batons.values()))
+                self._input_pool.place(count, list(self._timed_workers.values()))
                 return self._batch_each(), most
             except (WorkerFailed, HarnessError, torch.OutOfMemoryError) as error:
                 full = not isinstance(error, WorkerFailed) or error.status is Status.OUT_OF_MEMORY
@@ -349,19 +351,19 @@ class Stopwatch:
                 torch.cuda.empty_cache()
 
     def _warm_up(self, role: str) -> None:
-        baton = self._batons[role]
+        timed_worker = self._timed_workers[role]
         compiles = role not in (REFERENCE, CANDIDATE)
         if compiles:
-            baton.timeout_s = _COMPILE_S
+            timed_worker.timeout_s = _COMPILE_S
         with self._budget.compiling() if compiles else contextlib.nullcontext():
             for _ in range(2):
                 self._batches.run(role, 1)
-        baton.timeout_s = self._setting.timeout_s
+        timed_worker.timeout_s = self._config.timeout_s
 
     def _room(self) -> int:
         """Return how many calls fit: their inputs once, their outputs as far as they are kept."""
-        kept = sum(b.keep > 1 for b in self._batons.values())
-        each = self._stage.slot_bytes + kept * sum(self._survey.poison)
+        kept = sum(b.keep > 1 for b in self._timed_workers.values())
+        each = self._input_pool.slot_bytes + kept * sum(self._probe.poison)
         if not self._on_gpu:
             return max(1, _HOST_BUDGET_BYTES // max(each, 1))
         # After one checked call judge and workers hold what they need for one.
@@ -369,14 +371,14 @@ class Stopwatch:
         self._checks.check_next_whole()
         self._batches.run(CANDIDATE, 1)
         free, _ = torch.cuda.mem_get_info(self._problem.device)
-        spare = _SPARE_BYTES + 3 * self._stage.slot_bytes + 2 * sum(self._survey.poison)
+        spare = _SPARE_BYTES + 3 * self._input_pool.slot_bytes + 2 * sum(self._probe.poison)
         return 1 + max(0, free - spare) // max(each, 1)
 
-    def _handshake_ms(self) -> float:
+    def _overhead_ms(self) -> float:
         """Return what a batch costs beside its calls: letting go, waking up, looking at outputs.
 
         The reference runs no code of the candidate's, so its own events can be believed: they say
-        what its calls took, and what the judge's clock says more is the hand-shake. All of its
+        what its calls took, and what the judge's clock says more is the batch overhead. All of its
         batches in the blocks count: what else the machine does then is in them as it is in the
         candidate's.
         """
@@ -405,9 +407,9 @@ class Stopwatch:
         claimed = self._claimed_ms(role)
         if figure_ms >= _PROFILED_MS and claimed is not None:
             return claimed
-        few = [i % self._stage.count for i in range(min(self._batches.calls_of(role), 3))]
+        few = [i % self._input_pool.count for i in range(min(self._batches.calls_of(role), 3))]
         self._batches.running = role
-        return self._batons[role].device_ms(self._setting.mode, few)
+        return self._timed_workers[role].device_ms(self._config.mode, few)
 
     def _time_note(self) -> str:
         return (
@@ -422,12 +424,12 @@ class Stopwatch:
             text += f" ({slower} of them in one of the reference's)"
         if not self._on_gpu:
             return text
-        if self._setting.warm_l2:
+        if self._config.warm_l2:
             return f"{calls} calls a batch over inputs that fit the L2 cache (warm)"
         return f"{text}; L2 cold"
 
 
-def _write(baton: Baton, values: Mapping[str, torch.Tensor]) -> None:
-    baton.wake()
-    baton.worker.ask("state", **baton.worker.encode(values=values))
-    baton.clear()
+def _write(timed_worker: TimedWorker, values: Mapping[str, torch.Tensor]) -> None:
+    timed_worker.resume()
+    timed_worker.worker.ask("state", **timed_worker.worker.encode(values=values))
+    timed_worker.clear()

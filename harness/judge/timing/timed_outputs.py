@@ -19,7 +19,7 @@ from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem
 from harness.judge.reference.similarity import triples
-from harness.judge.timing.input_pool import Stage, Values, flat
+from harness.judge.timing.input_pool import InputPool, Values, flat
 from harness.judge.timing.timed_worker import Seen, Timed
 from harness.judge.workers.peer_memory import Layout
 from harness.usercode.modules import differentiable, given_tensors, tensors_of, write_state
@@ -66,7 +66,7 @@ class OutputCheck:
         self,
         problem: Problem,
         oracle: Oracle,
-        stage: Stage,
+        stage: InputPool,
         match: state.Match,
         standard: Standard,
         mode: str,
@@ -77,7 +77,7 @@ class OutputCheck:
     ) -> None:
         self._problem = problem
         self._oracle = oracle
-        self._stage = stage
+        self._input_pool = stage
         self._match = match
         # The oracle may be too large for the moment: the reference then stands in for it. What
         # rounds differently has been found by the checked calls.
@@ -105,7 +105,7 @@ class OutputCheck:
 
     def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
         """Return what is found now where inputs of slots lie: all of it, or elements of much."""
-        return {slot: parts(self._stage.places(slot)) for slot in slots}
+        return {slot: parts(self._input_pool.places(slot)) for slot in slots}
 
     def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
         """Return what those outputs of a batch that were looked at were computed from, by slot.
@@ -113,7 +113,7 @@ class OutputCheck:
         Private copies: to check it when other inputs are staged.
         """
         slots = {timed.order[position] for position in timed.seen.elements}
-        return {slot: self._stage.values(slot) for slot in slots}
+        return {slot: self._input_pool.values(slot) for slot in slots}
 
     def check(self, timed: Timed, inputs: Mapping[int, Values] | None = None) -> None:
         """Check a batch of the candidate's.
@@ -133,7 +133,7 @@ class OutputCheck:
             judged = position == seen.chosen
             whole = seen.whole if judged else None
             slot = timed.order[position]
-            staged = self._stage.values(slot) if inputs is None else inputs[slot]
+            staged = self._input_pool.values(slot) if inputs is None else inputs[slot]
             touched = seen.inputs is not None and not _untouched(
                 seen.inputs[slot], staged, exact=True
             )

@@ -1,4 +1,4 @@
-"""Runs timed batches in one worker: who runs is passed on like a baton, the others stand still."""
+"""Runs timed batches in one worker, which is suspended while another worker is timed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from harness import ipc
 from harness.ipc import mailbox
-from harness.judge.workers.peer_memory import Layout, Sight
+from harness.judge.workers.peer_memory import Layout, PeerMemory
 from harness.judge.workers.remote import RemoteWorker
 
 _MOST_MS = 1e9
@@ -71,7 +71,7 @@ class Timed:
     seed: int = 0
 
 
-class Baton:
+class TimedWorker:
     """One worker under the clock.
 
     Args:
@@ -100,12 +100,12 @@ class Baton:
         self.timeout_s = timeout_s
         self._clock = clock
         self._number = 0
-        self._resting = False
+        self._suspended = False
         on_gpu = device.type == "cuda"
         page = ipc.HostArena.create(mailbox.BATCH_BYTES)
         self._mailbox = mailbox.BatchMailbox(page, nap_s=0.0 if on_gpu else 5e-5)
         worker.share("mailbox", page)
-        self._sight = Sight(worker.memory_fd, device, worker.max_outbox_bytes)
+        self._peer_memory = PeerMemory(worker.memory_fd, device, worker.max_outbox_bytes)
         self._layout: Layout | None = None
         self._device = device
 
@@ -119,22 +119,22 @@ class Baton:
         """Return what a call gives, as the worker described it after its last batch."""
         return self._layout
 
-    def arm(self, mode: str, poison: Sequence[int]) -> None:
+    def prepare(self, mode: str, poison: Sequence[int]) -> None:
         """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
 
         Args:
             mode: forward, eval or train.
             poison: sizes of the blocks that the batch's outputs will take, bytes.
         """
-        self.wake()
+        self.resume()
         self._number += 1
         self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
         self.worker.send("go", number=self._number, keep=self.keep)
         self._mailbox.wait_ready(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
-        # batch, and in the hand-shake that is subtracted.
+        # batch, and in the batch overhead that is subtracted.
         self.worker.pause()
-        self._resting = True
+        self._suspended = True
 
     def run(
         self,
@@ -163,16 +163,16 @@ class Baton:
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
         once = np.random.default_rng(secret.getrandbits(128))
         numbers = [once.integers(0, 1 << 62, _ELEMENTS) for _ in chosen]
-        prepared = [self.prepared(n) for n in numbers]
+        prepared = [self.plan_read(n) for n in numbers]
         self._mailbox.write_order(order, seed)
         self.worker.see_it_stood()
         began = self._clock()
         self.worker.resume_family()  # a helper's head start is on the clock
         self._mailbox.go(self._number)
         self.worker.resume()
-        self._resting = False
+        self._suspended = False
         self._mailbox.wait_done(self._number, look)
-        where, missed = self._mailbox.where(len(order)), self._sight.missed
+        where, missed = self._mailbox.where(len(order)), self._peer_memory.missed
         elements = [self.elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
         self._wait()
         seen_at = self._clock()
@@ -184,8 +184,8 @@ class Baton:
             chosen=chosen[one],
             whole=self.whole(where[chosen[one]]) if whole else None,
             inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
-            unseen=self._sight.missed > missed,
-            blind=self._sight.blind,
+            unseen=self._peer_memory.missed > missed,
+            blind=self._peer_memory.blind,
         )
         self._wait()
         answer = self.worker.answer()
@@ -211,7 +211,7 @@ class Baton:
     def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
         """Note where the worker's memory is."""
         with self.claims():
-            self._sight.learn(answer.get("allocations"), whole=whole)
+            self._peer_memory.learn(answer.get("allocations"), whole=whole)
 
     def _milliseconds(self, said: Any) -> float | None:
         """Return a time that a worker claims."""
@@ -222,7 +222,7 @@ class Baton:
                 raise ipc.WireViolation("a time that is none")
             return float(said)
 
-    def prepared(self, numbers: np.ndarray) -> list[Any]:
+    def plan_read(self, numbers: np.ndarray) -> list[Any]:
         """Return what it takes to read these elements of each tensor that a call gives.
 
         Args:
@@ -232,7 +232,9 @@ class Baton:
             return []
         with self.claims():
             return [
-                self._sight.prepared(form, numbers) if form is not None and form.elements else None
+                self._peer_memory.plan_read(form, numbers)
+                if form is not None and form.elements
+                else None
                 for form in self._layout.forms
             ]
 
@@ -243,7 +245,9 @@ class Baton:
             where: its addresses.
             prepared: which.
         """
-        return self._read(where, lambda sight, i, at, form: sight.elements(at, form, prepared[i]))
+        return self._read(
+            where, lambda peer_memory, i, at, form: peer_memory.elements(at, form, prepared[i])
+        )
 
     def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
         """Read each tensor of one call.
@@ -251,12 +255,12 @@ class Baton:
         Args:
             where: its addresses.
         """
-        return self._read(where, lambda sight, i, at, form: sight.whole(at, form))
+        return self._read(where, lambda peer_memory, i, at, form: peer_memory.whole(at, form))
 
     def _read(
         self,
         where: np.ndarray,
-        how: Callable[[Sight, int, int, ipc.Form], torch.Tensor | None],
+        how: Callable[[PeerMemory, int, int, ipc.Form], torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
         """Read each tensor of one call; None for those that have no memory, or none in sight."""
         forms = self._layout.forms if self._layout else ()
@@ -265,7 +269,7 @@ class Baton:
         with self.claims():
             for i, (at, form) in enumerate(zip(where, forms, strict=False)):
                 if form is not None and form.elements and at:
-                    found[i] = how(self._sight, i, int(at), form)
+                    found[i] = how(self._peer_memory, i, int(at), form)
                     look()  # memory can be slow to read
         return found
 
@@ -273,47 +277,47 @@ class Baton:
         if self.on_gpu:
             torch.cuda.synchronize(self._device)
 
-    def rest(self) -> None:
-        """Stop the worker and all that it started, until wake(): it is not its turn."""
-        if not self._resting:
+    def suspend(self) -> None:
+        """Stop the worker and all that it started, until resume(): it is not its turn."""
+        if not self._suspended:
             self.worker.pause()
-            self._resting = True
+            self._suspended = True
 
-    def wake(self) -> None:
+    def resume(self) -> None:
         """Let the worker answer requests again."""
-        if self._resting:
+        if self._suspended:
             self.worker.see_it_stood()
             self.worker.resume_family()
             self.worker.resume()
-            self._resting = False
+            self._suspended = False
 
-    def sit(self, cores: set[int]) -> None:
+    def pin(self, cores: set[int]) -> None:
         """Have the worker's main thread move to some cores."""
-        self.wake()
+        self.resume()
         self.worker.ask("sit", cores=sorted(cores))
 
-    def sits_on(self, cores: set[int]) -> bool:
+    def runs_on(self, cores: set[int]) -> bool:
         """Return whether the worker's main thread runs on some cores only."""
         return os.sched_getaffinity(self.worker.pid) <= cores
 
     def clear(self) -> None:
         """Have the worker let go of all inputs and outputs, and the judge of their memory."""
-        self.wake()
-        self._sight.close()
+        self.resume()
+        self._peer_memory.close()
         # Its allocations are others then. Its next batch shows which: that one is not looked at.
         self._layout = None
         self.worker.ask("clear")
 
     def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
         """Let the worker map the staged inputs."""
-        self.wake()
+        self.resume()
         self.worker.share("stage", arena)
-        self._sight.lend(arena)
+        self._peer_memory.lend(arena)
         self.worker.ask("stage", table=table, args=args, grads=grads)
 
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:
         """Return the kernel time of one call that the profiler in the worker claims."""
-        self.wake()
+        self.resume()
         answer = self.worker.ask("profile", mode=mode, order=list(order))
         return self._milliseconds(answer.get("device_ms")) or None
 

@@ -51,7 +51,7 @@ class Layout:
         return cls(forms=tuple(ipc.form(f) for f in said), state=tuple(names))
 
 
-class Sight:
+class PeerMemory:
     """The memory of one worker.
 
     Args:
@@ -150,7 +150,7 @@ class Sight:
         if arena is not self._lent:
             arena.close()
 
-    def prepared(self, form: ipc.Form, numbers: np.ndarray) -> Any:
+    def plan_read(self, form: ipc.Form, numbers: np.ndarray) -> Any:
         """Return what elements() needs to read some elements of such a tensor, beforehand.
 
         Args:
@@ -170,7 +170,7 @@ class Sight:
         Args:
             address: of the tensor.
             form: of the tensor.
-            prepared: which, as prepared() says it.
+            prepared: which, as plan_read() gives it.
 
         Returns:
             None where there is no such memory.

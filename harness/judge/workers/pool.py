@@ -25,7 +25,7 @@ from harness.usercode import numeric_flags
 
 _FIRST_TIME_S = 300.0
 """For what an import or a driver takes the first time: our work, not the user's limit."""
-_DISMISS_S = 5.0
+_CLOSE_S = 5.0
 """For a request to a worker that was just ended to notice it."""
 _LAST = 19
 """Niceness of those that have a core when nobody else wants it."""
@@ -36,7 +36,7 @@ class CannotLoad(Exception):
     """A file raised when it was imported, or its constructor did."""
 
 
-class Crew:
+class WorkerPool:
     """The workers of one pair.
 
     Args:
@@ -91,8 +91,8 @@ class Crew:
         self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
         self._sharing = threading.Lock()
         self._starved: set[str] = set()
-        self._called: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
-        self._summoned: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
+        self._compilers: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
+        self._loading: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
 
     def start(self, role: str) -> RemoteWorker:
         """Return a new worker: ``candidate`` and ``build`` under a user id of their own."""
@@ -246,7 +246,7 @@ class Crew:
         """Return the roles that hold the reference."""
         return [REFERENCE, *(BASELINES[name] for name in self._baseline_names())]
 
-    def call_in(self) -> None:
+    def start_compilers(self) -> None:
         """Start the workers of torch.compile, and have them import it in the background.
 
         That takes a core for seconds and touches no device: the wait for the device hides it.
@@ -257,10 +257,10 @@ class Crew:
         pool = concurrent.futures.ThreadPoolExecutor(len(compiling))
         for role in compiling:
             worker = self.start(role)
-            self._called[role] = worker, pool.submit(_said, worker, "import_compiler")
+            self._compilers[role] = worker, pool.submit(_said, worker, "import_compiler")
         pool.shutdown(wait=False)
 
-    def summon(self, problem: Problem, *, profiled: bool) -> None:
+    def start_baselines(self, problem: Problem, *, profiled: bool) -> None:
         """Start the workers that hold the reference, unless they are, and have them load it.
 
         In the background: a CUDA context and the profiler's start take seconds, which the checked
@@ -271,13 +271,13 @@ class Crew:
             profiled: the candidate was under the profiler, which may cost a launch something ever
                 after: then the reference has to have been, too.
         """
-        if self._summoned:
+        if self._loading:
             return
         roles = self._roles()
 
         def load(role: str, worker: RemoteWorker) -> str:
-            if role in self._called:
-                why = self._called[role][1].result()
+            if role in self._compilers:
+                why = self._compilers[role][1].result()
                 if why:
                     return why
             try:
@@ -303,11 +303,11 @@ class Crew:
 
         pool = concurrent.futures.ThreadPoolExecutor(len(roles))
         started = {
-            role: self._called[role][0] if role in self._called else self.start(role)
+            role: self._compilers[role][0] if role in self._compilers else self.start(role)
             for role in roles
         }
         for role, worker in started.items():
-            self._summoned[role] = worker, pool.submit(load, role, worker)
+            self._loading[role] = worker, pool.submit(load, role, worker)
         pool.shutdown(wait=False)
 
     def baselines(
@@ -316,17 +316,17 @@ class Crew:
         """Return loaded workers that hold the reference, and why others could not be loaded.
 
         Args:
-            problem: as for summon.
-            profiled: as for summon.
+            problem: as for start_baselines.
+            profiled: as for start_baselines.
 
         Raises:
             InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
             KilledBesideSolution: a worker was killed, and the solution could have done it.
             torch.OutOfMemoryError: it does not fit beside the others.
         """
-        self.summon(problem, profiled=profiled)
-        workers = {role: worker for role, (worker, _) in self._summoned.items()}
-        failed = {role: loaded.result() for role, (_, loaded) in self._summoned.items()}
+        self.start_baselines(problem, profiled=profiled)
+        workers = {role: worker for role, (worker, _) in self._loading.items()}
+        failed = {role: loaded.result() for role, (_, loaded) in self._loading.items()}
         failed = {role: why for role, why in failed.items() if why}
         if REFERENCE in failed and REFERENCE in self._starved:
             raise torch.OutOfMemoryError(f"in its own worker, the reference {failed[REFERENCE]}")
@@ -336,12 +336,12 @@ class Crew:
             workers.pop(role).close()
         return workers, failed
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         """End all workers, and wait for those that were still loading."""
         for worker in self.workers:
             worker.kill()
-        loading = [busy for _, busy in (*self._called.values(), *self._summoned.values())]
-        concurrent.futures.wait(loading, timeout=_DISMISS_S)
+        loading = [busy for _, busy in (*self._compilers.values(), *self._loading.values())]
+        concurrent.futures.wait(loading, timeout=_CLOSE_S)
         for worker in self.workers:
             worker.close()
 

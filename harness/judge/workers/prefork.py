@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_waiting: list[Hatched] = []
+_waiting: list[WorkerProcess] = []
 _reaping = threading.Lock()
 
 
 @dataclass(slots=True)
-class Hatched:
+class WorkerProcess:
     """A worker process, its wire, and the pipe that its stdout and stderr go to."""
 
     pid: int
@@ -80,7 +80,7 @@ def prefork(count: int) -> None:
             _become_worker(theirs, writer)
         theirs.close()
         os.close(writer)
-        _waiting.append(Hatched(pid, ours, os.fdopen(reader, "rb", buffering=0)))
+        _waiting.append(WorkerProcess(pid, ours, os.fdopen(reader, "rb", buffering=0)))
 
 
 def _become_worker(sock: socket.socket, output: int) -> None:
@@ -100,7 +100,7 @@ def _become_worker(sock: socket.socket, output: int) -> None:
         os._exit(70)
 
 
-def take(environment: Mapping[str, str], package_root: Path) -> Hatched:
+def take(environment: Mapping[str, str], package_root: Path) -> WorkerProcess:
     """Return a worker: one that was forked before, else a new program.
 
     Args:
@@ -126,9 +126,9 @@ def take(environment: Mapping[str, str], package_root: Path) -> Hatched:
     assert process.stdout is not None
     output = os.fdopen(os.dup(process.stdout.fileno()), "rb", buffering=0)
     process.stdout.close()
-    hatched = Hatched(process.pid, ours, output)
-    process.returncode = 0  # reaped by Hatched, not by subprocess
-    return hatched
+    worker_process = WorkerProcess(process.pid, ours, output)
+    process.returncode = 0  # reaped by WorkerProcess, not by subprocess
+    return worker_process
 
 
 def end_waiting() -> None:
