@@ -90,7 +90,7 @@ def spent():
         a.copy_(b)
     return time.perf_counter() - began
 with affinity.affinity_restored():
-    assert affinity.sit(0, max(os.sched_getaffinity(0)))
+    assert affinity.pin(0, max(os.sched_getaffinity(0)))
     print(spent(), torch.get_num_threads())
 print(torch.get_num_threads())
 """

@@ -141,9 +141,9 @@ class Bench:
             on_gpu=on_gpu,
             layout=layout,
             worker=self.peer,
-            wake=lambda: None,
+            resume=lambda: None,
             timeout_s=10.0,
-            prepared=lambda numbers: peer_memory.plan_read(layout.forms[0], numbers),
+            plan_read=lambda numbers: peer_memory.plan_read(layout.forms[0], numbers),
             elements=lambda where, at: [peer_memory.elements(int(where[0]), layout.forms[0], at)],
             whole=lambda where: [peer_memory.whole(int(where[0]), layout.forms[0])],
         )

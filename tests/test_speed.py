@@ -162,7 +162,7 @@ def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:
     speed = speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy())
     assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
     steady = speed_of(dataclasses.replace(MEASURED, latency=latency), ClockPolicy())
-    assert steady.shape == "latency" and "its calls are worked on together" in steady.note
+    assert steady.shape == "latency" and "its batched calls overlap" in steady.note
 
 
 def test_overlapping_calls_are_judged_by_their_latency() -> None:

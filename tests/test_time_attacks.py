@@ -101,7 +101,7 @@ def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size
         if speed.shape == "latency":
             break
     assert speed.shape == "latency", told
-    assert "worked on together" in speed.note
+    assert "batched calls overlap" in speed.note
     assert speed.low < BOUND, told
 
 

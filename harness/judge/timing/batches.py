@@ -121,15 +121,15 @@ class Batches:
         self._flush: torch.Tensor | None = None
         self._isolated_calls: dict[str, IsolatedCalls] = {}
 
-    def over(self, stage: InputPool, checks: OutputCheck, probe: Probe) -> None:
+    def over(self, input_pool: InputPool, checks: OutputCheck, probe: Probe) -> None:
         """Say what batches run over.
 
         Args:
-            stage: holds their inputs.
+            input_pool: holds their inputs.
             checks: of the candidate's outputs.
             probe: what a call takes.
         """
-        self._input_pool, self._checks, self._probe = stage, checks, probe
+        self._input_pool, self._checks, self._probe = input_pool, checks, probe
         if self.on_gpu and not self._config.warm_l2:
             properties = torch.cuda.get_device_properties(self._device)
             size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)

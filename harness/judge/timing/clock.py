@@ -60,7 +60,7 @@ class ClockPolicy:
         overlap_gpu_ms: overlap_ms on a GPU, where kernels hide the host's work for the next call
             back to back: a torch.compile call's took 0.17 ms (H200, 2026-11-30).
         overlap_part, overlap_ms: an isolated call above throughput by more than the reference's and
-            this (relative, milliseconds) means that calls are worked on together. Medians of single
+            this (relative, milliseconds) means that batched calls overlap. Medians of isolated
             calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
             2026-11-29; by 0.2 ms while only the candidate was treated as it is).
         isolated_below_ms, isolated_bytes: of references quicker than the first, whose inputs and
@@ -86,11 +86,12 @@ class ClockPolicy:
             than this part were host-delayed, the host is like that, and they count.
         claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
         late_part: where the batch overhead is more than this part of the candidate's batches,
-            nothing is decided: one that is slow until its calls are counted would get short batches.
+            nothing is decided: a candidate that is slow until its calls are counted would get
+            short batches.
         host_delay_part, host_delay_ms: a batch was host-delayed where its clock ran on by more than
             both (relative, milliseconds) beyond what its events claim, against the role's best
-            batch: the GPU was done, and the host did not notice. Of short calls none is: all their time is the
-            host's, and there are blocks enough to trim.
+            batch: the GPU was done, and the host did not notice. Batches of short calls never are:
+            all their time is the host's, and there are blocks enough to trim.
     """
 
     cap_s: float = 8.0

@@ -23,7 +23,7 @@ from harness.judge.timing.timed_worker import Seen, Timed, TimedWorker
 _ELEMENTS = 8
 """Of each tensor, read on the clock: each is a system call on a CPU."""
 SLOT = 0
-"""Where the inputs of isolated calls lie in the stage."""
+"""Where the inputs of isolated calls lie in the input pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class IsolatedCalls:
 
     Args:
         timed_worker: its own; it has run a batch over the inputs that are staged now.
-        stage: says how inputs lie.
+        input_pool: says how inputs lie.
         secret: chooses what is checked.
         clock: seconds; tests inject their own.
     """
@@ -67,7 +67,7 @@ class IsolatedCalls:
     def __init__(
         self,
         timed_worker: TimedWorker,
-        stage: InputPool,
+        input_pool: InputPool,
         secret: random.Random,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -81,11 +81,11 @@ class IsolatedCalls:
             if timed_worker.on_gpu
             else 0
         )
-        arena = ipc.HostArena.create(mailbox.call_mailbox_bytes(stage.slot_bytes, self._out))
-        self._mailbox = mailbox.CallMailbox(arena, stage.slot_bytes)
+        arena = ipc.HostArena.create(mailbox.call_mailbox_bytes(input_pool.slot_bytes, self._out))
+        self._mailbox = mailbox.CallMailbox(arena, input_pool.slot_bytes)
         # On a GPU the module reads where a batch's first call would.
-        self._slot = stage.slot(arena, mailbox.CallMailbox.inputs_at)
-        self._places = stage.places(SLOT) if timed_worker.on_gpu else self._slot.places
+        self._slot = input_pool.slot(arena, mailbox.CallMailbox.inputs_at)
+        self._places = input_pool.places(SLOT) if timed_worker.on_gpu else self._slot.places
         timed_worker.resume()
         timed_worker.worker.share("call mailbox", arena)
 

@@ -1,4 +1,4 @@
-"""Rounds of isolated calls of reference and candidate: the time of a call that cannot work ahead."""
+"""Rounds of isolated calls of reference and candidate: none of them can be worked ahead on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class IsolatedRounds:
 
     Args:
         batches: of both roles; all have run over the inputs that are staged now.
-        stage: draws further inputs.
+        input_pool: draws further inputs.
         policy: how many, and what counts.
         secret: source of the order of roles, and of seeds.
         fail: told of a baseline that cannot be stopped meanwhile, and why.
@@ -49,7 +49,7 @@ class IsolatedRounds:
     def __init__(
         self,
         batches: Batches,
-        stage: InputPool,
+        input_pool: InputPool,
         policy: ClockPolicy,
         secret: random.Random,
         fail: Callable[[str, str], None],
@@ -57,7 +57,7 @@ class IsolatedRounds:
         draws: bool,
     ) -> None:
         self._batches = batches
-        self._input_pool = stage
+        self._input_pool = input_pool
         self._policy = policy
         self._secret = secret
         self._fail = fail

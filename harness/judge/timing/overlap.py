@@ -1,4 +1,4 @@
-"""What isolated calls say of batched calls: whether these are worked on together."""
+"""What isolated calls say of batched calls: whether batched calls overlap."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Latency:
 def calls_overlap(
     blocks: Blocks, latency: Latency, kernels_ms: Mapping[str, float | None]
 ) -> bool | None:
-    """Return whether the candidate's batched calls are worked on together.
+    """Return whether the candidate's batched calls overlap.
 
     They run side by side, or the first has seen the inputs of all. Back to back a call takes far
     less then than one that is alone: by more than being alone costs, which the reference shows.

@@ -79,9 +79,9 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     overlap = calls_overlap(blocks, measured.latency, measured.device_ms)
     drowned = measured.latency.is_drowned(policy.drowned_part)
     if not drowned:
-        single = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
-        if overlap or (overlap is None and single[0] < ratio):
-            shape, figures, (ratio, low, high) = "latency", latency, single
+        isolated = intervals.ratio_interval(alone[REFERENCE], alone[CANDIDATE], 0)
+        if overlap or (overlap is None and isolated[0] < ratio):
+            shape, figures, (ratio, low, high) = "latency", latency, isolated
     outcome = clock.outcome(low, high, floor)
     if drowned and overlap is not False:
         outcome = SpeedOutcome.UNDECIDED
@@ -90,13 +90,11 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
             "not tell whether batched calls overlap"
         )
     elif overlap:
-        notes.append(
-            "its calls are worked on together, back to back: what a single one takes counts"
-        )
+        notes.append("its batched calls overlap, so the speedup is that of isolated calls")
     elif overlap is None:
         outcome = SpeedOutcome.UNDECIDED
         notes.append(
-            "isolated calls leave open whether its calls are worked on together: the lower of both "
+            "isolated calls leave open whether its batched calls overlap: the lower of both "
             "figures is given"
         )
     elif (
@@ -106,7 +104,7 @@ def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:
     ):
         # The place of its memory makes a process quick or slow; isolated calls hardly show it.
         beside = max(floor, policy.short_floor)
-        if outcome is not clock.outcome(single[0], single[0], beside):
+        if outcome is not clock.outcome(isolated[0], isolated[0], beside):
             outcome = SpeedOutcome.UNDECIDED
             notes.append("isolated calls of both do not say the same")
     throttled = sum(n for reason, n in dropped.items() if reason != clock.HOST_DELAYED)
