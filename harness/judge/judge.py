@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import os
 import re
-import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -104,7 +103,8 @@ class Judge:
         self._emit = emit
         self._await_device = await_device
         self._policy = policy or Policy()
-        self._seed = options.seed if options.seed is not None else secrets.randbits(48)
+        assert options.seed is not None, "the fleet draws the seed of every pair"
+        self._seed = options.seed
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()

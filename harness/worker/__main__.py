@@ -406,10 +406,6 @@ class Worker:
             raise RuntimeError("nothing to encode again")
         return self._encoded(*self._last)
 
-    def do_library(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say which extension libraries were loaded, for launch counting."""
-        return {"libraries": self._builder.libraries if self._builder else []}
-
     def _allocations(self, where: Iterable[int]) -> list[dict[str, Any]]:
         """Describe the GPU memory that addresses lie in, for the judge to map."""
         if self._device.type != "cuda":

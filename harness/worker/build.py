@@ -89,7 +89,6 @@ class Builder:
         self.keys: list[str] = []
         self.files: set[str] = set()
         self.failures: list[str] = []
-        self.libraries: list[str] = []
         self.unsupported: list[str] = []
         self.ships_cuda = False
         self._names: dict[str, str] = {}
@@ -290,7 +289,6 @@ class Builder:
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
             raise self._failed(f"extension {name!r} was built but left no library", "")
-        self.libraries.append(str(library))
         notes = finished / "nvcc.json"
         if notes.is_file():
             self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]

@@ -97,7 +97,7 @@ class WorkerPool:
     def start(self, role: str) -> RemoteWorker:
         """Return a new worker: ``candidate`` and ``build`` under a user id of their own."""
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        cap = int(max(self._policy.memory_floor_bytes, 4 * held))
+        cap = int(max(self._policy.memory_floor_bytes, self._policy.memory_factor * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         untrusted = role in ("candidate", "build")
         if untrusted and not self.confinement.own_user:
