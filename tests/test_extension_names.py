@@ -59,7 +59,7 @@ def builder(
         return Builder(
             device=device,
             cache=cache,
-            staging=tmp_path / "staging",
+            build_folder=tmp_path / "staging",
             support=tmp_path,
             solution=tmp_path / "solution.py",
             announce=lambda event, name: None,

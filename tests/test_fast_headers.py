@@ -196,7 +196,7 @@ def make(
         builder = Builder(
             device="cuda",
             cache=tmp_path / "none",
-            staging=tmp_path / "staging",
+            build_folder=tmp_path / "staging",
             support=tmp_path,
             solution=tmp_path / "solution.py",
             announce=lambda event, name: None,

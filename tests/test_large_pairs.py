@@ -159,8 +159,8 @@ def test_a_build_beside_a_pair_that_has_all_memory_is_put_off(kind, status, goes
     judge._cache = SimpleNamespace(
         complete=lambda: False,
         prepare_support=lambda log: "",
-        staging=lambda uid: Path("staging"),
-        discard=lambda staging: None,
+        build_folder=lambda uid: Path("staging"),
+        discard=lambda build_folder: None,
     )
     if goes_on:
         judge._build(None)

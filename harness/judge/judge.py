@@ -417,12 +417,14 @@ class Judge:
             if why:
                 raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
         worker = self._pool.start("build")
-        staging = self._cache.staging(worker.uid)
+        build_folder = self._cache.build_folder(worker.uid)
         try:
-            loaded = self._pool.load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
+            loaded = self._pool.load(
+                worker, problem, "ModelNew", self._pair.solution, {}, build_folder
+            )
             worker.kill()
             self._cache.adopt(
-                staging,
+                build_folder,
                 [str(k) for k in loaded.get("built", [])],
                 [*map(str, loaded.get("files", [])), *map(str, self._imported)],
             )
@@ -435,7 +437,7 @@ class Judge:
             self._gather(worker)
             worker.close()
             self._pool.workers.remove(worker)
-            self._cache.discard(staging)
+            self._cache.discard(build_folder)
 
     def _match(self, problem: Problem, loaded: dict[str, Any]) -> state.Match:
         described = describe_state(problem.reference)
@@ -533,7 +535,7 @@ class Judge:
             self._facts.notes.append(note)
         self._enter("")
 
-    def _profiled_call(self, staging: Path) -> ncu.Call:
+    def _profiled_call(self, build_folder: Path) -> ncu.Call:
         """Return a call like those that were timed, on an input of its own."""
         problem = self._problem
         assert problem is not None
@@ -542,7 +544,7 @@ class Judge:
         self._emit("harness_code")
         state_now = problem.state()
         return ncu.Call(
-            load=self._pool.load_fields("ModelNew", self._pair.solution, {}, staging),
+            load=self._pool.load_fields("ModelNew", self._pair.solution, {}, build_folder),
             init=problem.init_inputs,
             state={theirs: state_now[ours] for theirs, ours in self._source.items()},
             args=args,

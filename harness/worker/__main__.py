@@ -145,7 +145,7 @@ class Worker:
             with contextlib.suppress(OSError):  # the judge looks at what came of it
                 os.sched_setaffinity(int(task.name), set(request["cores"]))
 
-    def do_sit(self, request: dict[str, Any]) -> None:
+    def do_pin_main_thread(self, request: dict[str, Any]) -> None:
         """Keep the main thread, which is this one, on some cores, as far as the system lets it."""
         with contextlib.suppress(OSError):  # the judge looks at what came of it
             os.sched_setaffinity(0, set(request["cores"]))
@@ -215,7 +215,7 @@ class Worker:
         self._builder = Builder(
             device=self._kind,
             cache=Path(request["cache"]),
-            staging=Path(request["staging"]),
+            build_folder=Path(request["build_folder"]),
             support=Path(request["support"]),
             solution=path,
             announce=self._announce,

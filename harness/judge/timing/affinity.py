@@ -121,7 +121,7 @@ def pin_judge_and_workers(
 def pin(pid: int, core: int) -> bool:
     """Keep a process's main thread on a core; return whether that could be done.
 
-    Its other threads stay free. One that it starts later sits with it.
+    Its other threads stay free. A thread that it starts later shares the core.
     """
     with contextlib.suppress(OSError):
         os.sched_setaffinity(pid, {core})
@@ -130,7 +130,7 @@ def pin(pid: int, core: int) -> bool:
 
 
 def pin_all(pids: Iterable[int], core: int) -> bool:
-    """Have all sit down or none: half of them pinned would be worse than neither."""
+    """Pin all processes to a core or none: half of them pinned would be worse."""
     before: dict[int, set[int]] = {}
     try:
         for pid in pids:
@@ -146,7 +146,7 @@ def pin_all(pids: Iterable[int], core: int) -> bool:
 
 @contextlib.contextmanager
 def affinity_restored() -> Iterator[None]:
-    """Within, this process may sit down; after it, all of its threads run where they could before.
+    """Restore, at the end, the cores on which the threads of this process may run.
 
     torch works without helpers meanwhile: they would share its one core, and whoever waits for them
     spins there, 8 ms for each operation on more than 32768 elements.

@@ -286,14 +286,14 @@ class Stopwatch:
         if self._on_gpu:  # on the CPU they have theirs
             workers = [timed_worker.worker.pid for timed_worker in self._timed_workers.values()]
             self._affinity_note = affinity.pin_judge_and_workers(
-                self._problem.device, workers, self._sit
+                self._problem.device, workers, self._pin_workers
             )
         self._choose_calls()
         settle(self._problem.device)
         self._batches.begin_anew()
         self._batches.reruns = _UNSEEN_COUNTED
 
-    def _sit(self, cores: set[int]) -> bool:
+    def _pin_workers(self, cores: set[int]) -> bool:
         """Have the main thread of every worker move to some cores; return whether all did."""
         for role, timed_worker in list(self._timed_workers.items()):
             self._batches.running = role

@@ -294,7 +294,7 @@ class TimedWorker:
     def pin(self, cores: set[int]) -> None:
         """Have the worker's main thread move to some cores."""
         self.resume()
-        self.worker.ask("sit", cores=sorted(cores))
+        self.worker.ask("pin_main_thread", cores=sorted(cores))
 
     def runs_on(self, cores: set[int]) -> bool:
         """Return whether the worker's main thread runs on some cores only."""

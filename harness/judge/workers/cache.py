@@ -1,6 +1,6 @@
 """Where built extensions are kept, one folder per solution file, so that none can reach another's.
 
-A build worker writes into a staging folder of its own. When it is done the judge moves what it
+A build worker writes into a build folder of its own. When it is done the judge moves what it
 built into the cache, in one rename per extension; a worker that runs the solution only reads.
 """
 
@@ -57,18 +57,18 @@ class ExtensionCache:
             raise HarnessError(f"{solution}: {error}") from error
         self.support = root / "support"
         self.folder = root / f"v{CACHE_VERSION}" / f"{solution.stem}-{device}-{digest}"
-        self._staging_root = root / "staging"
+        self._build_root = root / "staging"
         self._device = device
         self._nvcc = list(nvcc)
         self._fast_headers = fast_headers and device == "cuda"
-        for folder in (self.support, self.folder, self._staging_root):
+        for folder in (self.support, self.folder, self._build_root):
             folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def read_by_workers(self) -> list[Path]:
         """What a solution's workers read, under whatever user id, as far as it is there."""
         built = sorted(self.support.glob("*-*/*"))
-        return [self.support, self.folder, self._staging_root, *built]
+        return [self.support, self.folder, self._build_root, *built]
 
     def complete(self) -> bool:
         """Return whether everything the solution built last time is here and still valid."""
@@ -81,9 +81,9 @@ class ExtensionCache:
         built = all((self.folder / key / "done").exists() for key in manifest["keys"])
         return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
 
-    def staging(self, uid: int | None) -> Path:
+    def build_folder(self, uid: int | None) -> Path:
         """Return a new folder that a build worker under uid may write; None is the judge's own."""
-        folder = Path(tempfile.mkdtemp(dir=self._staging_root))
+        folder = Path(tempfile.mkdtemp(dir=self._build_root))
         if uid is not None:
             os.chown(folder, uid, uid)
         return folder
@@ -96,11 +96,11 @@ class ExtensionCache:
             "fast_headers": self._fast_headers,
         }
 
-    def adopt(self, staging: Path, keys: Iterable[str], files: Iterable[str]) -> None:
-        """Move finished extensions out of a staging folder into the cache, and remember them."""
+    def adopt(self, build_folder: Path, keys: Iterable[str], files: Iterable[str]) -> None:
+        """Move finished extensions out of a build folder into the cache, and remember them."""
         known = []
         for key in dict.fromkeys(keys):
-            source, target = staging / key, self.folder / key
+            source, target = build_folder / key, self.folder / key
             if Path(key).name != key:
                 continue
             if not target.exists() and (source / "done").exists():
@@ -154,9 +154,9 @@ class ExtensionCache:
         temporary.replace(marker)
         return ""
 
-    def discard(self, staging: Path) -> None:
-        """Delete a staging folder with all that is left in it."""
-        shutil.rmtree(staging, ignore_errors=True)
+    def discard(self, build_folder: Path) -> None:
+        """Delete a build folder with all that is left in it."""
+        shutil.rmtree(build_folder, ignore_errors=True)
 
 
 def _headers(built: Path) -> str:

@@ -202,7 +202,7 @@ class WorkerPool:
             worker.answer()
 
     def load_fields(
-        self, class_name: str, path: Path, overrides: dict[str, Any], staging: Path
+        self, class_name: str, path: Path, overrides: dict[str, Any], build_folder: Path
     ) -> dict[str, Any]:
         """Return the part of a load request that is the same in whichever process it runs.
 
@@ -210,7 +210,7 @@ class WorkerPool:
             class_name: Model or ModelNew.
             path: the file.
             overrides: module-level constants to replace.
-            staging: where extensions that the cache lacks are built.
+            build_folder: where extensions that the cache lacks are built.
         """
         return {
             "file": str(path),
@@ -218,7 +218,7 @@ class WorkerPool:
             "numerics": self._numerics,
             "to_device": True,
             "cache": str(self._cache.folder),
-            "staging": str(staging),
+            "build_folder": str(build_folder),
             "support": str(self._cache.support),
             "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
             "fast_headers": self._options.fast_headers,
