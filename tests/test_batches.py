@@ -86,7 +86,7 @@ def batches(stand: Stand) -> Batches:
     return stand.batches
 
 
-def test_a_batch_that_ran_on_beyond_its_events_is_a_jolt(batches: Batches) -> None:
+def test_a_batch_that_ran_on_beyond_its_events_is_a_host_delay(batches: Batches) -> None:
     batches.on_gpu = True
     for total in (28.4, 28.5, 45.0, 28.4):
         batches._note_host_delay(REFERENCE, timed(total, 28.0))
@@ -104,7 +104,7 @@ def test_off_the_gpu_a_candidate_is_not_asked(batches: Batches) -> None:
     assert batches.host_delayed_roles() == {REFERENCE}
 
 
-def test_calls_of_the_host_alone_have_no_jolts(batches: Batches) -> None:
+def test_calls_of_the_host_alone_have_no_host_delays(batches: Batches) -> None:
     """What a slow host adds to their batches, it adds to their calls: half of the blocks had to go
     on a noisy one, and the rest spread all the more."""
     batches.short = True

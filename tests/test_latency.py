@@ -153,7 +153,9 @@ def test_on_a_gpu_more_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("reference_ms", [0.02, 2.0])
-def test_a_baseline_that_does_not_rest_does_not_end_single_calls(reference_ms: float) -> None:
+def test_a_baseline_that_cannot_be_suspended_does_not_end_isolated_calls(
+    reference_ms: float,
+) -> None:
     failed: list[str] = []
 
     class Restless(FakeBatches):

@@ -28,7 +28,7 @@ def test_overlapping_calls_are_noticed() -> None:
     assert overlaps(reference, {REFERENCE: [2.02] * 5, CANDIDATE: [0.52] * 5}) is False
 
 
-def test_single_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
+def test_isolated_calls_that_are_slow_now_and_then_are_no_overlap() -> None:
     """After standing still a call finds cold caches: it takes 0.4 to 0.7 ms more (CPU)."""
     rng = np.random.default_rng(5)
     flagged, caught = 0, 0
@@ -56,7 +56,9 @@ def test_a_host_that_changes_its_pace_hides_no_overlap() -> None:
 
 
 @pytest.mark.parametrize(("longer_ms", "together"), [(0.0, False), (0.0015, None), (0.006, True)])
-def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bool | None) -> None:
+def test_what_isolated_calls_leave_open_is_not_said(
+    longer_ms: float, together: bool | None
+) -> None:
     """Who works ahead by as much as noise may hide is not called FASTER for it."""
     noise = 0.001 * np.random.default_rng(4).standard_normal(30)
     alone = {REFERENCE: [0.05] * 30, CANDIDATE: list(0.05 + longer_ms + noise)}
@@ -64,7 +66,7 @@ def test_what_single_calls_leave_open_is_not_said(longer_ms: float, together: bo
     assert said({REFERENCE: 0.017, CANDIDATE: 0.017}, latency) is together
 
 
-def test_a_host_too_busy_for_single_calls_accuses_nobody() -> None:
+def test_a_host_too_busy_for_isolated_calls_accuses_nobody() -> None:
     """Batches of one beside 16 compilers: both took 5 ms more or less, for calls of 0.4 (H200)."""
     reference = [3.4, -4.2, 0.8, -4.0, 0.3, -3.1, 1.9, 0.6, -4.1, 12.0, 0.9, 1.2, -4.0, -1.2, 1.5]
     candidate = [-4.4, 0.9, 6.1, -0.6, 6.4, 4.9, 4.2, -3.0, -1.3, 6.2, 0.8, 7.1, 4.7, 5.0, 6.8]

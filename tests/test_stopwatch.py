@@ -56,7 +56,7 @@ def test_judge_stands_up_however_timing_ends(
     assert os.sched_getaffinity(0) == everywhere
 
 
-def test_handshake_is_what_the_clock_saw_beyond_the_events_of_the_reference(
+def test_batch_overhead_is_what_the_clock_saw_beyond_the_events_of_the_reference(
     watch: Stopwatch,
 ) -> None:
     watch._batches.logs = {
