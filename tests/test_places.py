@@ -154,7 +154,7 @@ def test_pair_passes_with_the_rights_of_a_default_container(open_folder: Path) -
 @needs_capsh
 def test_compilers_yield_in_a_default_container() -> None:
     """The priority of another user's process is not the judge's to set there."""
-    test = "tests/test_crew.py::test_compilers_yield_to_what_is_measured"
+    test = "tests/test_pool.py::test_compilers_yield_to_what_is_measured"
     words = in_container(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test)
     done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
