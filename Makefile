@@ -34,7 +34,7 @@ bench: venv
 	@$(PY) tests/bench_eval.py $(ARGS)
 
 nvcc: venv
-	@$(PY) -m harness.packaged_nvcc --anyway
+	@$(PY) -m harness.machine.packaged_nvcc --anyway
 
 clean:
 	rm -rf $(VENV) .cache results .mypy_cache .ruff_cache .pytest_cache
@@ -60,5 +60,5 @@ venv:
 	    echo "make: filling $(VENV) failed; pip's own words stand above." >&2; \
 	    exit 1; \
 	fi; \
-	$(PY) -m harness.packaged_nvcc; \
+	$(PY) -m harness.machine.packaged_nvcc; \
 	cp $(LOCK) $(FILLED)

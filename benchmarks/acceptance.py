@@ -41,8 +41,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.discover import discover, select
 from harness.domain import Blame, Pair, SpeedOutcome, Status, UsageError
+from harness.pairs.discover import discover, select
 from harness.report.text import clean, one_line
 
 RIGHT = ("ours", "theirs", "neither")

@@ -34,8 +34,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.acceptance import json_lines
-from harness.discover import discover, select
 from harness.domain import Pair, UsageError
+from harness.pairs.discover import discover, select
 
 CHILD = Path(__file__).with_name("kernelbench_process.py")
 Ask = Callable[[], dict[str, Any]]

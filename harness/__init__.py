@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.domain import (
+    VERSION,
     Blame,
     Check,
     Finding,
@@ -45,7 +46,7 @@ __all__ = [
     "verdict_from_json",
 ]
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def evaluate(
@@ -95,8 +96,8 @@ def evaluate(
     Raises:
         UsageError: a file does not exist, or an option is not valid.
     """
-    from harness.discover import pair_from_files
     from harness.fleet import run_pairs
+    from harness.pairs.discover import pair_from_files
 
     pair = pair_from_files(Path(problem), Path(solution))
     options = Options(

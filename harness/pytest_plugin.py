@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from harness.discover import discover
 from harness.domain import Options, Pair, Status, UsageError, Verdict
 from harness.fleet import run_pairs
+from harness.pairs.discover import discover
 from harness.report import explain
 from harness.report.text import speedup
 

@@ -168,7 +168,7 @@ def spread(values: list[float]) -> tuple[str, str]:
 
 
 def usual_speedup(pair: Pair, size: str, device: str) -> float:
-    from harness.settings import read_settings
+    from harness.pairs.settings import read_settings
 
     changes = [] if size == "full" else read_settings(pair.problem).sizes[size].items()
     words = [f"{name}={value!r}" for name, value in changes]

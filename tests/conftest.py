@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.domain import Pair
-from harness.environment import torch_build
-from harness.fleet.gpus import find_gpus
+from harness.machine.environment import torch_build
+from harness.machine.gpus import find_gpus
 
 # As root, a solution runs as another user: a file that a test writes under umask 077 would be
 # closed to it, and rightly SKIPPED. tests/test_places.py has tests of such places.

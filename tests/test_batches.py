@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import Status
-from harness.judge.batches import BaselineFailed, Batches
-from harness.judge.baton import Timed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
-from harness.judge.remote import WorkerFailed
+from harness.domain import CANDIDATE, REFERENCE, Status
+from harness.judge.timing.batches import BaselineFailed, Batches
+from harness.judge.timing.clock import ClockPolicy
+from harness.judge.timing.timed_worker import Timed
+from harness.judge.workers.remote import WorkerFailed
 
 
 def timed(total_ms: float, claimed_ms: float, *, unseen: bool = False) -> Timed:
@@ -27,18 +27,18 @@ def timed(total_ms: float, claimed_ms: float, *, unseen: bool = False) -> Timed:
 
 
 class Stand:
-    """Batches over batons that the test makes up, and what happened to them in order."""
+    """Batches over timed workers that the test makes up, and what happened to them in order."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
         self.whole: list[bool] = []
         self.checked: list[float] = []
         self.batches = Batches(
-            {role: self.baton(role) for role in (REFERENCE, CANDIDATE)},
+            {role: self.timed_worker(role) for role in (REFERENCE, CANDIDATE)},
             torch.device("cpu"),
             SimpleNamespace(warm_l2=False, mode="eval"),
             ClockPolicy(),
-            SimpleNamespace(strangers=bool),
+            SimpleNamespace(other_processes=bool),
             random.Random(1),
             alive=lambda: self.events.append("alive"),
         )
@@ -57,7 +57,7 @@ class Stand:
         self.batches.over(stage, checks, SimpleNamespace(poison=(), draws=False))
         self.batches._cool = lambda: self.events.append("cool")  # type: ignore[method-assign]
 
-    def baton(self, role: str, **changes: Callable[..., Any]) -> Any:
+    def timed_worker(self, role: str, **changes: Callable[..., Any]) -> Any:
         def run(order: Any, secret: Any, most: int, whole: bool, see: Any, seed: int) -> Timed:
             self.events.append("run")
             self.whole.append(whole)
@@ -65,8 +65,8 @@ class Stand:
             return timed(10.0, 9.0)
 
         acts = {
-            "rest": lambda: self.events.append(f"{role} rests"),
-            "arm": lambda *args, **named: self.events.append(f"{role} armed"),
+            "suspend": lambda: self.events.append(f"{role} rests"),
+            "prepare": lambda *args, **named: self.events.append(f"{role} armed"),
             "run": run,
         }
         return SimpleNamespace(role=role, keep=1, **acts | changes)
@@ -86,40 +86,40 @@ def batches(stand: Stand) -> Batches:
     return stand.batches
 
 
-def test_a_batch_that_ran_on_beyond_its_events_is_a_jolt(batches: Batches) -> None:
+def test_a_batch_that_ran_on_beyond_its_events_is_a_host_delay(batches: Batches) -> None:
     batches.on_gpu = True
     for total in (28.4, 28.5, 45.0, 28.4):
-        batches._look_for_jolt(REFERENCE, timed(total, 28.0))
-    assert batches.whose_jolts() == {REFERENCE}
-    assert batches.whose_jolts() == set()
-    batches._look_for_jolt(CANDIDATE, timed(45.0, 28.0))  # its own best, so far
-    batches._look_for_jolt(CANDIDATE, timed(62.0, 28.0))
-    assert batches.whose_jolts() == {CANDIDATE}
+        batches._note_host_delay(REFERENCE, timed(total, 28.0))
+    assert batches.host_delayed_roles() == {REFERENCE}
+    assert batches.host_delayed_roles() == set()
+    batches._note_host_delay(CANDIDATE, timed(45.0, 28.0))  # its own best, so far
+    batches._note_host_delay(CANDIDATE, timed(62.0, 28.0))
+    assert batches.host_delayed_roles() == {CANDIDATE}
 
 
 def test_off_the_gpu_a_candidate_is_not_asked(batches: Batches) -> None:
     for total in (28.4, 45.0):
-        batches._look_for_jolt(CANDIDATE, timed(total, 28.0))
-        batches._look_for_jolt(REFERENCE, timed(total, 28.0))
-    assert batches.whose_jolts() == {REFERENCE}
+        batches._note_host_delay(CANDIDATE, timed(total, 28.0))
+        batches._note_host_delay(REFERENCE, timed(total, 28.0))
+    assert batches.host_delayed_roles() == {REFERENCE}
 
 
-def test_calls_of_the_host_alone_have_no_jolts(batches: Batches) -> None:
+def test_calls_of_the_host_alone_have_no_host_delays(batches: Batches) -> None:
     """What a slow host adds to their batches, it adds to their calls: half of the blocks had to go
     on a noisy one, and the rest spread all the more."""
     batches.short = True
     for total in (12.4, 17.0):
-        batches._look_for_jolt(REFERENCE, timed(total, 12.0))
-    assert batches.whose_jolts() == set()
+        batches._note_host_delay(REFERENCE, timed(total, 12.0))
+    assert batches.host_delayed_roles() == set()
 
 
 def test_who_does_not_stand_still_is_to_blame_and_not_who_is_next(
     stand: Stand, batches: Batches
 ) -> None:
-    def rest() -> None:
+    def never_stands() -> None:
         raise WorkerFailed(Status.TAMPERED, "it does not stand still")
 
-    batches.batons[CANDIDATE] = stand.baton(CANDIDATE, rest=rest)
+    batches.timed_workers[CANDIDATE] = stand.timed_worker(CANDIDATE, suspend=never_stands)
     with pytest.raises(WorkerFailed):
         batches.run(REFERENCE, 1)
     assert batches.running == CANDIDATE
@@ -152,17 +152,17 @@ def test_in_blocks_of_short_calls_everybody_is_treated_like_the_candidate(
     assert stand.events[len(waits) * 2 + 8 :] == ["checked with inputs"]
 
 
-@pytest.mark.parametrize("where", ["arm", "rest"])
+@pytest.mark.parametrize("where", ["prepare", "suspend"])
 def test_baseline_that_fails_around_a_batch_hides_nobody(
     where: str, stand: Stand, batches: Batches
 ) -> None:
     def fail(*args: Any, **named: Any) -> None:
         raise WorkerFailed(Status.CRASHED, "it died")
 
-    batches.batons["torch.compile"] = stand.baton("torch.compile", **{where: fail})
+    batches.timed_workers["torch.compile"] = stand.timed_worker("torch.compile", **{where: fail})
     batches.alike = True
     with pytest.raises(BaselineFailed) as failed:
-        batches.run("torch.compile" if where == "arm" else CANDIDATE, 1)
+        batches.run("torch.compile" if where == "prepare" else CANDIDATE, 1)
     assert failed.value.role == "torch.compile"
 
 
@@ -174,7 +174,7 @@ def test_a_batch_in_new_memory_is_run_again_and_not_counted(stand: Stand, batche
         total = next(times)
         return timed(total, total - 1, unseen=total < unseen_below)
 
-    batches.batons[CANDIDATE] = stand.baton(CANDIDATE, run=run)
+    batches.timed_workers[CANDIDATE] = stand.timed_worker(CANDIDATE, run=run)
     batches.reruns = 3
     unseen_below = 13.0
     assert batches.run(CANDIDATE, 1) == 13.0

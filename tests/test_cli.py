@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from fake_judge import COMMAND as FAKE_JUDGE
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.domain import Pair
 
 ROOT = Path(__file__).parents[1]
@@ -140,7 +140,7 @@ def test_failure_of_the_harness_exits_with_3_and_writes_the_document(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr("harness.cli.run_pairs", broken)
+    monkeypatch.setattr("harness.cli.main.run_pairs", broken)
     target = tmp_path / "out.json"
     assert cli("--json", str(target)) == 3
     assert "planted" in document(target)["error"]
@@ -149,7 +149,7 @@ def test_failure_of_the_harness_exits_with_3_and_writes_the_document(
 def test_missing_torch_is_one_clear_line(
     cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("harness.cli.torch_build", lambda: None)
+    monkeypatch.setattr("harness.cli.main.torch_build", lambda: None)
     assert cli() == 2
     assert "PyTorch is not installed" in capsys.readouterr().err
 
@@ -183,7 +183,7 @@ def test_verbose_says_everything(cli: Cli, capsys: pytest.CaptureFixture[str]) -
 def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
     """Start the command line as a process of its own, with the fake judge."""
     program = (
-        "import sys; from pathlib import Path; from harness.cli import main; "
+        "import sys; from pathlib import Path; from harness.cli.main import main; "
         "import harness.fleet.logs as logs; logs.PROJECT_ROOT = Path(sys.argv[1]); "
         f"sys.exit(main(sys.argv[2:], root=Path(sys.argv[1]), judge_command={FAKE_JUDGE!r}))"
     )

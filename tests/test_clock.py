@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from harness.domain import SpeedOutcome
-from harness.judge import clock
-from harness.judge.clock import (
+from harness.judge.timing import clock
+from harness.judge.timing.clock import (
     AGAIN,
     CANDIDATE,
     CANDIDATE_AGAIN,
@@ -139,18 +139,18 @@ def test_machine_that_throttles_all_the_time_ends_at_the_cap() -> None:
     assert blocks.ms[CANDIDATE] == []
 
 
-def test_jolted_blocks_are_put_aside_and_counted() -> None:
+def test_host_delayed_blocks_are_put_aside_and_counted() -> None:
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
     late = [[], [REFERENCE], [], [], [CANDIDATE, REFERENCE]]
-    jolts = itertools.chain(late, itertools.repeat([]))
-    blocks = machine.measure(jolted=lambda: next(jolts))
-    assert blocks.discarded == {clock.JOLTED: 2}
+    delays = itertools.chain(late, itertools.repeat([]))
+    blocks = machine.measure(host_delayed=lambda: next(delays))
+    assert blocks.discarded == {clock.HOST_DELAYED: 2}
     assert len(blocks.ms[CANDIDATE]) == POLICY.min_blocks
-    assert not blocks.jolted
+    assert not blocks.host_delayed
 
 
 @pytest.mark.parametrize("put_aside", [False, True])
-def test_one_jolt_does_not_open_the_interval(put_aside: bool) -> None:
+def test_one_host_delay_does_not_open_the_interval(put_aside: bool) -> None:
     """Of five blocks, one batch that the host noticed 16 ms late made the low end 0.63."""
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 100.0}, noise=0.002)
 
@@ -166,16 +166,16 @@ def test_one_jolt_does_not_open_the_interval(put_aside: bool) -> None:
         ROLES,
         ClockPolicy(min_blocks=5, max_blocks=5),
         random.Random(7),
-        jolted=lambda: [CANDIDATE] if put_aside and in_the_third() else [],
+        host_delayed=lambda: [CANDIDATE] if put_aside and in_the_third() else [],
         now=lambda: machine.now_s,
     )
     _, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
     assert (low > 0.99) is put_aside
 
 
-def test_a_host_that_jolts_most_blocks_is_measured_as_it_is() -> None:
+def test_a_host_that_delays_most_blocks_is_measured_as_it_is() -> None:
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0})
-    blocks = machine.measure(jolted=lambda: [REFERENCE])
+    blocks = machine.measure(host_delayed=lambda: [REFERENCE])
     assert blocks.discarded == {}
     assert len(blocks.ms[CANDIDATE]) >= 2
     assert blocks.capped
@@ -185,25 +185,29 @@ def test_a_candidate_cannot_have_its_slow_blocks_put_aside() -> None:
     """It says of four blocks in ten that the host was late."""
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0}, noise=0.01)
     slow = itertools.cycle([[], [CANDIDATE], [], [], [CANDIDATE]])
-    blocks = machine.measure(ClockPolicy(min_blocks=20, max_blocks=20), jolted=lambda: next(slow))
+    blocks = machine.measure(
+        ClockPolicy(min_blocks=20, max_blocks=20), host_delayed=lambda: next(slow)
+    )
     assert blocks.discarded == {}
     assert len(blocks.ms[CANDIDATE]) == 20
 
 
-def test_what_a_candidate_says_does_not_keep_believed_jolts() -> None:
+def test_what_a_candidate_says_does_not_keep_believed_delays() -> None:
     machine = Machine({REFERENCE: 100.0, CANDIDATE: 50.0}, noise=0.01)
     late = [[CANDIDATE]] * 8 + [[REFERENCE, CANDIDATE]] * 3 + [[]] * 9
-    jolts = itertools.chain(late, itertools.repeat([]))
-    blocks = machine.measure(ClockPolicy(min_blocks=20, max_blocks=20), jolted=lambda: next(jolts))
-    assert blocks.discarded == {clock.JOLTED: 3}
+    delays = itertools.chain(late, itertools.repeat([]))
+    blocks = machine.measure(
+        ClockPolicy(min_blocks=20, max_blocks=20), host_delayed=lambda: next(delays)
+    )
+    assert blocks.discarded == {clock.HOST_DELAYED: 3}
     assert len(blocks.ms[CANDIDATE]) == 17
 
 
-def test_jolt_is_what_the_clock_saw_and_the_events_did_not() -> None:
-    assert clock.is_jolted(45.0, beyond_ms=17.0, best_ms=0.4, policy=POLICY)
-    assert not clock.is_jolted(28.0, beyond_ms=0.8, best_ms=0.4, policy=POLICY)
-    assert not clock.is_jolted(200.0, beyond_ms=2.2, best_ms=0.4, policy=POLICY)
-    assert clock.is_jolted(200.0, beyond_ms=5.0, best_ms=0.4, policy=POLICY)
+def test_host_delay_is_what_the_clock_saw_and_the_events_did_not() -> None:
+    assert clock.is_host_delayed(45.0, beyond_ms=17.0, best_ms=0.4, policy=POLICY)
+    assert not clock.is_host_delayed(28.0, beyond_ms=0.8, best_ms=0.4, policy=POLICY)
+    assert not clock.is_host_delayed(200.0, beyond_ms=2.2, best_ms=0.4, policy=POLICY)
+    assert clock.is_host_delayed(200.0, beyond_ms=5.0, best_ms=0.4, policy=POLICY)
 
 
 def test_a_machine_that_changes_its_pace_does_not_move_the_ratio() -> None:
@@ -307,8 +311,8 @@ def test_forged_event_is_a_lie() -> None:
     assert "more in 6 of 6" in clock.lying([201.0] * 6, 1.0, [400.0] * 6, POLICY)
 
 
-def test_a_longer_handshake_is_no_lie() -> None:
-    """Another program on the GPU: the reference's hand-shake was as long as whole batches."""
+def test_a_longer_batch_overhead_is_no_lie() -> None:
+    """Another program on the GPU: the reference's batch overhead was as long as whole batches."""
     assert clock.lying([35.0] * 4, 40.6, [30.2] * 4, POLICY, alone=False) == ""
     assert clock.lying([60.0] * 4, 10.0, [30.2] * 4, POLICY, alone=False) == ""
     assert "less" in clock.lying([60.0] * 4, 10.0, [30.2] * 4, POLICY, alone=True)

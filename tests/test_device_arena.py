@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness import wire_cuda
+from harness.ipc import device_arena
 
 
 @pytest.mark.gpu
@@ -14,6 +14,6 @@ def test_what_the_judge_freed_is_not_in_its_next_arena() -> None:
     torch.cuda.synchronize()
     del secret
     torch.cuda.empty_cache()
-    arena = wire_cuda.DeviceArena.create(1 << 28, "cuda:0")
+    arena = device_arena.DeviceArena.create(1 << 28, "cuda:0")
     assert int(arena.flat().count_nonzero()) == 0
     arena.close()

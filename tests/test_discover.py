@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.discover import discover, pair_from_files, select
 from harness.domain import Pair, UsageError
+from harness.pairs.discover import discover, pair_from_files, select
 
 MakePair = Callable[..., Pair]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from harness import doctor
-from harness.environment import TorchBuild, describe_environment
-from harness.fleet.gpus import Gpu, Gpus, find_gpus
+from harness.cli import doctor
+from harness.machine.environment import TorchBuild, describe_environment
+from harness.machine.gpus import Gpu, Gpus, find_gpus
 
 H200 = Gpu(index=0, name="NVIDIA H200", uuid="x", capability=(9, 0), memory_bytes=150_000_000_000)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import draws
 from harness.domain import Options, Pair, Status
-from harness.draws import Draws
 from harness.fleet import run_pairs
-from harness.judge.problem import Problem
+from harness.ipc import draws
+from harness.ipc.draws import Draws
+from harness.judge.reference.problem import Problem
 
 LARGE = """
 import torch

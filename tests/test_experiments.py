@@ -10,10 +10,10 @@ import torch
 
 from harness import evaluate
 from harness.domain import Status
-from harness.judge.budget import OutOfTime
-from harness.judge.check import Checker
-from harness.judge.experiments import Experiments
-from harness.judge.remote import WorkerFailed
+from harness.judge.check.checker import Checker
+from harness.judge.check.experiments import Experiments
+from harness.judge.workers.budget import OutOfTime
+from harness.judge.workers.remote import WorkerFailed
 
 FIXTURES = Path(__file__).parent / "fixtures"
 WRONG, RIGHT = torch.zeros(3), torch.ones(3)

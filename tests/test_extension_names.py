@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from harness.beside import imported_files
 from harness.judge import own_kernels
+from harness.pairs.local_files import imported_files
 from harness.worker import cuda_on_cpu
 from harness.worker.build import Builder
 
@@ -59,7 +59,7 @@ def builder(
         return Builder(
             device=device,
             cache=cache,
-            staging=tmp_path / "staging",
+            build_folder=tmp_path / "staging",
             support=tmp_path,
             solution=tmp_path / "solution.py",
             announce=lambda event, name: None,

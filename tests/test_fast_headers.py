@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.judge.cache import ExtensionCache
+from harness.judge.workers.cache import ExtensionCache
 from harness.worker import fast_headers
 from harness.worker.build import Builder, ExtensionBuildError
 from harness.worker.fast_headers import NotFast, Source, identifiers
@@ -196,7 +196,7 @@ def make(
         builder = Builder(
             device="cuda",
             cache=tmp_path / "none",
-            staging=tmp_path / "staging",
+            build_folder=tmp_path / "staging",
             support=tmp_path,
             solution=tmp_path / "solution.py",
             announce=lambda event, name: None,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from harness.domain import Options, UsageError
-from harness.environment import TorchBuild
 from harness.fleet import devices, make_plan
-from harness.fleet.gpus import Gpu, Gpus
 from harness.fleet.slots import AllSlots, CountSlot, FileSlot
+from harness.machine.environment import TorchBuild
+from harness.machine.gpus import Gpu, Gpus
 
 H200 = {"name": "NVIDIA H200", "capability": (9, 0), "memory_bytes": 150_000_000_000}
 TWO = Gpus(

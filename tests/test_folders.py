@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import folders
+from harness.machine import folders
 
 
 @pytest.fixture

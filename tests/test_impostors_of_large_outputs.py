@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.judge import check, compare
-from harness.judge.answers import Report
-from harness.judge.check import Checker
+from harness.judge.check import compare
+from harness.judge.check.answers import Report
+from harness.judge.check.checker import Checker
+from harness.judge.check.precision import Standard
 from harness.judge.policy import Policy
-from harness.judge.precision import Standard
 
 COUNT = 1 << 14
 
@@ -27,7 +27,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return original(got, *more)
 
     monkeypatch.setattr(compare, "tensor", tensor)
-    monkeypatch.setattr(check, "_SAMPLE", 256)
+    monkeypatch.setattr("harness.judge.check.checker._SAMPLE", 256)
     return seen
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.domain import HarnessError
-from harness.judge import intervals
+from harness.judge.timing import intervals
 
 
 @pytest.mark.parametrize("blocks", [2, 3, 5, 12, 15, 40])

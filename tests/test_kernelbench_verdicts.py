@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.kernelbench_process import STAND_INS, BaseModel
 from benchmarks.kernelbench_verdicts import left_to_do, main, plain_verdict
-from harness.discover import discover
+from harness.pairs.discover import discover
 
 # Does what the solution's first line says; importing pydantic and openai is part of the play.
 FAKE = """

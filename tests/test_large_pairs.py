@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from harness import wire
+from harness import ipc
 from harness.domain import Status
 from harness.judge import record
-from harness.judge.check import Checker
-from harness.judge.fingerprint import Evidence, Looks
+from harness.judge.check.checker import Checker
+from harness.judge.check.fingerprint import Evidence, Looks
 from harness.judge.judge import Judge
 from harness.judge.policy import Policy
-from harness.judge.problem import Problem, is_out_of_memory
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.reference.problem import Problem, is_out_of_memory
+from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.worker import calls
 from harness.worker.__main__ import Worker
 
 
 def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypatch) -> None:
     """A copy of gigabytes takes milliseconds; the next answer would go to the same memory."""
-    arena = wire.HostArena.create(1 << 12)
-    encoder = wire.Encoder(arena)
+    arena = ipc.HostArena.create(1 << 12)
+    encoder = ipc.Encoder(arena)
     described = {"output": encoder.encode(torch.arange(4.0))}
     encoder.finish()
     worker = object.__new__(RemoteWorker)
@@ -91,7 +91,7 @@ def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
         def receive(self) -> dict[str, Any]:
             for request in requests:
                 return request
-            raise wire.WireClosed
+            raise ipc.WireClosed
 
         def send(self, message: dict[str, Any], fds: object) -> None:
             events.append("answered" if message["ok"] else message["error"]["message"])
@@ -155,12 +155,12 @@ def test_a_build_beside_a_pair_that_has_all_memory_is_put_off(kind, status, goes
     judge._log = None
     judge._pair = SimpleNamespace(solution=Path("solution.py"))
     judge._budget = SimpleNamespace(compiling=lambda: contextlib.nullcontext())
-    judge._crew = SimpleNamespace(start=lambda role: worker, load=load, workers=[worker])
+    judge._pool = SimpleNamespace(start=lambda role: worker, load=load, workers=[worker])
     judge._cache = SimpleNamespace(
         complete=lambda: False,
         prepare_support=lambda log: "",
-        staging=lambda uid: Path("staging"),
-        discard=lambda staging: None,
+        build_folder=lambda uid: Path("staging"),
+        discard=lambda build_folder: None,
     )
     if goes_on:
         judge._build(None)

@@ -1,4 +1,4 @@
-"""Rounds of single calls: how many, over what, and what is subtracted."""
+"""Rounds of isolated calls: how many, over what, and what is subtracted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import Status
-from harness.judge.batches import BaselineFailed
-from harness.judge.clock import CANDIDATE, REFERENCE, ClockPolicy
-from harness.judge.latency import SingleCalls
-from harness.judge.remote import WorkerFailed
-from harness.judge.sight import Layout
-from harness.judge.together import Latency
+from harness.domain import CANDIDATE, REFERENCE, Status
+from harness.judge.timing.batches import BaselineFailed
+from harness.judge.timing.clock import ClockPolicy
+from harness.judge.timing.latency import IsolatedRounds
+from harness.judge.timing.overlap import Latency
+from harness.judge.workers.peer_memory import Layout
+from harness.judge.workers.remote import WorkerFailed
 
 POLICY = ClockPolicy()
 WAY_MS = 0.03
@@ -33,7 +33,7 @@ class FakeBatches:
         self.alone_ms = alone_ms
         self.on_gpu = on_gpu
         self.alike = False
-        self.batons = {role: SimpleNamespace(layout=Layout()) for role in alone_ms}
+        self.timed_workers = {role: SimpleNamespace(layout=Layout()) for role in alone_ms}
         self.rounds: list[tuple[str, list[int], int]] = []
         self.of_one: list[str] = []
         self.checks = 0
@@ -44,25 +44,27 @@ class FakeBatches:
         return self.alone_ms[role]
 
     def run_alone(
-        self, role: str, hands: list[Any], first: int, keep: int, *, empty: bool = False
+        self, role: str, given: list[Any], first: int, keep: int, *, empty: bool = False
     ) -> list[float]:
         assert self.alike
         name = "way" if empty else role
         assert not empty or role == REFERENCE, "who is not believed does not know"
-        self.rounds.append((name, [int(h.image[0]) for h in hands], first))
-        return [WAY_MS if empty else self.alone_ms[role]] * (len(hands) - first)
+        self.rounds.append((name, [int(h.image[0]) for h in given], first))
+        return [WAY_MS if empty else self.alone_ms[role]] * (len(given) - first)
 
     def check_pending(self) -> None:
         self.checks += 1
 
 
-def single(batches: Any, *, draw_s: float = 1e-4, slot_bytes: int = 64, **more: Any) -> SingleCalls:
+def single(
+    batches: Any, *, draw_s: float = 1e-4, slot_bytes: int = 64, **more: Any
+) -> IsolatedRounds:
     def fresh(number: int) -> tuple[torch.Tensor, Any]:
         return torch.tensor([number]), ([], None)
 
     stage: Any = SimpleNamespace(draw_s=draw_s, slot_bytes=slot_bytes, fresh=fresh)
     policy = dataclasses.replace(POLICY, **more)
-    return SingleCalls(batches, stage, policy, random.Random(1), no_baseline, draws=False)
+    return IsolatedRounds(batches, stage, policy, random.Random(1), no_baseline, draws=False)
 
 
 def never(latency: Latency) -> bool:
@@ -73,14 +75,14 @@ def no_baseline(role: str, why: str) -> None:
     raise AssertionError(f"{role} failed: {why}")
 
 
-def test_way_over_the_tray_is_what_it_takes_without_a_call() -> None:
+def test_way_over_the_mailbox_is_what_it_takes_without_a_call() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.045})
     latency = single(batches).latency(figures(0.02), 1.0, never)
-    assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.handed_rounds)
-    assert latency.own_ms()[CANDIDATE] == pytest.approx([0.015] * POLICY.handed_rounds)
+    assert latency.own_ms()[REFERENCE] == pytest.approx([0.02] * POLICY.isolated_rounds)
+    assert latency.own_ms()[CANDIDATE] == pytest.approx([0.015] * POLICY.isolated_rounds)
     assert set(latency.taken_ms) == {REFERENCE, CANDIDATE}
     assert not batches.of_one and not batches.alike
-    assert batches.checks == POLICY.handed_rounds
+    assert batches.checks == POLICY.isolated_rounds
 
 
 @pytest.mark.parametrize(("reference_ms", "slot_bytes"), [(0.5, 64), (0.02, 17 << 20)])
@@ -96,7 +98,7 @@ def test_what_the_reference_gives_decides_no_claim_of_the_candidate() -> None:
     """One that claims large outputs is not let off with batches of one."""
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
     form = SimpleNamespace(span_bytes=1 << 40)
-    batches.batons[CANDIDATE].layout = Layout(forms=(form,))  # type: ignore[arg-type]
+    batches.timed_workers[CANDIDATE].layout = Layout(forms=(form,))  # type: ignore[arg-type]
     single(batches).latency(figures(0.02), 1.0, never)
     assert batches.rounds
 
@@ -124,13 +126,13 @@ def test_both_roles_get_the_same_inputs_and_each_counts_once() -> None:
         assert {one[0], other[0]} == {REFERENCE, CANDIDATE} and one[1:] == other[1:] == way[1:]
         assert way[0] == "way"
         counted += one[1][one[2] :]
-    assert len(counted) == len(set(counted)) >= POLICY.handed_rounds * POLICY.handed_calls
+    assert len(counted) == len(set(counted)) >= POLICY.isolated_rounds * POLICY.isolated_calls
     assert {role for role, _, _ in rounds[::3]} == {REFERENCE, CANDIDATE}, "random order"
 
 
 def test_slow_draws_make_short_and_few_rounds() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05})
-    single(batches, draw_s=0.05, handed_s=0.0).latency(figures(0.02), 1.0, never)
+    single(batches, draw_s=0.05, isolated_s=0.0).latency(figures(0.02), 1.0, never)
     assert len(batches.rounds) == 3 * POLICY.latency_least
     drawn = {number for _, numbers, _ in batches.rounds for number in numbers}
     assert len(drawn) <= 4 * (POLICY.latency_least + 1)
@@ -139,7 +141,7 @@ def test_slow_draws_make_short_and_few_rounds() -> None:
 def test_a_slow_candidate_makes_short_and_few_rounds() -> None:
     """At 0.2 s a call, fifteen rounds of fifty calls would take minutes, without a sign of life."""
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 200.0})
-    single(batches, handed_s=0.0).latency(figures(0.02, 200.0), 1.0, never)
+    single(batches, isolated_s=0.0).latency(figures(0.02, 200.0), 1.0, never)
     assert sum(len(numbers) for _, numbers, _ in batches.rounds) <= 8 * 3 * POLICY.latency_least
 
 
@@ -147,11 +149,13 @@ def test_on_a_gpu_more_is_allowed() -> None:
     batches = FakeBatches({REFERENCE: 0.05, CANDIDATE: 0.05}, on_gpu=True)
     latency = single(batches).latency(figures(0.02), 1.0, never)
     assert latency.hides
-    assert (latency.part, latency.least_ms) == (POLICY.handed_part, POLICY.handed_gpu_ms)
+    assert (latency.part, latency.least_ms) == (POLICY.isolated_part, POLICY.isolated_gpu_ms)
 
 
 @pytest.mark.parametrize("reference_ms", [0.02, 2.0])
-def test_a_baseline_that_does_not_rest_does_not_end_single_calls(reference_ms: float) -> None:
+def test_a_baseline_that_cannot_be_suspended_does_not_end_isolated_calls(
+    reference_ms: float,
+) -> None:
     failed: list[str] = []
 
     class Restless(FakeBatches):

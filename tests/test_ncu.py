@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.domain import Options, Pair, Status, UsageError, Verdict, to_json, verdict_from_json
-from harness.environment import PROJECT_ROOT
 from harness.fleet import run_pairs
-from harness.judge import ncu
-from harness.judge.identity import Confinement, confinement
-from harness.judge.ncu import command, judged
-from harness.settings import Settings
+from harness.judge.timing import ncu
+from harness.judge.timing.ncu import command, judged
+from harness.judge.workers.identity import Confinement, confinement
+from harness.machine.environment import PROJECT_ROOT
+from harness.pairs.settings import Settings
 from tests.test_ncu_report import REPORT
 
 ALONE = Confinement(own_user=False)
@@ -222,7 +222,7 @@ def test_missing_ncu_is_said_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(ncu, "find_ncu", lambda: None)
 
-    def never(staging: Path) -> ncu.Call:
+    def never(build_folder: Path) -> ncu.Call:
         raise AssertionError("nothing is to be drawn")
 
     kernels, note = ncu.profile(never, ALONE, log=tmp_path / "log", warm_l2=False, timeout_s=1.0)
@@ -235,7 +235,7 @@ def test_profiler_that_hangs_is_ended_with_all_that_it_started(
 ) -> None:
     fake_ncu("subprocess.Popen(['sleep', '3217']); time.sleep(60)")
 
-    def call(staging: Path) -> ncu.Call:
+    def call(build_folder: Path) -> ncu.Call:
         return ncu.Call(load={}, init=[], state={}, args=[torch.ones(3)], mode="eval", rng=1)
 
     kernels, note = ncu.profile(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.judge.ncu_report import Unreadable, complaints, read_report
+from harness.judge.timing.ncu_report import Unreadable, complaints, read_report
 
 STALLED = "smsp__average_warps_issue_stalled_{}_per_issue_active.ratio"
 HEAD = (

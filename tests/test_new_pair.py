@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.discover import discover
 from harness.domain import Status, UsageError
-from harness.new_pair import write_pair
-from harness.settings import read_settings
+from harness.pairs.discover import discover
+from harness.pairs.new_pair import write_pair
+from harness.pairs.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
 

@@ -45,7 +45,7 @@ def test_granted_tf32_reaches_the_workers_and_not_the_judge() -> None:
 
 UNTOUCHED = """
 import torch
-from harness import numeric_flags
+from harness.usercode import numeric_flags
 before = numeric_flags.flags()
 numeric_flags.set_flags(numeric_flags.STRICT)
 assert not numeric_flags.flags()["cudnn.allow_tf32"]
@@ -84,7 +84,7 @@ def test_what_a_problem_sets_is_granted_to_nobody(tmp_path: Path) -> None:
 
 CONTRADICTS = """
 import torch
-from harness import numeric_flags
+from harness.usercode import numeric_flags
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 torch.backends.cudnn.conv.fp32_precision = "tf32"
 numeric_flags.flags()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import environment, packaged_nvcc
-from harness.environment import TorchBuild
+from harness.machine import environment, packaged_nvcc
+from harness.machine.environment import TorchBuild
 
 
 @pytest.fixture

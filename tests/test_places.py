@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 
 from harness.domain import Options, Pair, Status
-from harness.environment import PROJECT_ROOT
 from harness.fleet import preflight
 from harness.fleet.judge_process import Failure
-from harness.judge import identity
-from harness.settings import Settings
+from harness.judge.workers import identity
+from harness.machine.environment import PROJECT_ROOT
+from harness.pairs.settings import Settings
 
 # What a default container of Docker or Kubernetes lacks. Names that this kernel does not know, or
 # that are not held here, cannot be dropped.
@@ -154,7 +154,7 @@ def test_pair_passes_with_the_rights_of_a_default_container(open_folder: Path) -
 @needs_capsh
 def test_compilers_yield_in_a_default_container() -> None:
     """The priority of another user's process is not the judge's to set there."""
-    test = "tests/test_crew.py::test_compilers_yield_to_what_is_measured"
+    test = "tests/test_pool.py::test_compilers_yield_to_what_is_measured"
     words = in_container(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test)
     done = subprocess.run(words, cwd=PROJECT_ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -373,7 +373,7 @@ def test_what_the_judge_builds_is_readable_under_umask_077(open_folder: Path) ->
 import sys
 from pathlib import Path
 from harness.judge.__main__ import share_what_is_made
-from harness.judge.cache import ExtensionCache
+from harness.judge.workers.cache import ExtensionCache
 from harness.worker.cuda_on_cpu import support
 share_what_is_made()
 cache = ExtensionCache(Path(sys.argv[1]) / "cache", Path(sys.argv[2]), "cpu")
@@ -414,13 +414,14 @@ def test_worker_whose_memory_cannot_be_looked_at_is_not_timed(tmp_path: Path) ->
 import json, os, sys
 from pathlib import Path
 from harness.domain import Options, Pair, to_json
-from harness.judge import remote
+from harness.judge.workers import remote
 from harness.judge.judge import Judge
-from harness.settings import Settings
-remote.wire.Channel.take_fds = lambda self: []
+from harness.pairs.settings import Settings
+remote.ipc.Channel.take_fds = lambda self: []
 pair = Pair(name="p", problem=Path(sys.argv[1]), solution=Path(sys.argv[2]))
 log = Path(sys.argv[3])
-judge = Judge(pair, Options(device="cpu", quick=True), Settings(), log, lambda *e, **f: None, int)
+options = Options(device="cpu", quick=True, seed=1)
+judge = Judge(pair, options, Settings(), log, lambda *e, **f: None, int)
 print(json.dumps(to_json(judge.verdict())))
 os._exit(0 if not sys.stdout.flush() else 1)
 """

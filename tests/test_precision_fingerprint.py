@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness import modules
 from harness.domain import Status
-from harness.judge import compare
-from harness.judge.answers import AnswerJudge, Report
-from harness.judge.arithmetic import (
+from harness.judge.check import compare
+from harness.judge.check.answers import AnswerJudge, Report
+from harness.judge.check.fingerprint import Evidence, Looks, named
+from harness.judge.check.precision import Standard
+from harness.judge.policy import Policy
+from harness.judge.reference.arithmetic import (
     RoundedEverywhere,
     RoundedProducts,
     TanhGelu,
@@ -24,11 +26,9 @@ from harness.judge.arithmetic import (
     to_fp16,
     to_tf32,
 )
-from harness.judge.fingerprint import Evidence, Looks, named
-from harness.judge.oracle import Oracle
-from harness.judge.policy import Policy
-from harness.judge.precision import Standard
-from harness.judge.problem import Problem
+from harness.judge.reference.oracle import Oracle
+from harness.judge.reference.problem import Problem
+from harness.usercode import modules
 
 HEAD = "import torch\nimport torch.nn as nn\nimport torch.nn.functional as F\n"
 PRODUCT = """

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import wire
-from harness.judge import processes
+from harness import ipc
+from harness.judge.workers import processes
 
 # A child in a session of its own that no other user may look at, and that has lost its parent.
 HIDES = """
@@ -215,7 +215,7 @@ def test_a_name_that_is_no_text_hides_nobody() -> None:
 def test_a_peer_that_has_gone_is_no_peer_that_speaks_out_of_turn() -> None:
     """Its end can be read like a message: a worker that was killed seemed to break the protocol."""
     ours, theirs = socket.socketpair()
-    channel = wire.Channel(ours)
+    channel = ipc.Channel(ours)
     assert not channel.pending() and not channel.has_ended()
     theirs.send(b"x")
     assert channel.pending() and not channel.has_ended()

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from fake_judge import COMMAND as FAKE_JUDGE
 
-from harness import resume as resume_module
-from harness.cli import main
+from harness.cli.main import main
 from harness.domain import MEASUREMENT_VERSION, Options, Pair, Status, UsageError, Verdict
+from harness.fleet import resume as resume_module
 from harness.fleet.key import pair_key
+from harness.fleet.resume import open_resume
 from harness.report import read_run
-from harness.resume import open_resume
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {"gpu": [], "date": "2026-11-30T00:00:00+00:00", "commit": "c"}
@@ -199,7 +199,7 @@ def test_key_is_no_trap_for_the_fleet(make_pair: Callable[..., Pair], name: str)
 def test_key_names_the_kind_of_device_and_not_its_number(
     make_pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.fleet.gpus import Gpu, Gpus
+    from harness.machine.gpus import Gpu, Gpus
 
     names = ("NVIDIA H200", "NVIDIA H200", "NVIDIA A100")
     gpus = tuple(
@@ -424,7 +424,7 @@ def test_run_ended_in_the_middle_goes_on_where_it_stood(
         make_pair(f"t/{part}")
     file = tmp_path / "kept.jsonl"
     program = (
-        "import sys; from pathlib import Path; from harness.cli import main; "
+        "import sys; from pathlib import Path; from harness.cli.main import main; "
         "import harness.fleet.logs as logs; logs.PROJECT_ROOT = Path(sys.argv[1]); "
         f"sys.exit(main(sys.argv[2:], root=Path(sys.argv[1]), judge_command={FAKE_JUDGE!r}))"
     )

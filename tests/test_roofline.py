@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.judge import nvml, roofline
-from harness.judge.problem import Problem
-from harness.judge.roofline import Pass, Peaks
+from harness.judge.reference.problem import Problem
+from harness.judge.timing import nvml, roofline
+from harness.judge.timing.roofline import Pass, Peaks
 
 LINEAR = """
 import torch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.domain import UsageError
-from harness.settings import Interval, Settings, SolutionSettings, Tolerances, read_settings
+from harness.pairs.settings import Interval, Settings, SolutionSettings, Tolerances, read_settings
 
 FULL = """\
 raise SystemExit("nobody runs this file")

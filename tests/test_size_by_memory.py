@@ -13,13 +13,13 @@ import torch
 from harness.domain import Options, Pair, Status, UsageError, Verdict
 from harness.fleet import run_pairs
 from harness.judge import judge as judge_module
-from harness.judge.check import Checker
+from harness.judge.check.checker import Checker
 from harness.judge.judge import judged
 from harness.judge.policy import Policy
-from harness.judge.reduce import footprint
+from harness.judge.reference.reduce import footprint
 from harness.judge.requirements import Settled
 from harness.judge.size import Sizes, need_bytes
-from harness.settings import constants_of, read_settings
+from harness.pairs.settings import constants_of, read_settings
 
 UNIT = 1 << 16
 PROBLEM = """

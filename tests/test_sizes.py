@@ -8,7 +8,7 @@ import pytest
 
 from harness.domain import Options, Pair, Status, UsageError
 from harness.fleet import run_pairs
-from harness.sizes import at_sizes
+from harness.pairs.sizes import at_sizes
 
 PROBLEM = """
 import torch

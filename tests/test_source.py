@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from harness import source
+from harness.usercode import source
 
 
 def test_integer_constants_are_found_in_arithmetic_and_nowhere_else() -> None:

@@ -9,11 +9,19 @@ import pytest
 import torch
 
 from harness.domain import SpeedOutcome, Status
-from harness.judge import clock, requirements
-from harness.judge.clock import AGAIN, CANDIDATE, CANDIDATE_AGAIN, REFERENCE, Blocks, ClockPolicy
-from harness.judge.roofline import Pass, Peaks
-from harness.judge.speed import Measured, speed_of
-from harness.judge.together import Latency
+from harness.judge import requirements
+from harness.judge.timing import clock
+from harness.judge.timing.clock import (
+    AGAIN,
+    CANDIDATE,
+    CANDIDATE_AGAIN,
+    REFERENCE,
+    Blocks,
+    ClockPolicy,
+)
+from harness.judge.timing.overlap import Latency
+from harness.judge.timing.roofline import Pass, Peaks
+from harness.judge.timing.speed import Measured, speed_of
 
 STEADY = [1.0, 1.001, 0.999, 1.0, 1.0]
 MEASURED = Measured(
@@ -31,7 +39,7 @@ MEASURED = Measured(
     ),
     claimed_ms=0.99,
     device_ms={REFERENCE: 1.98, CANDIDATE: 0.99},
-    handshake_ms=0.4,
+    overhead_ms=0.4,
     baselines=("torch.compile",),
     failed={"torch.compile max-autotune": "died with SIGSEGV"},
     work=(Pass(moved_bytes=3_600_000_000, flops=0),),
@@ -65,12 +73,12 @@ def test_what_cannot_be_checked_is_not_decided() -> None:
     assert "form and size alone" in speed.note
 
 
-def test_batches_that_are_all_handshake_decide_nothing() -> None:
+def test_batches_that_are_all_overhead_decide_nothing() -> None:
     """A candidate can be slow until its calls are counted, and get one call a batch."""
     calls = {REFERENCE: 10, CANDIDATE: 1}
     speed = speed_of(dataclasses.replace(MEASURED, calls=calls), ClockPolicy())
     assert speed.late_bound == pytest.approx(0.4)
-    assert speed.outcome is SpeedOutcome.UNDECIDED and "hand-shake" in speed.note
+    assert speed.outcome is SpeedOutcome.UNDECIDED and "batch overhead" in speed.note
 
 
 def test_without_blocks_there_is_no_figure_and_a_reason() -> None:
@@ -81,13 +89,13 @@ def test_without_blocks_there_is_no_figure_and_a_reason() -> None:
     assert "4 x hardware slowdown" in speed.note
 
 
-def test_mostly_throttled_is_undecided_and_mostly_jolted_is_not() -> None:
+def test_mostly_throttled_is_undecided_and_mostly_host_delayed_is_not() -> None:
     hot = speed_of(changed({}, discarded={"hardware slowdown": 6}), ClockPolicy())
     assert hot.outcome is SpeedOutcome.UNDECIDED
     assert "most blocks were throttled" in hot.note
-    shaken = speed_of(changed({}, discarded={clock.JOLTED: 6}), ClockPolicy())
-    assert shaken.outcome is SpeedOutcome.FASTER
-    assert shaken.discarded == 6 and f"6 x {clock.JOLTED}" in shaken.note
+    delayed = speed_of(changed({}, discarded={clock.HOST_DELAYED: 6}), ClockPolicy())
+    assert delayed.outcome is SpeedOutcome.FASTER
+    assert delayed.discarded == 6 and f"6 x {clock.HOST_DELAYED}" in delayed.note
 
 
 def alone_for(taken_ms: dict[str, list[float]], over_ms: float = 0.0, **more: Any) -> Measured:
@@ -107,8 +115,8 @@ def test_what_handing_over_takes_is_no_part_of_a_call() -> None:
     assert speed.speedup == pytest.approx(2.0 / 1.5)
 
 
-def test_a_single_call_that_its_overhead_drowns_gives_no_figure() -> None:
-    """Single calls of 0.08 ms under an overhead of 1 ms came out as 1e-6 ms, and 0.00x."""
+def test_a_isolated_call_that_its_overhead_drowns_gives_no_figure() -> None:
+    """Isolated calls of 0.08 ms under an overhead of 1 ms came out as 1e-6 ms, and 0.00x."""
     alone = {REFERENCE: [0.99, 1.0, 1.01], CANDIDATE: [1.17, 1.18, 1.19]}
     quick = changed({name: [0.08 * t for t in STEADY] for name in (REFERENCE, AGAIN)})
     quick.blocks.ms[CANDIDATE] = [0.05 * t for t in STEADY]
@@ -132,7 +140,7 @@ def test_a_batch_that_its_overhead_drowns_gives_no_figure() -> None:
 
 
 def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
-    """On a GPU calls back to back take the longer of host and kernels, a single one takes both."""
+    """On a GPU batched calls take the longer of host and kernels, a single one takes both."""
     alone = {REFERENCE: [2.0] * 3, CANDIDATE: [1.9] * 3}
     assert speed_of(alone_for(alone, hides=True), ClockPolicy()).shape == "throughput"
     assert speed_of(alone_for(alone, hides=False), ClockPolicy()).shape == "latency"
@@ -146,7 +154,7 @@ def test_kernels_of_a_call_may_hide_the_way_to_the_next() -> None:
     assert speed_of(little, ClockPolicy()).shape == "latency"
 
 
-def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:
+def test_blocks_that_disagree_do_not_make_isolated_calls_slow() -> None:
     """A host that changes its pace once in a few blocks: the candidate's calls look quick."""
     moody = changed({CANDIDATE: [1.0, 1.9, 1.0, 1.9, 1.2]})
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.8] * 5}
@@ -154,7 +162,7 @@ def test_blocks_that_disagree_do_not_make_single_calls_slow() -> None:
     speed = speed_of(dataclasses.replace(moody, latency=latency), ClockPolicy())
     assert speed.outcome is SpeedOutcome.UNDECIDED and "leave open" in speed.note
     steady = speed_of(dataclasses.replace(MEASURED, latency=latency), ClockPolicy())
-    assert steady.shape == "latency" and "its calls are worked on together" in steady.note
+    assert steady.shape == "latency" and "its batched calls overlap" in steady.note
 
 
 def test_overlapping_calls_are_judged_by_their_latency() -> None:
@@ -167,7 +175,7 @@ def test_overlapping_calls_are_judged_by_their_latency() -> None:
     assert [b.speedup for b in speed.baselines] == [None, None]
 
 
-def test_what_single_calls_leave_open_is_not_decided() -> None:
+def test_what_isolated_calls_leave_open_is_not_decided() -> None:
     """Its 1.0 ms back to back may be 1.0 to 1.3 alone: 0.25 would be nobody's business."""
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.0, 1.1, 1.2, 1.3, 1.4]}
     speed = speed_of(alone_for(alone, sharp=True), ClockPolicy())
@@ -176,7 +184,7 @@ def test_what_single_calls_leave_open_is_not_decided() -> None:
     assert speed_of(alone_for(alone), ClockPolicy()).outcome is SpeedOutcome.FASTER
 
 
-def test_who_disagrees_with_itself_gets_no_figure_that_single_calls_contradict() -> None:
+def test_who_disagrees_with_itself_gets_no_figure_that_isolated_calls_contradict() -> None:
     """Slow blocks of its choice make its interval wide: its far end looks harmless then."""
     moody = changed({CANDIDATE: [0.2, 1.9, 0.2, 1.9, 0.25]})
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.9] * 5}
@@ -197,7 +205,7 @@ def test_who_disagrees_with_itself_gets_no_figure_that_single_calls_contradict()
         (1.25, 1.2, SpeedOutcome.SLOWER),
     ],
 )
-def test_on_a_cpu_single_calls_must_say_the_same(
+def test_on_a_cpu_isolated_calls_must_say_the_same(
     candidate_ms: float, alone_ms: float, outcome: SpeedOutcome
 ) -> None:
     """A reference was 0.80 times as fast as its own copy: memory lay worse in one process."""
@@ -207,7 +215,7 @@ def test_on_a_cpu_single_calls_must_say_the_same(
     latency = Latency(alone, 0.0, part=0.5, least_ms=0.1, sharp=True)
     speed = speed_of(dataclasses.replace(steady, latency=latency), ClockPolicy())
     assert speed.outcome is outcome
-    assert ("single calls of both" in speed.note) == (outcome is SpeedOutcome.UNDECIDED)
+    assert ("isolated calls of both" in speed.note) == (outcome is SpeedOutcome.UNDECIDED)
     on_gpu = dataclasses.replace(latency, hides=True)  # there they are another matter
     speed = speed_of(dataclasses.replace(steady, latency=on_gpu), ClockPolicy())
     assert speed.outcome is not SpeedOutcome.UNDECIDED
@@ -220,7 +228,7 @@ def test_what_is_left_open_and_quicker_alone_keeps_its_figure() -> None:
     assert speed.speedup == pytest.approx(2.0)
 
 
-def test_slow_single_calls_of_its_choice_clear_nobody() -> None:
+def test_slow_isolated_calls_of_its_choice_clear_nobody() -> None:
     """It sleeps in two rounds of five: the interval of few rounds then begins below any of them."""
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.9, 600.0, 1.9, 600.0, 1.9]}
     speed = speed_of(alone_for(alone), ClockPolicy())
@@ -244,7 +252,7 @@ def test_batches_that_disagree_within_a_block_hide_no_figure() -> None:
     assert speed.speedup == pytest.approx(2.0 / 1.9)
 
 
-def test_one_slow_single_call_is_no_overlap() -> None:
+def test_one_slow_isolated_call_is_no_overlap() -> None:
     alone = {REFERENCE: [2.0] * 5, CANDIDATE: [1.1, 1.1, 2.0, 1.1, 1.1]}
     speed = speed_of(alone_for(alone), ClockPolicy())
     assert (speed.shape, speed.outcome) == ("throughput", SpeedOutcome.FASTER)

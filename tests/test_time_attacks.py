@@ -88,7 +88,7 @@ def test_attack_gains_nothing(name: str) -> None:
         ("short", "adds_ahead", "full"),
     ],
 )
-def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size: str) -> None:
+def test_who_works_ahead_is_judged_by_isolated_calls(problem: str, name: str, size: str) -> None:
     """All inputs of a batch lie there at *go*: many rows cost hardly more than one."""
     pair = Pair(name=name, problem=FOLDER / f"{problem}.py", solution=FOLDER / f"{name}.py")
     for _ in range(ATTEMPTS):
@@ -101,12 +101,12 @@ def test_who_works_ahead_is_judged_by_single_calls(problem: str, name: str, size
         if speed.shape == "latency":
             break
     assert speed.shape == "latency", told
-    assert "worked on together" in speed.note
+    assert "batched calls overlap" in speed.note
     assert speed.low < BOUND, told
 
 
 @pytest.mark.slow
-def test_slow_single_calls_of_its_choice_leave_it_open() -> None:
+def test_slow_isolated_calls_of_its_choice_leave_it_open() -> None:
     pair = Pair(name="naps_alone", problem=FOLDER / "product.py", solution=FOLDER / "naps_alone.py")
     (verdict,) = run_pairs([pair], Options(device="cpu", size="small", cap_s=3.0))
     speed = verdict.speed
@@ -197,7 +197,7 @@ self.calls += 1
         # inputs that are gone by then.
         (SKIPS_IN_BLOCKS, Status.WRONG_VALUES),
         ("if timed(): return a.add_(b)", Status.INPUT_MUTATED),
-        # Single calls are checked as whole batches are.
+        # Isolated calls are checked as whole batches are.
         ("if alone(): return torch.empty_like(a)", Status.WRONG_VALUES),
         ("if alone(): return (a.half() + b.half()).float()", Status.PRECISION_LOST),
         ("if alone(): return a.add_(b)", Status.INPUT_MUTATED),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import Status, Verdict, evaluate
-from harness.judge.budget import Budget, OutOfTime
+from harness.judge.workers.budget import Budget, OutOfTime
 
 REFERENCE = """
 import time

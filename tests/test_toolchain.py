@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.judge.cache import ExtensionCache
-from harness.toolchain import toolchain
+from harness.judge.workers.cache import ExtensionCache
+from harness.machine.toolchain import toolchain
 from harness.worker.build import content_key
 
 
@@ -46,12 +46,12 @@ def test_what_another_tool_chain_built_does_not_count_as_there(
     solution = tmp_path / "solution.py"
     solution.write_text("")
     cache = ExtensionCache(tmp_path / "cache", solution, "cuda")
-    staging = cache.staging(None)
+    build_folder = cache.build_folder(None)
     key = content_key("x", {}, "cuda")
-    (staging / key).mkdir()
-    (staging / key / "done").touch()
+    (build_folder / key).mkdir()
+    (build_folder / key / "done").touch()
     assert not cache.complete()
-    cache.adopt(staging, [key], [])
+    cache.adopt(build_folder, [key], [])
     assert cache.complete()
     _machine(monkeypatch, (8, 0))
     assert not cache.complete()

@@ -11,11 +11,11 @@ import pytest
 from fake_judge import COMMAND as FAKE_JUDGE
 
 from harness.domain import Options, Pair, Verdict
-from harness.environment import TorchBuild
 from harness.fleet import Deadlines, devices, make_plan, run_pairs
-from harness.fleet.gpus import Gpu, Gpus
 from harness.fleet.slots import FileSlot
 from harness.fleet.turns import CHECK, CLOCK, GpuTurn, SharedDevice
+from harness.machine.environment import TorchBuild
+from harness.machine.gpus import Gpu, Gpus
 
 GIB = 1 << 30
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from harness.judge import state, trials
-from harness.judge.dataflow import FreeOrders, is_free_order, matters
+from harness.judge.check import trials
+from harness.judge.reference import state
+from harness.judge.reference.dataflow import FreeOrders, is_free_order, matters
 
 VARIANTS = sorted(set(trials.PLAN) - {"nominal", "same"})
 

@@ -23,8 +23,11 @@ from harness.domain.records import (
 )
 from harness.domain.statuses import (
     BASELINES,
+    CANDIDATE,
     MEASUREMENT_VERSION,
+    REFERENCE,
     SCHEMA_VERSION,
+    VERSION,
     Blame,
     BuildFailed,
     GateClass,
@@ -37,8 +40,11 @@ from harness.domain.statuses import (
 
 __all__ = [
     "BASELINES",
+    "CANDIDATE",
     "MEASUREMENT_VERSION",
+    "REFERENCE",
     "SCHEMA_VERSION",
+    "VERSION",
     "Baseline",
     "Blame",
     "Bound",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
+VERSION = "0.1.0"
+"""Version of the harness; pyproject.toml names it too."""
 SCHEMA_VERSION = 2
 """Version of the JSON document. History: 1 first form; 2 baselines, bound, blocks and hashes."""
 
@@ -97,6 +99,8 @@ class SpeedOutcome(enum.Enum):
     UNTIMED = "UNTIMED"
 
 
+REFERENCE, CANDIDATE = "reference", "candidate"
+"""Roles of two of a pair's workers; baselines are further ones."""
 BASELINES: Mapping[str, str] = {
     "compile": "torch.compile",
     "max-autotune": "torch.compile max-autotune-no-cudagraphs",

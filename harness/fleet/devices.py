@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.domain import Options, UsageError
-from harness.environment import torch_build
-from harness.fleet.gpus import Gpu, Gpus, find_gpus
 from harness.fleet.slots import AllSlots, CountSlot, FileSlot, Slot
 from harness.fleet.turns import SharedDevice, SoleTurn, Turn
+from harness.machine.environment import torch_build
+from harness.machine.gpus import Gpu, Gpus, find_gpus
 
 _BYTES_PER_JOB = 3 * 1024**3
 """What one job may need: a judge, two workers and a compiler that reads torch's headers

@@ -42,9 +42,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_json
-from harness.environment import oom_kills
 from harness.fleet.slots import Slot
 from harness.fleet.turns import CHECK, CLOCK, Turn
+from harness.machine.environment import oom_kills
 
 _POLL_S = 0.05
 _LINE_LIMIT_BYTES = 64 * 1024**2

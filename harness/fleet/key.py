@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.beside import READ_LIMIT_BYTES, local_files
 from harness.domain import MEASUREMENT_VERSION, Options, Pair, to_json
-from harness.environment import torch_build
-from harness.fleet.gpus import find_gpus
+from harness.machine.environment import torch_build
+from harness.machine.gpus import find_gpus
+from harness.pairs.local_files import READ_LIMIT_BYTES, local_files
 
 _NO_MATTER = {"device", "jobs", "fail_fast", "cache_dir", "log_dir"}
 """Options that decide where and when a pair is evaluated, and nothing about its verdict."""

@@ -11,8 +11,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from harness.environment import PROJECT_ROOT
-from harness.folders import results_folder
+from harness.machine.environment import PROJECT_ROOT
+from harness.machine.folders import results_folder
 
 _KEPT_RUNS = 30
 _KEPT_S = 24 * 3600.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from harness.beside import imported_files
 from harness.domain import Options, Pair, Status, UsageError
-from harness.environment import find_compiler, find_nvcc
 from harness.fleet.judge_process import Failure
-from harness.packaged_nvcc import remedy
-from harness.settings import Settings, constants_of, read_settings
+from harness.machine.environment import find_compiler, find_nvcc
+from harness.machine.packaged_nvcc import remedy
+from harness.pairs.local_files import imported_files
+from harness.pairs.settings import Settings, constants_of, read_settings
 
 NO_COMPILER = "no C++ compiler found (c++, g++ or $CXX). Next: apt-get install g++, then run again"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from harness.domain import Options, Pair
-from harness.environment import PROJECT_ROOT
+from harness.machine.environment import PROJECT_ROOT
 
 
 def replay_command(pair: Pair, options: Options, *, seed: int) -> str:

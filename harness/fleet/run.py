@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
-from harness.environment import PROJECT_ROOT, find_compiler
 from harness.fleet.devices import Plan, make_plan
 from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
 from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
+from harness.fleet.resume import ResumeFile
 from harness.fleet.slots import Slot
 from harness.fleet.turns import Turn
-from harness.folders import cache_folder
-from harness.packaged_nvcc import linked_home
-from harness.resume import ResumeFile
+from harness.machine.environment import PROJECT_ROOT, find_compiler
+from harness.machine.folders import cache_folder
+from harness.machine.packaged_nvcc import linked_home
 
 JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
 

@@ -12,10 +12,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from harness import nursery
 from harness.domain import Options, Pair, to_json
 from harness.judge.judge import judged
-from harness.settings import Settings
+from harness.judge.workers import prefork
+from harness.pairs.settings import Settings
 
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
 """A pair needs one to build, one to be checked, one to be timed against and one for torch.compile.
@@ -86,7 +86,7 @@ def options_from(raw: dict[str, Any]) -> Options:
 
 def main() -> None:
     """Judge the pair that the fleet asks for."""
-    nursery.prefork(_WORKERS)
+    prefork.prefork(_WORKERS)
     _close_doors()
     share_what_is_made()
     # A problem's prints must not reach the fleet's pipe: it gets a descriptor of its own.
@@ -122,7 +122,7 @@ def main() -> None:
         emit,
         wait_for,
     )
-    nursery.end_waiting()
+    prefork.end_waiting()
     emit("verdict", verdict=to_json(verdict))
     events.close()
     os._exit(0)

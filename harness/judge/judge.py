@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import os
 import re
-import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,9 +14,8 @@ from typing import Any
 
 import torch
 
-from harness import numeric_flags
-from harness.beside import imported_files, local_files
 from harness.domain import (
+    CANDIDATE,
     HarnessError,
     Options,
     Pair,
@@ -27,33 +25,27 @@ from harness.domain import (
     UsageError,
     Verdict,
 )
-from harness.judge import (
-    answers,
-    causes,
-    check,
-    diagnose,
-    ncu,
-    own_kernels,
-    record,
-    requirements,
-    size,
-    state,
-    timing,
-    trials,
-)
-from harness.judge.batches import Setting
-from harness.judge.budget import Budget, OutOfTime
-from harness.judge.cache import ExtensionCache
-from harness.judge.clock import CANDIDATE, ClockPolicy
-from harness.judge.crew import CannotLoad, Crew
+from harness.judge import own_kernels, record, requirements, size
+from harness.judge.check import answers, causes, diagnose, trials
+from harness.judge.check.checker import Checker
+from harness.judge.check.precision import Standard
 from harness.judge.policy import Policy
-from harness.judge.precision import Standard
-from harness.judge.problem import InvalidReference, Problem, is_out_of_memory
-from harness.judge.remote import RemoteWorker, WorkerFailed
+from harness.judge.reference import state
+from harness.judge.reference.problem import InvalidReference, Problem, is_out_of_memory
+from harness.judge.reference.seeds import derived
 from harness.judge.requirements import Settled
-from harness.judge.timed_outputs import TimedWrongly
-from harness.modules import describe_state
-from harness.settings import Settings
+from harness.judge.timing import ncu, stopwatch
+from harness.judge.timing.batches import TimingConfig
+from harness.judge.timing.clock import ClockPolicy
+from harness.judge.timing.timed_outputs import TimedWrongly
+from harness.judge.workers.budget import Budget, OutOfTime
+from harness.judge.workers.cache import ExtensionCache
+from harness.judge.workers.pool import CannotLoad, WorkerPool
+from harness.judge.workers.remote import RemoteWorker, WorkerFailed
+from harness.pairs.local_files import imported_files, local_files
+from harness.pairs.settings import Settings
+from harness.usercode import numeric_flags
+from harness.usercode.modules import describe_state
 
 Emit = Callable[..., None]
 WaitFor = Callable[[str, int | None], int | None]
@@ -114,7 +106,8 @@ class Judge:
         self._emit = emit
         self._wait_for = wait_for
         self._policy = policy or Policy()
-        self._seed = options.seed if options.seed is not None else secrets.randbits(48)
+        assert options.seed is not None, "the fleet draws the seed of every pair"
+        self._seed = options.seed
         self._kind = options.device.partition(":")[0]
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()
@@ -146,7 +139,7 @@ class Judge:
         )
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
         self._imported = [p for p in imported_files(pair.solution) if os.access(p, os.R_OK)]
-        self._crew = Crew(
+        self._pool = WorkerPool(
             pair,
             options,
             self._policy,
@@ -159,8 +152,8 @@ class Judge:
             notes=self._facts.notes,
             emit=emit,
         )
-        if self._crew.threads():
-            torch.set_num_threads(self._crew.threads())
+        if self._pool.threads():
+            torch.set_num_threads(self._pool.threads())
 
     def verdict(self) -> Verdict:
         """Judge the pair; every way this can end is a verdict."""
@@ -173,7 +166,7 @@ class Judge:
             status, message = Status.LOAD_FAILED, str(error)
         except answers.Refused as refused:
             status, message = causes.after_hidden_build(
-                self._crew.workers, self._kind, refused.mismatch.status, self._refused(refused)
+                self._pool.workers, self._kind, refused.mismatch.status, self._refused(refused)
             )
         except TimedWrongly as wrong:
             status = wrong.mismatch.status
@@ -181,7 +174,7 @@ class Judge:
         except OutOfTime:
             status, message = self._budget.verdict(self._phase)
         except WorkerFailed as failed:
-            status, message = causes.worker_failed(self._crew.workers, self._phase, failed)
+            status, message = causes.worker_failed(self._pool.workers, self._phase, failed)
             if status is Status.OUT_OF_MEMORY and not self._had_room():
                 status, message = self._short(message)
         except InvalidReference as invalid:
@@ -203,11 +196,11 @@ class Judge:
                 log.write(traceback.format_exc())
         finally:
             self._enter("")
-            for worker in self._crew.workers:
+            for worker in self._pool.workers:
                 self._gather(worker)
-            self._facts.numeric_flags = self._crew.numeric_flags
+            self._facts.numeric_flags = self._pool.numeric_flags
             self._facts.numeric_flags["judge"] = numeric_flags.flags()
-            self._crew.dismiss()
+            self._pool.close()
         if self._size is not None and self._size.note:
             self._facts.notes.insert(0, self._size.note)
         status, message = causes.with_findings(self._facts.findings, status, message)
@@ -258,7 +251,7 @@ class Judge:
 
     def _judge(self) -> None:
         self._enter("load")
-        requirements.readable(self._crew.confinement)
+        requirements.readable(self._pool.confinement)
         self._facts.modes = self._modes
         problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
@@ -275,7 +268,7 @@ class Judge:
             own_kernels.sources_of(self._text, map(str, local_files(self._pair.solution)))
         )
         if timed and self._kind == "cuda":
-            self._crew.call_in()
+            self._pool.start_compilers()
         with self._budget.waiting():
             room = self._wait_for("device", self._needed() if self._kind == "cuda" else None)
         self._enter("load")
@@ -289,10 +282,10 @@ class Judge:
         if self._kind == "cuda":
             free, total = torch.cuda.mem_get_info(self._device)
             if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
-                self._crew.summon(problem, profiled=profiled)
+                self._pool.start_baselines(problem, profiled=profiled)
         problem.move(self._device)
-        worker = self._crew.start("candidate")
-        loaded = self._crew.load(
+        worker = self._pool.start("candidate")
+        loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
         loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
@@ -301,7 +294,7 @@ class Judge:
         standard = self._standard()
         quick = self._options.quick
         calls = self._policy.quick_calls if quick else self._policy.calls
-        checker = check.Checker(
+        checker = Checker(
             problem,
             worker,
             match,
@@ -322,7 +315,7 @@ class Judge:
             if second:
                 free, total = torch.cuda.mem_get_info(self._device)
                 if free > total // 4:
-                    self._crew.summon(problem, profiled=profiled)
+                    self._pool.start_baselines(problem, profiled=profiled)
 
         self._budget.begin_checks()
         self._enter_problem_code()
@@ -336,7 +329,7 @@ class Judge:
         self._look_at_streams(checker, worker)
         self._emit("harness_code")
 
-    def _look_at_streams(self, checker: check.Checker, worker: RemoteWorker) -> None:
+    def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
         """See whether the candidate is right on another stream than the default one.
 
         The last of all calls: a candidate that fails there, however badly, has been right so far.
@@ -381,7 +374,7 @@ class Judge:
                 self._pair.problem,
                 chosen.overrides,
                 torch.device("cpu"),
-                trials.derived(self._seed, "construction") % 2**31,
+                derived(self._seed, "construction") % 2**31,
             )
             self._init = self._problem.init_inputs
         # The judge's own products are never TF32's, whatever the problem's file has set: they say
@@ -429,13 +422,15 @@ class Judge:
                 why = self._cache.prepare_support(self._log)
             if why:
                 raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
-        worker = self._crew.start("build")
-        staging = self._cache.staging(worker.uid)
+        worker = self._pool.start("build")
+        build_folder = self._cache.build_folder(worker.uid)
         try:
-            loaded = self._crew.load(worker, problem, "ModelNew", self._pair.solution, {}, staging)
+            loaded = self._pool.load(
+                worker, problem, "ModelNew", self._pair.solution, {}, build_folder
+            )
             worker.kill()
             self._cache.adopt(
-                staging,
+                build_folder,
                 [str(k) for k in loaded.get("built", [])],
                 [*map(str, loaded.get("files", [])), *map(str, self._imported)],
             )
@@ -447,8 +442,8 @@ class Judge:
         finally:
             self._gather(worker)
             worker.close()
-            self._crew.workers.remove(worker)
-            self._cache.discard(staging)
+            self._pool.workers.remove(worker)
+            self._cache.discard(build_folder)
 
     def _match(self, problem: Problem, loaded: dict[str, Any]) -> state.Match:
         described = describe_state(problem.reference)
@@ -473,14 +468,14 @@ class Judge:
     def _time(
         self,
         problem: Problem,
-        checker: check.Checker,
+        checker: Checker,
         worker: RemoteWorker,
         match: state.Match,
         profiled: bool,
     ) -> None:
         self._enter("time")
         options = self._options
-        others, failed = self._crew.baselines(problem, profiled=profiled)
+        others, failed = self._pool.baselines(problem, profiled=profiled)
         workers = {CANDIDATE: worker, **others}
         hidden = [role for role, one in workers.items() if one.memory_fd is None]
         if hidden:
@@ -501,19 +496,19 @@ class Judge:
         if options.cap_s is not None:
             policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
-            self._crew.pin(list(workers.values()))
-        watch = timing.Stopwatch(
+            self._pool.pin(list(workers.values()))
+        watch = stopwatch.Stopwatch(
             problem,
             checker.oracle,
             workers,
             match,
-            Setting(
+            TimingConfig(
                 mode=self._timed_mode(),
                 seed=self._seed,
                 precision=str(self._precision() or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,
-                timeout_s=self._crew.timeout_s,
+                timeout_s=self._pool.timeout_s,
             ),
             policy,
             failed,
@@ -540,7 +535,7 @@ class Judge:
         try:
             self._facts.ncu, note = ncu.profile(
                 self._profiled_call,
-                self._crew.confinement,
+                self._pool.confinement,
                 log=self._log,
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,
@@ -551,21 +546,21 @@ class Judge:
             self._facts.notes.append(note)
         self._enter("")
 
-    def _profiled_call(self, staging: Path) -> ncu.Call:
+    def _profiled_call(self, build_folder: Path) -> ncu.Call:
         """Return a call like those that were timed, on an input of its own."""
         problem = self._problem
         assert problem is not None
         self._enter_problem_code()
-        args = problem.inputs(trials.derived(self._seed, "ncu"))
+        args = problem.inputs(derived(self._seed, "ncu"))
         self._emit("harness_code")
         state_now = problem.state()
         return ncu.Call(
-            load=self._crew.load_fields("ModelNew", self._pair.solution, {}, staging),
+            load=self._pool.load_fields("ModelNew", self._pair.solution, {}, build_folder),
             init=problem.init_inputs,
             state={theirs: state_now[ours] for theirs, ours in self._source.items()},
             args=args,
             mode=self._timed_mode(),
-            rng=trials.derived(self._seed, "ncu", "rng") % 2**31,
+            rng=derived(self._seed, "ncu", "rng") % 2**31,
         )
 
     # --- records --------------------------------------------------------------------------------

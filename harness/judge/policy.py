@@ -44,16 +44,15 @@ class Policy:
         low_tolerance: both, for float16 and bfloat16.
         double_tolerance: both, for float64.
         memory_floor_bytes: a worker may always use this much resident memory.
-        memory_factor: and this multiple of what the judge itself holds for the pair.
+        memory_factor: and this multiple of the most that the judge itself has held so far.
         build_timeout_s: limit of all compilers of a pair.
         overtime_s: so long after the pair's time is over its timing may still bring to an end
-            what it has begun: two blocks, single calls.
+            what it has begun: two blocks, isolated calls.
         gpu_memory_floor_bytes: a candidate may always use this much GPU memory while it is checked:
             16 GiB are what the poison of one output may take.
         gpu_memory_factor: and this multiple of what reference and oracle took together; the oracle
             is float64, so that this is some twelve times the reference's own.
         ncu_timeout_s: limit of one call under Nsight Compute, its start included.
-        output_factor: an answer may be this many times as large as the reference's.
         small_input_bytes: inputs of a problem without sizes of its own are halved to this.
         memory_fixed_bytes: GPU memory of a pair before any tensor: CUDA contexts and libraries of
             judge, candidate, reference and torch.compile, about 0.5 GiB each.
@@ -96,13 +95,12 @@ class Policy:
     low_tolerance: float = 1e-2
     double_tolerance: float = 1e-7
     memory_floor_bytes: int = 3 << 30
-    memory_factor: float = 16.0
+    memory_factor: float = 4.0
     build_timeout_s: float = 600.0
     overtime_s: float = 30.0
     gpu_memory_floor_bytes: int = 24 << 30
     gpu_memory_factor: float = 4.0
     ncu_timeout_s: float = 60.0
-    output_factor: float = 8.0
     small_input_bytes: int = 1 << 20
     memory_fixed_bytes: int = 2 << 30
     memory_states: float = 13.0

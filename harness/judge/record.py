@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import Check, Finding, KernelProfile, Options, Pair, Speed, Status, Verdict
-from harness.judge import answers, diagnose
-from harness.judge.precision import worst_precision
+from harness.judge.check import answers, diagnose
+from harness.judge.check.precision import worst_precision
+from harness.machine.environment import PROJECT_ROOT
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 """All control characters but tab and line feed: a solution's words must not steer a terminal."""
@@ -97,7 +98,7 @@ def verdict(
 def replay(pair: Pair, options: Options, size: str, seed: int) -> str:
     """Return the command that repeats an evaluation: same files, device, size, mode and seed."""
     problem, solution = pair.problem, pair.solution
-    root = Path(__file__).resolve().parents[2]
+    root = PROJECT_ROOT
     named = problem.is_relative_to(root / "problems") and solution.is_relative_to(
         root / "solutions"
     )

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from harness.domain import Status
-from harness.judge import causes, own_kernels
-from harness.judge.identity import Confinement
+from harness.judge import own_kernels
+from harness.judge.check import causes
 from harness.judge.record import Facts
-from harness.judge.remote import RemoteWorker
+from harness.judge.workers.identity import Confinement
+from harness.judge.workers.remote import RemoteWorker
 
 
 class Settled(Exception):

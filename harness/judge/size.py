@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from harness import source
 from harness.domain import Options, Pair, Status, UsageError
-from harness.judge import reduce
 from harness.judge.policy import Policy
-from harness.judge.reduce import Footprint
+from harness.judge.reference import reduce
+from harness.judge.reference.reduce import Footprint
 from harness.judge.requirements import Settled
-from harness.settings import Settings, constants_of
+from harness.pairs.settings import Settings, constants_of
+from harness.usercode import source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

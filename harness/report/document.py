@@ -22,7 +22,7 @@ from harness.domain import (
     run_from_json,
     to_json,
 )
-from harness.resume import is_resume, run_from_resume
+from harness.domain.resume_form import is_resume, run_from_resume
 
 
 def render_document(

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 
-from harness import bell, modules, numeric_flags, pretend_cuda, tray, wire
+from harness import ipc
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
-from harness.draws import Draws
+from harness.ipc import mailbox
+from harness.ipc.draws import Draws
+from harness.usercode import modules, numeric_flags, pretend_cuda
 from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
@@ -40,11 +42,11 @@ _OUT_OF_MEMORY = (
 class Worker:
     """Answers the judge's requests, one at a time, until the wire closes."""
 
-    def __init__(self, channel: wire.Channel) -> None:
+    def __init__(self, channel: ipc.Channel) -> None:
         self._channel = channel
         self._send_lock = threading.Lock()
-        self._inbox: wire.Arena | None = None
-        self._outbox: wire.Arena | None = None
+        self._inbox: ipc.Arena | None = None
+        self._outbox: ipc.Arena | None = None
         self._module: torch.nn.Module | None = None
         self._device = torch.device("cpu")
         self._kind = "cpu"
@@ -55,8 +57,8 @@ class Worker:
         self._output_bytes: list[int] = []
         self._input_bytes: list[int] = []
         self._other_stream: torch.cuda.Stream | None = None
-        self._bell: bell.Bell | None = None
-        self._shared: dict[str, wire.Arena] = {}
+        self._mailbox: mailbox.BatchMailbox | None = None
+        self._shared: dict[str, ipc.Arena] = {}
         self._sent_along: list[int] = []
         self._draws = Draws()
 
@@ -65,7 +67,7 @@ class Worker:
         while True:
             try:
                 request = self._channel.receive()
-            except wire.WireClosed:
+            except ipc.WireClosed:
                 return
             reply: dict[str, Any] = {"id": request["id"], "ok": True}
             try:
@@ -143,14 +145,14 @@ class Worker:
             with contextlib.suppress(OSError):  # the judge looks at what came of it
                 os.sched_setaffinity(int(task.name), set(request["cores"]))
 
-    def do_sit(self, request: dict[str, Any]) -> None:
+    def do_pin_main_thread(self, request: dict[str, Any]) -> None:
         """Keep the main thread, which is this one, on some cores, as far as the system lets it."""
         with contextlib.suppress(OSError):  # the judge looks at what came of it
             os.sched_setaffinity(0, set(request["cores"]))
 
     def do_arena(self, request: dict[str, Any]) -> None:
         """Map an arena that the judge allocated."""
-        arena: wire.Arena
+        arena: ipc.Arena
         which = request["which"]
         if which == "stage":
             # Unmapped before its successor is mapped; what lay in it goes with it.
@@ -158,26 +160,26 @@ class Worker:
             gc.collect()
         if request["kind"] == "host":
             (fd,) = self._channel.take_fds()
-            arena = wire.HostArena(fd, request["bytes"])
+            arena = ipc.HostArena(fd, request["bytes"])
         else:
-            from harness import wire_cuda
+            from harness.ipc import device_arena
 
             old = {"in": self._inbox, "out": self._outbox}.get(which, self._shared.get(which))
-            if isinstance(old, wire_cuda.DeviceArena):
+            if isinstance(old, device_arena.DeviceArena):
                 old.close()
-            arena = wire_cuda.DeviceArena.open(
+            arena = device_arena.DeviceArena.open(
                 bytes.fromhex(request["handle"]), request["bytes"], request["device"]
             )
         if which == "in":
             self._inbox = arena
         elif which == "out":
             self._outbox = arena
-        elif which == "bell":
-            assert isinstance(arena, wire.HostArena)
-            self._bell = bell.Bell(arena)
+        elif which == "mailbox":
+            assert isinstance(arena, ipc.HostArena)
+            self._mailbox = mailbox.BatchMailbox(arena)
         else:
             self._shared[which] = arena
-            if which == "tray" and self._device.type == "cuda":
+            if which == "call mailbox" and self._device.type == "cuda":
                 # Pinned, or copies to and from it would not wait their turn in the stream.
                 memory = arena.flat()
                 code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), len(memory), 0)
@@ -213,7 +215,7 @@ class Worker:
         self._builder = Builder(
             device=self._kind,
             cache=Path(request["cache"]),
-            staging=Path(request["staging"]),
+            build_folder=Path(request["build_folder"]),
             support=Path(request["support"]),
             solution=path,
             announce=self._announce,
@@ -339,7 +341,7 @@ class Worker:
         self._inputs = calls.Inputs(self._device)
         gc.collect()
         gc.freeze()
-        decoder = wire.Placed(self._shared["stage"], request["table"])
+        decoder = ipc.Placed(self._shared["stage"], request["table"])
         for described, grads in zip(request["args"], request["grads"], strict=True):
             self._batch.stage(
                 decoder.decode(described), None if grads is None else decoder.decode(grads)
@@ -364,25 +366,25 @@ class Worker:
 
     def do_go(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run a batch between *go* and *done*; then say what there was to see, and where."""
-        assert self._bell is not None
+        assert self._mailbox is not None
         number, module, batch = request["number"], self._model(), self._batch
         with self._timed():
-            order, seed = self._bell.arm(number)
+            order, seed = self._mailbox.await_go(number)
             claimed = batch.run(module, order, request["keep"], seed)
-            self._bell.done(number, batch.where, batch.width)
+            self._mailbox.done(number, batch.where, batch.width)
         allocations = self._allocations(batch.where)
         return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
 
     def do_alone(self, request: dict[str, Any]) -> None:
-        """Make single calls, each when its inputs have come over the tray."""
-        arena, nbytes = self._shared["tray"], request["bytes"]
-        assert isinstance(arena, wire.HostArena)
-        pages, place, batch = tray.Tray(arena, nbytes), None, self._batch
+        """Make single calls, each when its inputs have come over the mailbox."""
+        arena, nbytes = self._shared["call mailbox"], request["bytes"]
+        assert isinstance(arena, ipc.HostArena)
+        pages, place, batch = mailbox.CallMailbox(arena, nbytes), None, self._batch
         if self._device.type == "cuda":
             place = self._shared["stage"].flat()[:nbytes]
         else:
             batch = calls.Batch(self._device)
-            decoder = wire.Placed(arena, request["table"])
+            decoder = ipc.Placed(arena, request["table"])
             grads = request["grads"]
             batch.stage(
                 decoder.decode(request["args"]), None if grads is None else decoder.decode(grads)
@@ -404,19 +406,15 @@ class Worker:
             raise RuntimeError("nothing to encode again")
         return self._encoded(*self._last)
 
-    def do_library(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say which extension libraries were loaded, for launch counting."""
-        return {"libraries": self._builder.libraries if self._builder else []}
-
     def _allocations(self, where: Iterable[int]) -> list[dict[str, Any]]:
         """Describe the GPU memory that addresses lie in, for the judge to map."""
         if self._device.type != "cuda":
             return []
-        from harness import wire_cuda
+        from harness.ipc import device_arena
 
         stage = self._shared.get("stage")
-        return wire_cuda.allocations(
-            where, stage if isinstance(stage, wire_cuda.DeviceArena) else None
+        return device_arena.allocations(
+            where, stage if isinstance(stage, device_arena.DeviceArena) else None
         )
 
     # --- helpers --------------------------------------------------------------------------------
@@ -468,15 +466,15 @@ class Worker:
         return self._module
 
     def _decode(self, description: Any, table: Any) -> Any:
-        return wire.Decoder(self._inbox, table, private=False).decode(description)
+        return ipc.Decoder(self._inbox, table, private=False).decode(description)
 
     def _encoded(self, values: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         self._last = (values, answer)
-        encoder = wire.Encoder(self._outbox)
+        encoder = ipc.Encoder(self._outbox)
         described = {name: encoder.encode(value) for name, value in values.items()}
         try:
             encoder.finish()
-        except wire.TooSmall as error:
+        except ipc.TooSmall as error:
             return {"too_small": error.needed_bytes, "tensors": len(encoder.table)}
         calls.synchronize(self._device)
         self._last = None
@@ -522,7 +520,7 @@ def main() -> None:
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:  # as the judge does, who started us
             signal.signal(number, signal.SIG_DFL)
-    channel = wire.Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = ipc.Channel(socket.socket(fileno=int(sys.argv[1])))
     Worker(channel).serve()
     # Threads and exit handlers of a candidate have no say in how this process ends.
     os._exit(0)

@@ -1,7 +1,7 @@
 """Builds and loads a solution's extensions, through ``load_inline`` and ``load``.
 
 Both are replaced before the solution is imported. An extension is looked up by the content of
-everything that went into it, first in the cache (read-only here), else it is built in the staging
+everything that went into it, first in the cache (read-only here), else it is built in the build
 folder of this worker, which the judge moves into the cache when the build worker is done. Two
 solutions that use the same extension name therefore never meet, and a build that is killed leaves
 nothing but a folder that is thrown away.
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from harness.domain import BuildFailed, Unsupported
-from harness.toolchain import toolchain
+from harness.machine.toolchain import toolchain
 from harness.worker import fast_headers
 
 Build = Callable[[Path, str, Sequence[str]], None]
@@ -57,7 +57,7 @@ class Builder:
     Args:
         device: ``cuda``, ``emulated`` or ``cpu``.
         cache: folder with finished extensions by key; only read.
-        staging: folder of this worker, where missing ones are built.
+        build_folder: folder of this worker, where missing ones are built.
         support: folder of the CPU runner's run-time library and headers.
         solution: the solution's file, to point compiler errors at its own lines.
         announce: called with (event, extension name) around each compilation.
@@ -70,7 +70,7 @@ class Builder:
         *,
         device: str,
         cache: Path,
-        staging: Path,
+        build_folder: Path,
         support: Path,
         solution: Path,
         announce: Callable[[str, str], None],
@@ -79,7 +79,7 @@ class Builder:
     ) -> None:
         self._device = device
         self._cache = cache
-        self._staging = staging
+        self._build_folder = build_folder
         self._support = support
         self._solution = solution
         self._announce = announce
@@ -89,7 +89,6 @@ class Builder:
         self.keys: list[str] = []
         self.files: set[str] = set()
         self.failures: list[str] = []
-        self.libraries: list[str] = []
         self.unsupported: list[str] = []
         self.ships_cuda = False
         self._names: dict[str, str] = {}
@@ -290,7 +289,6 @@ class Builder:
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
             raise self._failed(f"extension {name!r} was built but left no library", "")
-        self.libraries.append(str(library))
         notes = finished / "nvcc.json"
         if notes.is_file():
             self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]
@@ -300,7 +298,7 @@ class Builder:
         return self._import(library.stem, library)
 
     def _finished(self, key: str) -> Path | None:
-        places = (self._cache / key, self._staging / key)
+        places = (self._cache / key, self._build_folder / key)
         return next((place for place in places if (place / "done").exists()), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
@@ -334,7 +332,7 @@ class Builder:
             flags: the solution's compiler flags and include paths.
         """
         self._announce("compiling", name)
-        *fast, own = [self._staging / key for key in keys]
+        *fast, own = [self._build_folder / key for key in keys]
         try:
             why = "not asked for"
             for folder in fast:

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
-from harness import bell, modules, tray, wire
-from harness.modules import require_grad
+from harness import ipc
+from harness.ipc import mailbox
+from harness.usercode import modules
+from harness.usercode.modules import require_grad
 
 _POISON_BYTE = 0xFF
 """All bits set is a NaN in float16, bfloat16, float32 and float64, and -1 in integers."""
@@ -160,7 +162,7 @@ def _addresses(output: Any, gradients: modules.Gradients | None) -> list[int]:
     # Most modules return one tensor, and calls can be short: no detour for them.
     if gradients is None and type(output) is torch.Tensor and output.layout is torch.strided:
         return [output.data_ptr()]
-    return [wire.address(t) for t in modules.given_tensors(output, gradients)[: bell.MAX_TENSORS]]
+    return [ipc.address(t) for t in modules.given_tensors(output, gradients)[: mailbox.MAX_TENSORS]]
 
 
 class Batch:
@@ -241,24 +243,24 @@ class Batch:
     def run_alone(
         self,
         module: torch.nn.Module,
-        pages: tray.Tray,
+        pages: mailbox.CallMailbox,
         place: torch.Tensor | None,
         number: int,
         empty: bool = False,
     ) -> None:
-        """Call the module on slot 0, whose inputs come over the tray, until there are no more.
+        """Call the module on slot 0, whose inputs come over the mailbox, until there are no more.
 
         Args:
             module: already in its mode.
             pages: where inputs come from and outputs go to.
-            place: the bytes of slot 0, where they are not the tray's own.
+            place: the bytes of slot 0, where they are not the mailbox's own.
             number: of the first call.
             empty: give again what the first call gave: what is left is the way.
         """
         inputs, grads, device = self._inputs[0], self._grads[0], self._device
-        outlay = None if place is None else tray.Outlay(pages.outputs)
+        packed = None if place is None else mailbox.PackedOutputs(pages.outputs)
         output, found, first = None, None, number
-        while (seed := pages.wait(number)) != tray.END:
+        while (seed := pages.await_go(number)) != mailbox.END:
             if place is not None:
                 place.copy_(pages.inputs, non_blocking=True)
             if seed:
@@ -272,8 +274,8 @@ class Batch:
                 output = module(*inputs)
                 found = modules.differentiate(output, inputs, module, grads)
                 output = modules.mapped(output, torch.Tensor.detach)
-            if outlay is not None:
-                outlay.put(modules.given_tensors(output, found)[: bell.MAX_TENSORS])
+            if packed is not None:
+                packed.put(modules.given_tensors(output, found)[: mailbox.MAX_TENSORS])
                 synchronize(device)
                 pages.done(number)
             else:
@@ -288,6 +290,6 @@ class Batch:
         output, gradients = self.outputs[-1] or (None, None)
         given = modules.given_tensors(output, gradients)
         return {
-            "forms": [wire.described(t) for t in given[: bell.MAX_TENSORS]],
+            "forms": [ipc.described(t) for t in given[: mailbox.MAX_TENSORS]],
             "state": list(gradients.state) if gradients else [],
         }

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from harness import source
-from harness.modules import seed_everything
+from harness.usercode import source
+from harness.usercode.modules import seed_everything
 
 
 class LoadError(Exception):

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from harness import modules, wire
+from harness import ipc
+from harness.usercode import modules
 from harness.worker import calls
 from harness.worker.__main__ import Worker
 
@@ -27,7 +28,7 @@ class ProfiledCall(Worker):
         arena: holds the tensors of the request.
     """
 
-    def __init__(self, arena: wire.Arena) -> None:
+    def __init__(self, arena: ipc.Arena) -> None:
         super().__init__(None)  # type: ignore[arg-type] # it never sends: see _send
         self._inbox = arena
 
@@ -38,7 +39,7 @@ class ProfiledCall(Worker):
         """Load, warm up with one call, and make the call that is profiled.
 
         Args:
-            request: see harness/judge/ncu.py, which writes it.
+            request: see harness/judge/timing/ncu.py, which writes it.
         """
         table = request["table"]
         self.do_load({**request["load"], "init": request["init"], "table": table})
@@ -74,7 +75,7 @@ def main() -> None:
     os.chdir(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
     descriptor = os.open(folder / "tensors", os.O_RDWR | os.O_CLOEXEC)
-    ProfiledCall(wire.HostArena(descriptor, request["arena_bytes"])).run(request)
+    ProfiledCall(ipc.HostArena(descriptor, request["arena_bytes"])).run(request)
     sys.stdout.flush()
     sys.stderr.flush()
     # Threads and exit handlers of a candidate have no say in how this process ends.

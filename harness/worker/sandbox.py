@@ -5,7 +5,7 @@ judge. Where another user could not reach what the worker needs (an interpreter 
 home), the worker first opens just these folders, in a mount namespace of its own. Where neither
 can be had, the worker keeps the judge's user id without any capability; the judge has made itself
 undumpable, which closes /proc/PID/mem and ptrace to its own user. The judge decides which of them
-it is (harness/judge/identity.py).
+it is (harness/judge/workers/identity.py).
 
 ``python -m harness.worker.sandbox SPEC COMMAND...`` becomes another program with a worker's rights.
 SPEC is JSON: ``{"uid": 1600000001, "expose": {"/root/.pyenv/versions/3.12": "/root"}}``.

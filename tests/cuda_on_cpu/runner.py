@@ -19,7 +19,7 @@ import torch
 from cuda_on_cpu.cases import DEFECTS, HONEST
 
 from harness.domain import to_json
-from harness.pretend_cuda import pretend
+from harness.usercode.pretend_cuda import pretend
 from harness.worker.cuda_on_cpu import Runtime, compile_inline
 
 KERNELS = Path(__file__).parent / "kernels"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.domain import UsageError
-from harness.environment import find_nvcc, nvcc_architectures
+from harness.machine.environment import find_nvcc, nvcc_architectures
 from harness.worker.cuda_on_cpu.nvcc import KernelUse, NvccVerdict, describe, parse_usage
 
 ROOT = Path(__file__).parents[2]
@@ -103,11 +103,11 @@ def test_unknown_thread_order_is_bad_usage(tmp_path: Path) -> None:
 
 
 def test_nvcc_needs_nvcc(monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness import cli
+    from harness.cli import main
 
-    monkeypatch.setattr(cli, "find_nvcc", lambda: None)
+    monkeypatch.setattr(main, "find_nvcc", lambda: None)
     with pytest.raises(UsageError, match="nvcc"):
-        cli.nvcc_list("sm_80")
+        main.nvcc_list("sm_80")
 
 
 def test_notes_gather_architectures_by_kernel() -> None:

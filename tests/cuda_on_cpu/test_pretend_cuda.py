@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.pretend_cuda import pretend
+from harness.usercode.pretend_cuda import pretend
 
 
 @pytest.mark.parametrize("answer", [True, False])

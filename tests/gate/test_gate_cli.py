@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from fake_judge import COMMAND as FAKE_JUDGE
 
-from harness.cli import main
+from harness.cli.main import main
 from harness.domain import Pair
 
 ROOT = Path(__file__).parents[2]
@@ -348,7 +348,7 @@ def test_report_needs_no_torch(tmp_path: Path, checkout: Checkout) -> None:
     (kept,) = (tmp_path / "results").glob("*.json")
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; "
-        "from harness.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from harness.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     argv = ("--report", str(kept), "--markdown", str(tmp_path / "o.md"), "--junit", "/dev/null")
     done = subprocess.run([sys.executable, "-c", program, *argv], cwd=ROOT, check=False)
@@ -363,7 +363,7 @@ def test_terminal_table_respects_width_and_no_color(
     checkout.run()
     (kept,) = (tmp_path / "results").glob("*.json")
     env = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": no_color, "TERM": "xterm"}
-    program = "import sys; from harness.cli import main; sys.exit(main(sys.argv[1:]))"
+    program = "import sys; from harness.cli.main import main; sys.exit(main(sys.argv[1:]))"
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", program, "--report", str(kept)], cwd=ROOT, env=env, stdout=theirs

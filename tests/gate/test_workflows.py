@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.cli import _parser
+from harness.cli.main import _parser
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

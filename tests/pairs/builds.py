@@ -47,7 +47,7 @@ def on_cpu(problem: str) -> ModuleType:
     builder = Builder(
         device="emulated",
         cache=builds,
-        staging=builds,
+        build_folder=builds,
         support=CACHE / "support",
         solution=path,
         announce=lambda event, name: None,

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from harness.domain import Finding, HarnessError
 from harness.worker.cuda_on_cpu.sites import resolve
 from harness.worker.cuda_on_cpu.support import obtain
@@ -37,7 +35,6 @@ class Runtime:
         self._library.emu_kernels.restype = ctypes.c_char_p
         self._library.emu_take_findings.restype = ctypes.c_char_p
         self._library.emu_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
-        self._library.emu_register.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_char_p]
         self._library.emu_install_crash_handler.argtypes = [ctypes.c_char_p]
         self._library.emu_configure(int(answer_cuda))
         path = str(findings_path).encode() if findings_path else None
@@ -77,14 +74,6 @@ class Runtime:
     def guard_allocations(self, guarded: bool) -> None:
         """Replace torch's CPU allocator in this process: guard pages and NaN poison; or undo it."""
         self._library.emu_guard_allocations(int(guarded))
-
-    def initialised(self, tensor: torch.Tensor, name: str = "") -> None:
-        """Tell the bounds of memory that the allocator did not hand out, and name it in findings.
-
-        Writes by host code need no telling: what is uninitialised is known by its poison.
-        """
-        storage = tensor.untyped_storage()
-        self._library.emu_register(storage.data_ptr(), storage.nbytes(), name.encode())
 
     def live_allocations(self) -> int:
         """Return how many guarded allocations are alive."""

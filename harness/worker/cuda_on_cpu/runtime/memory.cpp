@@ -240,22 +240,6 @@ void emu_guard_allocations(int guarded) {
     c10::SetCPUAllocator(guarded ? &allocator : c10::GetDefaultCPUAllocator(), 100);
 }
 
-// Memory that others own (a mapping of the wire): bounds and a name for the findings.
-void emu_register(uintptr_t begin, size_t bytes, const char* name) {
-    std::lock_guard<std::mutex> guard(lock);
-    if (in_guarded_region(begin)) {
-        auto it = below(allocations, begin);
-        if (it != allocations.end() && begin < it->second.end) it->second.name = name;
-        return;
-    }
-    Allocation a;
-    a.begin = begin;
-    a.end = begin + bytes;
-    a.name = name;
-    externals[begin] = a;
-    ++allocations_changed;
-}
-
 uint64_t emu_live_allocations() { return live; }
 
 void* emu_device_malloc(size_t bytes) {

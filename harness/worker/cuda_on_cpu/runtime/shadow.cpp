@@ -201,7 +201,7 @@ std::string describe_address(uintptr_t address, size_t size) {
         text = std::to_string(address >= a.end ? address - a.end : 0) + " bytes past the end of ";
     else
         text = "byte " + std::to_string(address - a.begin) + " of ";
-    text += a.name.empty() ? (a.from_cuda_malloc ? "a cudaMalloc block" : "a tensor") : a.name;
+    text += a.from_cuda_malloc ? "a cudaMalloc block" : "a tensor";
     text += " of " + std::to_string(a.end - a.begin) + " bytes";
     if (launch_now)
         for (int i = 0; i < launch_now->arguments; ++i) {

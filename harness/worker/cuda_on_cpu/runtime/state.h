@@ -24,7 +24,6 @@ struct Allocation {
     void* shadow = nullptr;  // cells of its pages, once a kernel has touched it
     unsigned shadow_shift = 2;  // each describes 1 << shift bytes
     bool freed = false, poisoned = false, from_cuda_malloc = false;
-    std::string name;
     uintptr_t caller = 0;  // of cudaMalloc
 };
 // cudaMalloc blocks that are alive: how many, their bytes, and who asked for the newest.

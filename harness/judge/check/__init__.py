@@ -1,0 +1,1 @@
+"""Is the solution the same function as the reference? Trials, comparisons, causes."""

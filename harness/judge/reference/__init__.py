@@ -1,0 +1,1 @@
+"""The user's reference, its float64 oracle, and questions about their outputs."""

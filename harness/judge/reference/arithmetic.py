@@ -1,0 +1,453 @@
+"""Runs the reference in another arithmetic: rounded operands, another GELU, roundings made visible.
+
+Each arithmetic is a mode that PyTorch consults at every operator, in forward and backward alike.
+The reference computes in float64 meanwhile: what the mode changes is what that arithmetic does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.usercode.modules import differentiable, mapped, tensors_of
+
+Rounding = Callable[[torch.Tensor], torch.Tensor]
+
+PRODUCTS = {
+    "addbmm": (1, 2),
+    "addmm": (1, 2),
+    "_addmm_activation": (1, 2),
+    "addmv": (1, 2),
+    "addr": (1, 2),
+    "baddbmm": (1, 2),
+    "bmm": (0, 1),
+    "_cdist_forward": (0, 1),
+    "convolution": (0, 1),
+    "convolution_backward": (0, 1, 2),
+    "dot": (0, 1),
+    "linear": (0, 1),
+    "mm": (0, 1),
+    "mv": (0, 1),
+    "_trilinear": (0, 1, 2),
+    "vdot": (0, 1),
+}
+"""Operators that multiply and add up, with the positions of their operands.
+
+matmul, einsum, linear, bilinear, recurrent layers and attention arrive here as these.
+"""
+
+_SUMS = {
+    "adaptive_avg_pool2d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "cumsum",
+    "embedding_dense_backward",
+    "index_add",
+    "mean",
+    "nansum",
+    "scatter_add",
+    "sum",
+    "trace",
+}
+"""Operators that add up: their rounding is relative to the sum of the absolute values."""
+
+_SPREADS = {"std", "std_mean", "var", "var_mean"}
+
+_EXACT = {
+    "_to_copy",
+    "abs",
+    "arange",
+    "cat",
+    "clamp",
+    "clamp_min",
+    "clone",
+    "constant_pad_nd",
+    "copy",
+    "copy_",
+    "detach",
+    "embedding",
+    "empty",
+    "empty_like",
+    "expand_copy",
+    "fill",
+    "fill_",
+    "flip",
+    "full",
+    "full_like",
+    "gather",
+    "hardtanh",
+    "index",
+    "index_select",
+    "masked_fill",
+    "max",
+    "max_pool2d_with_indices",
+    "maximum",
+    "min",
+    "minimum",
+    "neg",
+    "new_empty",
+    "new_full",
+    "new_ones",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "relu",
+    "relu_",
+    "repeat",
+    "roll",
+    "scalar_tensor",
+    "select_backward",
+    "slice_backward",
+    "sort",
+    "stack",
+    "threshold_backward",
+    "topk",
+    "tril",
+    "triu",
+    "where",
+    "zero_",
+    "zeros",
+    "zeros_like",
+}
+"""Operators that move, choose or negate numbers and round none. One missing here costs a little
+strictness."""
+
+_FUSED = {
+    "batch_norm_backward",
+    "_batch_norm_with_update",
+    "cudnn_batch_norm",
+    "cudnn_batch_norm_backward",
+    "_fused_rms_norm",
+    "_fused_rms_norm_backward",
+    "_log_softmax",
+    "_log_softmax_backward_data",
+    "logsumexp",
+    "native_batch_norm",
+    "native_batch_norm_backward",
+    "_native_batch_norm_legit",
+    "native_group_norm",
+    "native_group_norm_backward",
+    "native_layer_norm",
+    "native_layer_norm_backward",
+    "_safe_softmax",
+    "_softmax",
+    "_softmax_backward_data",
+}
+"""Operators that round several times over: taken apart first."""
+
+
+_STAGNATES = 1 << 20
+
+
+def to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """Round to TF32's 11 bits, ties away from zero, as a kernel does with ``cvt.rna.tf32``."""
+    return _bits_kept(x, 0x1000)
+
+
+def cut_to_tf32(x: torch.Tensor) -> torch.Tensor:
+    """Drop the bits that TF32 has not, as the tensor core does with a raw float32."""
+    return _bits_kept(x, 0)
+
+
+def _bits_kept(x: torch.Tensor, half: int) -> torch.Tensor:
+    bits = x.float().contiguous().view(torch.int32)
+    return ((bits + half) & ~0x1FFF).view(torch.float32).view(x.shape).to(x.dtype)
+
+
+def to_bf16(x: torch.Tensor) -> torch.Tensor:
+    """Round to bfloat16."""
+    return x.to(torch.bfloat16).to(x.dtype)
+
+
+def to_fp16(x: torch.Tensor) -> torch.Tensor:
+    """Round to float16."""
+    return x.to(torch.float16).to(x.dtype)
+
+
+def to_fp32(x: torch.Tensor) -> torch.Tensor:
+    """Round to float32."""
+    return x.to(torch.float32).to(x.dtype)
+
+
+def _real(rounding: Rounding, x: Any) -> Any:
+    if not isinstance(x, torch.Tensor) or not differentiable(x):
+        return x
+    if x.is_complex():
+        return torch.view_as_complex(rounding(torch.view_as_real(x.resolve_conj())).contiguous())
+    return rounding(x)
+
+
+def _name(function: Any) -> str:
+    return str(function._schema.name).removeprefix("aten::")
+
+
+@contextlib.contextmanager
+def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
+    """Enter a mode, with operators taken apart that hide products.
+
+    Args:
+        mode: to enter.
+        recurrent: whether recurrent layers run, which cuDNN computes in one operator.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    cudnn = torch.backends.cudnn
+    try:
+        with (
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+            cudnn.flags(
+                enabled=cudnn.enabled and not recurrent,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=False,
+            ),
+            mode,
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Arithmetic(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+class TanhGelu(_Arithmetic):
+    """Computes GELU by its tanh approximation wherever the reference computes it exactly.
+
+    Attributes:
+        replaced: how many were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        exact = kwargs.get("approximate", "none") == "none"
+        if _name(function) in ("gelu", "gelu_", "gelu_backward") and exact:
+            kwargs["approximate"] = "tanh"
+            self.replaced += 1
+        return function(*args, **kwargs)
+
+
+class RoundedProducts(TanhGelu):
+    """Rounds the operands of products.
+
+    Args:
+        rounding: of each operand.
+        results: round the products, too, as a kernel does that returns 16 bits.
+        only: numbers of those products of a call that are rounded, None for all of them.
+        tanh: compute GELU by its tanh approximation, too.
+
+    Attributes:
+        products: how many the calls had.
+    """
+
+    def __init__(
+        self,
+        rounding: Rounding,
+        *,
+        results: bool = False,
+        only: frozenset[int] | None = None,
+        tanh: bool = False,
+    ) -> None:
+        super().__init__()
+        self._rounding = rounding
+        self._results = results
+        self._only = only
+        self._tanh = tanh
+        self.products = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        operands = PRODUCTS.get(_name(function))
+        if operands is None and self._tanh:
+            return super().__torch_dispatch__(function, types, args, kwargs)
+        number = self.products
+        self.products += operands is not None
+        if operands is None or (self._only is not None and number not in self._only):
+            return function(*args, **(kwargs or {}))
+        args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
+        result = function(*args, **(kwargs or {}))
+        if self._results:
+            result = mapped(result, lambda t: _real(self._rounding, t))
+        return result
+
+
+class RoundedEverywhere(_Arithmetic):
+    """Rounds the result of every operator that rounds at all, as a module cast to 16 bits does."""
+
+    def __init__(self, rounding: Rounding) -> None:
+        super().__init__()
+        self._rounding = rounding
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _name(function) in _EXACT:
+            return function(*args, **kwargs)
+        operands = PRODUCTS.get(_name(function), ())
+        args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
+        result = function(*args, **kwargs)
+        for t in _fresh(function, result, args, kwargs):
+            if t is not None:
+                t.copy_(_real(self._rounding, t))
+        return result
+
+
+class Roundings(_Arithmetic):
+    """Moves every result by what an honest arithmetic may err there, up or down by chance.
+
+    A sum of K terms may be off by sqrt(K) roundings of the sum of its absolute values, whatever
+    the order of its terms; a variance by as much of the mean square, so that E[x^2] - E[x]^2 is
+    a formula, too; everything else by one rounding. What follows is computed from the moved
+    results, so an ill-conditioned model moves as far as it would.
+
+    Args:
+        unit: half a unit in the last place of 1, in the arithmetic that is due.
+        generator: of the signs, on the device of the call.
+
+    Source: rounding errors of sums grow as sqrt(K) with high probability: N. J. Higham and
+    T. Mary, A new approach to probabilistic rounding error analysis, 2019.
+    """
+
+    def __init__(self, unit: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self._unit = unit
+        self._generator = generator
+
+    def moved(self, x: torch.Tensor) -> torch.Tensor:
+        """Return a real input, each element half a unit in the last place up or down."""
+        return x + self._signs(x) * self._unit * x.abs()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _name(function)
+        if name in _FUSED and function in decomposition_table:
+            with self:
+                return decomposition_table[function](*args, **kwargs)
+        fresh = name not in _EXACT and not function.is_view
+        sizes = self._sizes(function, name, args, kwargs) if fresh else []
+        result = function(*args, **kwargs)
+        for i, t in enumerate(_fresh(function, result, args, kwargs) if fresh else []):
+            if t is not None:
+                size, terms = sizes[i] if i < len(sizes) else (None, _folded(t, args))
+                self._move(name, t, size, terms)
+        return result
+
+    def _sizes(
+        self, function: Any, name: str, args: Any, kwargs: Any
+    ) -> list[tuple[torch.Tensor, float]]:
+        """Return, for each result of a sum, the sum of absolute values and how many they are."""
+        if name in _SPREADS:
+            return _spread_sizes(name, args, kwargs)
+        if name not in _SUMS and name not in PRODUCTS:
+            return []
+        first = next(iter(tensors_of(list(args))), None)
+        if first is None or not differentiable(first):
+            return []  # counting is exact
+        sizes = mapped(list(args), lambda t: t.abs() if differentiable(t) else t)
+        results = tensors_of(function(*sizes, **kwargs))
+        if name in PRODUCTS:
+            return list(zip(results, _product_terms(name, args), strict=False))
+        if name == "cumsum":
+            return [(results[0], args[0].shape[args[1]] if args[0].dim() else 1)]
+        return [(results[0], _folded(results[0], args))]
+
+    def _move(self, name: str, t: torch.Tensor, size: torch.Tensor | None, terms: float) -> None:
+        if size is None:
+            size = t.abs()
+            if name.startswith("_fft"):
+                size = size.square().mean().sqrt().expand(t.shape)
+                terms = max(terms, math.log2(t.numel() + 1))
+        unit = max(self._unit, torch.finfo(t.dtype).eps / 2)
+        size = size.reshape(t.shape)
+        if t.is_complex():
+            # Each part errs at the size of both.
+            t, size = torch.view_as_real(t), size.unsqueeze(-1)
+        t.add_(self._signs(t) * size * (unit * _roundings(terms)))
+
+    def _signs(self, t: torch.Tensor) -> torch.Tensor:
+        up = torch.rand(t.shape, generator=self._generator, device=t.device) < 0.5
+        return torch.where(up, 1.0, -1.0).to(t.dtype)
+
+
+def _folded(result: torch.Tensor, args: Any) -> float:
+    """Return how many elements of the first argument there are for each result, at least one."""
+    first = args[0].numel() if args and isinstance(args[0], torch.Tensor) else 0
+    return max(first / max(result.numel(), 1), 1.0)
+
+
+def _roundings(terms: float) -> float:
+    """Return by how many roundings a sum of so many terms may be off.
+
+    The square root, up to 2^20 terms. Beyond that a running sum grows so far above its terms that
+    their roundings no longer cancel, and the error grows as the number of terms: a sum of 2^24
+    squares from left to right was off by 47,000 units in the last place (H200, 2026-11-30).
+    """
+    return math.sqrt(terms) if terms <= _STAGNATES else terms / math.sqrt(_STAGNATES)
+
+
+def _product_terms(name: str, args: Any) -> list[float]:
+    """Return how many products each result adds up."""
+    if name == "convolution":
+        weight, transposed = args[1], args[6]
+        return [weight.numel() / weight.shape[1 if transposed else 0]]
+    if name == "convolution_backward":
+        grad, weight, transposed = args[0], args[2], args[7]
+        into = weight.numel() / weight.shape[0 if transposed else 1]
+        return [into, grad.numel() / grad.shape[1], grad.numel() / grad.shape[1]]
+    if name == "_trilinear":
+        return [args[0].shape[-1] * args[1].shape[-1]]
+    if name == "addr":
+        return [1]
+    return [args[PRODUCTS[name][0]].shape[-1]]
+
+
+def _spread_sizes(name: str, args: Any, kwargs: Any) -> list[tuple[torch.Tensor, float]]:
+    x = args[0]
+    dim = args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim")
+    dims = list(range(x.dim())) if dim in (None, []) else dim
+    square = x.square().mean(dims)
+    terms = x.numel() / max(square.numel(), 1)
+    if name.startswith("std"):
+        square = square / (2 * x.std(dims, correction=0)).clamp_min(1e-300)
+    return [(square, terms), (x.abs().mean(dims), terms)]
+
+
+def _fresh(function: Any, result: Any, args: Any, kwargs: Any) -> list[torch.Tensor | None]:
+    """Return the results that an operator has just computed, None for those that it only passes."""
+    if function.is_view:
+        return []
+    if function._schema.is_mutable:
+        known: set[int] = set()
+    else:
+        known = {t.untyped_storage().data_ptr() for t in tensors_of([list(args), kwargs])}
+    return [
+        t
+        if differentiable(t) and t.numel() and t.untyped_storage().data_ptr() not in known
+        else None
+        for t in tensors_of(result)
+    ]

@@ -1,0 +1,145 @@
+"""Watches one call of the reference: which results a buffer reaches, which orders are free.
+
+Operators are watched, not values: a value that no operator reads can change nothing, and that is a
+proof where a trial with other values is only a sample.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.usercode.modules import call, module_state, tensors_of
+
+
+class _Watch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+
+class _Reached(_Watch):
+    """Follows what is computed from one tensor.
+
+    Attributes:
+        read: a number or a decision came from it, which no tensor shows.
+    """
+
+    def __init__(self, start: torch.Tensor) -> None:
+        super().__init__()
+        self.read = False
+        # Held: the address of what is gone is given to the next.
+        self._held = [start]
+        self._memory = {start.untyped_storage().data_ptr()}
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Return whether a tensor's memory was written from it."""
+        return tensor.untyped_storage().data_ptr() in self._memory
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(self.holds(t) for t in tensors_of([list(args), kwargs or {}])):
+            made = tensors_of(out)
+            # An operator that returns no tensor tells its caller a number, or writes in place.
+            self.read = self.read or not made
+            self._held += made
+            self._memory |= {t.untyped_storage().data_ptr() for t in made}
+        return out
+
+
+def matters(module: torch.nn.Module, name: str, inputs: list[Any], rng: int) -> bool:
+    """Return whether a buffer reaches an output or another part of the state, in any mode.
+
+    Args:
+        module: the reference; its state is changed as calls change it, its modes are put back.
+        name: of the buffer.
+        inputs: of a call; changed where the module changes its inputs.
+        rng: seed of all generators before the call.
+    """
+    modes = {m: m.training for m in module.modules()}
+    try:
+        for mode in ("forward", "eval", "train"):
+            watch = _Reached(module_state(module)[name])
+            with watch:
+                output, _ = call(module, mode, inputs, rng, None)
+            others = [t for n, t in module_state(module).items() if n != name]
+            if watch.read or any(watch.holds(t) for t in [*tensors_of(output), *others]):
+                return True
+        return False
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+class FreeOrders(_Watch):
+    """Keeps what was sorted or chosen without a promise about the order of equal elements.
+
+    Attributes:
+        found: (keys, dimension, indices) of each such operator.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name
+        if name in ("aten::sort", "aten::topk") and not kwargs.get("stable"):
+            place = 2 if name == "aten::topk" else 1
+            dim = args[place] if len(args) > place else kwargs.get("dim", -1)
+            self.found.append((args[0].detach().clone(), dim, out[1].clone()))
+        return out
+
+
+def is_free_order(
+    got: torch.Tensor,
+    expected: torch.Tensor,
+    orders: list[tuple[torch.Tensor, int, torch.Tensor]],
+    near: float,
+) -> bool:
+    """Return whether indices are another order of elements that are equal.
+
+    Args:
+        got: candidate's indices.
+        expected: the reference's, same shape.
+        orders: see FreeOrders.found.
+        near: keys that differ by no more than this part of the largest are equal.
+    """
+    for keys, dim, indices in orders:
+        if not keys.dim() or indices.shape != expected.shape or not got.numel():
+            continue
+        if int(got.min()) < 0 or int(got.max()) >= keys.shape[dim]:
+            continue
+        mine, theirs, own = (
+            torch.gather(keys, dim, i.to(keys.device, torch.int64))
+            for i in (got, expected, indices)
+        )
+        bound = 0.0
+        if keys.is_floating_point():
+            finite = torch.where(torch.isfinite(keys), keys, 0)  # -inf masks what is not chosen
+            bound = near * float(finite.abs().max())
+        places = got.sort(dim).values
+        repeated = (
+            places.narrow(dim, 1, places.shape[dim] - 1)
+            == places.narrow(dim, 0, places.shape[dim] - 1)
+        ).any()
+        pairs = ((theirs, own), (mine, theirs))
+        equal = [bool(_are_equal(a, b, bound).all()) for a, b in pairs]
+        if all(equal) and not bool(repeated):
+            return True
+    return False
+
+
+def _are_equal(a: torch.Tensor, b: torch.Tensor, bound: float) -> torch.Tensor:
+    """Return where keys are equal, or floating ones no farther apart than bound; inf equals inf."""
+    if not a.is_floating_point():
+        return a == b
+    return (a == b) | ((a - b).abs() <= bound)

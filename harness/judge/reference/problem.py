@@ -1,0 +1,280 @@
+"""Holds the problem in the judge: the reference in its own precision and in float64.
+
+This is the only room of the judge that runs a problem's code. The reference in its own precision
+gives the expected structure, state and its own error; the float64 copy is the oracle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.domain import HarnessError, UsageError
+from harness.ipc.draws import Draws
+from harness.usercode import modules, pretend_cuda, source
+from harness.usercode.modules import mapped, module_state, seed_everything
+
+_LARGE_BYTES = 1 << 26
+"""Constructing a smaller module takes less than a second."""
+_SCALARS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
+
+
+class InvalidReference(Exception):
+    """The problem's own code does not do what a reference must; says what."""
+
+
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return floating tensors as float64, complex ones as complex128, others as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out: torch's allocator says so by a type, CUDA by its words."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one call of a module gave.
+
+    Attributes:
+        output: any nesting of tensors, in the module's precision.
+        inputs: the arguments after the call.
+        state: parameters and buffers after the call, by name.
+        input_grads: one per input tensor, None where there is none; empty without gradients.
+        state_grads: by parameter name.
+        returns_parameter: whether a torch.nn.Parameter itself is among the outputs.
+        aliases: [output index, input index] of outputs that share storage with an input.
+    """
+
+    output: Any
+    inputs: Any
+    state: dict[str, torch.Tensor]
+    input_grads: list[torch.Tensor | None] = field(default_factory=list)
+    state_grads: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    aliases: list[list[int]] = field(default_factory=list)
+    returns_parameter: bool = False
+
+
+class Problem:
+    """The imported problem file, its module, and the oracle.
+
+    Args:
+        path: the problem's file.
+        overrides: module-level constants to replace: a named or a reduced size.
+        device: torch device that calls run on.
+        seed: seed of the construction.
+
+    Attributes:
+        draws: large random tensors of the construction, for the oracle and the workers.
+    """
+
+    def __init__(
+        self, path: Path, overrides: Mapping[str, Any], device: torch.device, seed: int
+    ) -> None:
+        self.path = path
+        self.overrides = dict(overrides)
+        self.device = device
+        with self._user_code("importing it"):
+            self._namespace = source.execute(path, "judged_problem", overrides)
+        for name in ("Model", "get_inputs"):
+            if not hasattr(self._namespace, name):
+                raise UsageError(
+                    f"{path} defines no {name}. Next: a problem needs Model, get_inputs() and "
+                    "get_init_inputs()."
+                )
+        self._draws_on_device = True
+        self._construction_seed = seed
+        self.draws = Draws(keep=True)
+        with self._user_code("get_init_inputs()"):
+            seed_everything(seed)
+            get_init = getattr(self._namespace, "get_init_inputs", list)
+            self.init_inputs = list(get_init())
+        self.reference = self._constructed().to(device)
+
+    def _constructed(self) -> torch.nn.Module:
+        with self._user_code("constructing Model(*get_init_inputs())"), self.draws.replayed():
+            seed_everything(self._construction_seed)
+            module = self._namespace.Model(*copy.deepcopy(self.init_inputs))
+        if not isinstance(module, torch.nn.Module):
+            raise InvalidReference(f"{self.path}: Model is not a torch.nn.Module")
+        return module
+
+    def move(self, device: torch.device) -> None:
+        """Move the reference to the device that the pair is checked on."""
+        self.device = device
+        self.reference = self.reference.to(device)
+
+    def build_oracle(self) -> torch.nn.Module:
+        """Return a float64 copy of the reference, on its device.
+
+        Call it before the reference is called: it stands for a module that was just constructed.
+        A large one is copied where a copy is the same; that saves constructing and moving it.
+        """
+        large = sum(t.numel() * t.element_size() for t in self.state().values()) >= _LARGE_BYTES
+        copied = self._copied() if large else None
+        if copied is None:
+            copied = self._constructed().to(self.device)
+        copied._apply(to_double)
+        return copied
+
+    def _copied(self) -> torch.nn.Module | None:
+        """Return a copy of the reference; None where it might share something with the original.
+
+        deepcopy does not copy a function, so one that holds the module in a closure would still
+        use the original's weights. Modules with anything but plain values are therefore not copied.
+        """
+        if not all(_is_plain(v) for m in self.reference.modules() for v in vars(m).values()):
+            return None
+        try:
+            return copy.deepcopy(self.reference)
+        except (RuntimeError, TypeError):  # a tensor that is no leaf, or an object that refuses
+            return None
+
+    def forward_names(self) -> list[str]:
+        """Return the names of forward's positional arguments, for the domain of inputs."""
+        try:
+            parameters = inspect.signature(self.reference.forward).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        return [
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+
+    def inputs(self, seed: int) -> list[Any]:
+        """Return nominal inputs, drawn from get_inputs() under a seed, on the device.
+
+        On a GPU they are drawn there (torch.device as default), which is what makes gigabytes of
+        random numbers affordable; where get_inputs() refuses that, on the CPU.
+        """
+        seed_everything(seed)
+        drawn: Any = None
+        if self.device.type == "cuda" and self._draws_on_device:
+            try:
+                with self.device:
+                    drawn = self._namespace.get_inputs()
+            except Exception as error:
+                # The same seed gives other numbers on the CPU: for want of memory nothing is drawn
+                # there, or the inputs of a call would seem to have changed.
+                if is_out_of_memory(error):
+                    raise torch.OutOfMemoryError(str(error)) from error
+                self._draws_on_device = False
+        if drawn is None:
+            with self._user_code("get_inputs()"):
+                seed_everything(seed)
+                drawn = self._namespace.get_inputs()
+        if not isinstance(drawn, (list, tuple)):
+            raise InvalidReference(
+                f"{self.path}: get_inputs() returned a {type(drawn).__name__}, not a list"
+            )
+        return [mapped(v, lambda t: t.detach().to(self.device)) for v in drawn]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the reference's parameters and buffers by name, every alias under its own name."""
+        return module_state(self.reference)
+
+    def call(
+        self,
+        module: torch.nn.Module,
+        mode: str,
+        inputs: list[Any],
+        rng: int,
+        output_grads: modules.OutputGrads,
+        *,
+        private: bool = False,
+    ) -> Outcome:
+        """Call a module once on private copies of the inputs.
+
+        Args:
+            module: the reference or its float64 copy.
+            mode: see modules.call, as for rng and output_grads.
+            rng: seed of all generators before the call.
+            output_grads: None calls without gradients.
+            inputs: left unchanged, unless private says that nobody else reads them.
+            private: use inputs as they are and do not return them: gigabytes less.
+
+        Raises:
+            InvalidReference: the problem's code raised.
+        """
+        own = inputs
+        if not private:
+            own = [mapped(v, lambda t: t.detach().clone()) for v in inputs]
+        with self._user_code(f"calling Model in mode {mode}"):
+            output, gradients = modules.call(module, mode, own, rng, output_grads)
+        odd = next((t for t in modules.tensors_of(output) if t.layout is not torch.strided), None)
+        if odd is not None:
+            raise InvalidReference(
+                f"{self.path}: Model returns a tensor of layout {odd.layout}; only dense ones are "
+                "compared. Next: return .to_dense()"
+            )
+        gradients = gradients or modules.Gradients()
+        if gradients.missing.startswith("backward raised"):
+            raise InvalidReference(f"{self.path}: in mode {mode}, {gradients.missing}")
+        return Outcome(
+            output=mapped(output, lambda t: t.detach()),
+            inputs=[] if private else own,
+            state={n: t.detach().clone() for n, t in module_state(module).items()},
+            input_grads=gradients.inputs,
+            state_grads=gradients.state,
+            aliases=modules.aliases(output, own),
+            returns_parameter=any(
+                isinstance(t, torch.nn.Parameter) for t in modules.tensors_of(output)
+            ),
+        )
+
+    def judged(self, what: str, run: Callable[[], Any]) -> Any:
+        """Return what a function gives that calls the problem's code.
+
+        Args:
+            what: names it in errors.
+            run: the function.
+
+        Raises:
+            InvalidReference: the problem's code raised.
+        """
+        with self._user_code(what):
+            return run()
+
+    @contextlib.contextmanager
+    def _user_code(self, what: str) -> Iterator[None]:
+        try:
+            if self.device.type == "cuda":
+                yield
+            else:
+                with pretend_cuda.pretend(answer_cuda=False):
+                    yield
+        except (UsageError, HarnessError, InvalidReference):
+            raise
+        except Exception as error:  # the problem's code may raise anything: an edge
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(str(error)) from error
+            raise InvalidReference(
+                f"{self.path}: {what} raised {type(error).__name__}: {str(error)[:500]}"
+            ) from error
+        except SystemExit as error:
+            raise InvalidReference(f"{self.path}: {what} called sys.exit") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether deepcopy leaves nothing in common between a value and its copy."""
+    if isinstance(value, dict):
+        return all(_is_plain(v) for v in (*value.keys(), *value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return all(_is_plain(v) for v in value)
+    if isinstance(value, types.FunctionType):
+        # deepcopy leaves a function as it is, with all that it holds.
+        held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return not value.__closure__ and all(isinstance(h, _SCALARS) for h in held)
+    if isinstance(value, types.BuiltinFunctionType):
+        return isinstance(value.__self__, (types.ModuleType, type, type(None)))
+    return isinstance(value, (torch.Tensor, torch.nn.Module, type, *_SCALARS))

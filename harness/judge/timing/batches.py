@@ -1,0 +1,318 @@
+"""One timed batch of one role, with all that has to stand around it.
+
+Who is not next is stopped, inputs are written, caches are flushed, the worker runs, its outputs are
+looked at and checked. How often that is done, and what the times say, is for others.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from harness.domain import CANDIDATE, REFERENCE, Status
+from harness.judge.check.compare import Mismatch
+from harness.judge.check.precision import Standard
+from harness.judge.timing import clock
+from harness.judge.timing.input_pool import InputPool, Values
+from harness.judge.timing.isolated_calls import SLOT, CallInputs, IsolatedCalls
+from harness.judge.timing.nvml import GpuWatch
+from harness.judge.timing.probe import Probe
+from harness.judge.timing.timed_outputs import OutputCheck, TimedWrongly
+from harness.judge.timing.timed_worker import Timed, TimedWorker
+from harness.judge.workers.remote import KilledBesideSolution, WorkerFailed
+
+_FLUSH_TIMES = 4
+_BUSY_S = 3.0
+
+
+class BaselineFailed(Exception):
+    """A baseline's worker failed in a batch."""
+
+    def __init__(self, role: str, failed: WorkerFailed) -> None:
+        super().__init__(str(failed))
+        self.role = role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingConfig:
+    """How a pair is timed.
+
+    Attributes:
+        mode: forward, eval or train.
+        seed: master seed.
+        precision: what the candidate is held to.
+        standard: bounds for outputs that are checked whole.
+        warm_l2: let inputs stay in the L2 cache.
+        timeout_s: for one batch.
+    """
+
+    mode: str
+    seed: int
+    precision: str
+    standard: Standard
+    warm_l2: bool
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class Log:
+    """Batches of one role, batch overhead included."""
+
+    total_ms: list[float] = field(default_factory=list)
+    claimed_ms: list[float | None] = field(default_factory=list)
+
+
+class Batches:
+    """Runs batches.
+
+    Args:
+        timed_workers: by role.
+        device: what the workers run on.
+        config: how a pair is timed.
+        policy: what counts.
+        watch: says who else is on the GPU.
+        secret: source of the order of calls, and of the choice of what is looked at.
+        alive: told before each batch: many slow ones take minutes.
+
+    Attributes:
+        timed_workers: by role; who fails is taken out.
+        calls: calls of a batch, by role.
+        logs: batches by role, since they were cleared.
+        running: who is to blame should a worker fail.
+        reruns: how often the candidate's outputs may yet lie in memory that is new to the judge.
+        short: calls take the host's time alone: no batch is host-delayed.
+        on_gpu: whether workers run on one.
+        alike: what is done for the candidate's sake is done for everybody: in blocks of short calls
+            it moves their caches by as much as the difference that is looked for.
+    """
+
+    def __init__(
+        self,
+        timed_workers: dict[str, TimedWorker],
+        device: torch.device,
+        config: TimingConfig,
+        policy: clock.ClockPolicy,
+        watch: GpuWatch,
+        secret: random.Random,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.timed_workers = timed_workers
+        self.calls: dict[str, int] = {}
+        self.logs = {role: Log() for role in timed_workers}
+        self.running = CANDIDATE
+        self.reruns = 0
+        self.short = self.alike = False
+        self._device = device
+        self.on_gpu = device.type == "cuda"
+        self._config = config
+        self._policy = policy
+        self._watch = watch
+        self._secret = secret
+        self._alive = alive
+        self._quiet_ms = float("inf")
+        self._best_beyond_ms: dict[str, float] = {}
+        self._host_delayed: set[str] = set()
+        self._unchecked: list[tuple[Timed, Mapping[int, Values]]] = []
+        self._flush: torch.Tensor | None = None
+        self._isolated_calls: dict[str, IsolatedCalls] = {}
+
+    def over(self, input_pool: InputPool, checks: OutputCheck, probe: Probe) -> None:
+        """Say what batches run over.
+
+        Args:
+            input_pool: holds their inputs.
+            checks: of the candidate's outputs.
+            probe: what a call takes.
+        """
+        self._input_pool, self._checks, self._probe = input_pool, checks, probe
+        if self.on_gpu and not self._config.warm_l2:
+            properties = torch.cuda.get_device_properties(self._device)
+            size = _FLUSH_TIMES * max(int(getattr(properties, "L2_cache_size", 0)), 32 << 20)
+            self._flush = torch.empty(size, dtype=torch.uint8, device=self._device)
+
+    def calls_of(self, role: str) -> int:
+        """Return how many calls a batch of a role has."""
+        return min(self.calls[role], self._input_pool.count)
+
+    def begin_anew(self) -> None:
+        """Forget what batches took so far: they prepared what is measured now."""
+        for log in self.logs.values():
+            log.total_ms.clear()
+            log.claimed_ms.clear()
+        self._host_delayed.clear()
+
+    def forget_best(self) -> None:
+        """Forget what was the least beyond events: batches have other sizes from now on."""
+        self._best_beyond_ms.clear()
+
+    def _cool(self) -> None:
+        """Push what the judge just wrote out of the L2 cache, and see that the GPU is free.
+
+        Raises:
+            TimedWrongly: something keeps it busy although the candidate stands still.
+        """
+        if not self.on_gpu:
+            return
+        device = self._device
+        torch.cuda.synchronize(device)
+        if self._flush is None:
+            return
+        until = time.monotonic() + _BUSY_S
+        while time.monotonic() < until:
+            began = time.perf_counter()
+            self._flush.add_(1)
+            torch.cuda.synchronize(device)
+            taken_ms = (time.perf_counter() - began) * 1e3
+            self._quiet_ms = min(self._quiet_ms, taken_ms)
+            if taken_ms < 3 * self._quiet_ms + 0.2:
+                return
+            time.sleep(0.002)
+        if not self._watch.other_processes():
+            raise TimedWrongly(
+                Mismatch(
+                    status=Status.TAMPERED,
+                    message="the GPU stays busy while the candidate stands still: it leaves work "
+                    "behind that runs in the reference's time",
+                )
+            )
+
+    def run(self, role: str, calls: int | None = None, *, logged: bool = True) -> float:
+        """Run one batch, of as many calls as chosen or said.
+
+        Args:
+            role: whose.
+            calls: None for as many as were chosen.
+            logged: whether it counts among the role's batches: one of an isolated call does not.
+
+        Returns:
+            Its milliseconds, the batch overhead included.
+        """
+        self._alive()
+        calls = calls or self.calls_of(role)
+        self.running = role
+        timed_worker = self.timed_workers[role]
+        slots = list(range(self._input_pool.count))
+        if self._config.warm_l2 and self.on_gpu:
+            slots = slots[: max(1, self._warm_slots())]
+        rounds, rest = divmod(calls, len(slots))
+        order = shuffled(slots * rounds + shuffled(slots, self._secret)[:rest], self._secret)
+        like_candidate = self.alike or role == CANDIDATE
+        if like_candidate:
+            self._input_pool.renew()
+        self._suspend_others(role)
+        poison = list(self._probe.poison) * min(calls, timed_worker.keep)
+        try:
+            timed_worker.prepare(self._config.mode, poison)
+            # A candidate stands still only now: what it could have read until here is not what it
+            # gets. For the others they are written again: the candidate may have left numbers
+            # there that they are slow on. And all must stand for as long: caches grow cold.
+            self._input_pool.write()
+            self._cool()
+            whole = like_candidate and self._checks.wants_whole
+            see = self._checks.see_inputs if role == CANDIDATE else None
+            seed = 1 + self._secret.getrandbits(60) if self._probe.draws else 0
+            timed = timed_worker.run(order, self._secret, self._checks.most, whole, see, seed)
+        except WorkerFailed as failed:
+            if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
+                raise
+            raise BaselineFailed(role, failed) from failed
+        if role == CANDIDATE:
+            if timed.seen.unseen and self.reruns:
+                # Its allocator took new memory. Now the judge knows it; this batch counts for
+                # nothing, or it would be one that nobody had looked at.
+                self.reruns -= 1
+                return self.run(role, calls, logged=logged)
+            if self.alike:
+                self._unchecked.append((timed, self._checks.inputs_of(timed)))
+            else:
+                self._checks.check(timed)
+        if logged:
+            self.logs[role].total_ms.append(timed.total_ms)
+            self.logs[role].claimed_ms.append(timed.claimed_ms)
+            self._note_host_delay(timed_worker.role, timed)
+        return timed.total_ms
+
+    def run_alone(
+        self, role: str, given: Sequence[CallInputs], first: int, keep: int, *, empty: bool = False
+    ) -> list[float]:
+        """Make isolated calls of a role, each with inputs that were nowhere before.
+
+        Args:
+            role: reference or candidate.
+            given: a call each.
+            first: how many of them do not count.
+            empty: without the calls, for what the mailbox takes: the reference's alone.
+            keep: how many of the candidate's others wait to be checked (``check_pending``).
+
+        Returns:
+            Milliseconds of each that counts, with what handing over takes.
+        """
+        self._alive()
+        self.running = role
+        if role not in self._isolated_calls:
+            self._isolated_calls[role] = IsolatedCalls(
+                self.timed_workers[role], self._input_pool, self._secret
+            )
+        self._suspend_others(role)
+        self._cool()
+        times, kept = self._isolated_calls[role].run(
+            self._config.mode, given, first, keep, empty=empty
+        )
+        if role == CANDIDATE:
+            self._unchecked += [(timed, {SLOT: values}) for timed, values in kept]
+        return times
+
+    def _suspend_others(self, role: str) -> None:
+        """Stop who is not next: who does not stand still is to blame then."""
+        for other in self.timed_workers if self.alike else (CANDIDATE,):
+            if other == role:
+                continue
+            self.running = other
+            try:
+                self.timed_workers[other].suspend()
+            except WorkerFailed as failed:
+                if other in (REFERENCE, CANDIDATE):
+                    raise
+                raise BaselineFailed(other, failed) from failed
+        self.running = role
+
+    def check_pending(self) -> None:
+        """Check what was timed since: between blocks nobody's next batch pays for it.
+
+        Raises:
+            TimedWrongly: an output was wrong.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        for timed, inputs in unchecked:
+            self._checks.check(timed, inputs)
+
+    def _note_host_delay(self, role: str, timed: Timed) -> None:
+        if timed.claimed_ms is None or self.short or (role == CANDIDATE and not self.on_gpu):
+            return  # off the GPU nothing holds a candidate to what it claims
+        beyond = timed.total_ms - timed.claimed_ms
+        best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))
+        if clock.is_host_delayed(timed.total_ms, beyond, best, self._policy):
+            self._host_delayed.add(role)
+
+    def host_delayed_roles(self) -> set[str]:
+        """Return whose batches were host-delayed since this was asked last."""
+        host_delayed, self._host_delayed = self._host_delayed, set()
+        return host_delayed
+
+    def _warm_slots(self) -> int:
+        properties = torch.cuda.get_device_properties(self._device)
+        return int(properties.L2_cache_size // 2 // max(self._input_pool.slot_bytes, 1))
+
+
+def shuffled(items: list[int], secret: random.Random) -> list[int]:
+    """Return items in an order that the secret decides.
+
+    Asking it for each of a thousand takes milliseconds; it seeds a generator that serves once.
+    """
+    order: list[int] = np.random.default_rng(secret.getrandbits(128)).permutation(items).tolist()
+    return order

@@ -1,0 +1,371 @@
+"""The comparison: blocks in which every role runs one batch, and what their times say.
+
+Pure of processes and devices: what runs a batch and what tells the time is passed in, so tests
+can inject both. Each block gives a ratio of batches that ran within a moment of each other; the
+figure is the trimmed mean of these ratios with a bootstrap interval over the blocks, held against
+the reference's ratio to itself. Reference and candidate run twice a block each, and both of their
+batches count: who follows itself finds its caches warm, which must happen to both as often.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.domain import CANDIDATE, REFERENCE, SpeedOutcome
+from harness.judge.timing import intervals
+
+_LOUDEST = 0.03
+_FURTHER = 1.1
+"""Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
+it was asked last: resampling takes milliseconds in which nothing is measured."""
+_BATCHES_PART = 0.8
+"""Of a block's time; the rest is for what lies between its batches."""
+AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
+_SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
+"""Under which name a role's second batch of a block is kept."""
+_FIRST = {second: role for role, second in _SECOND.items()}
+HOST_DELAYED = "the host was busy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockPolicy:
+    """Thresholds of the clock.
+
+    Attributes:
+        cap_s: seconds for all blocks of one pair.
+        min_blocks, max_blocks: blocks; in each every role runs once, reference and candidate twice.
+        target_half_width: stop when the interval of the ratio is this narrow (relative), the
+            batch overhead, which is known at the end, still in it.
+        least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
+            quiet the reference is against itself.
+        short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
+            as its own copy (20 evaluations on two cores, 2026-11-29): from process to process, so
+            more blocks do not tell.
+        batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
+            would not fit into cap_s, never less than the second.
+        short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
+            changes within a second: batches take the second then. More blocks, each within one
+            pace, are worth more than a small part of the batch overhead.
+        latency_batches, latency_s, latency_least: batches of an isolated call, of reference and
+            candidate each: at most so many, and at least the last where they take more than so
+            many seconds.
+        claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
+            milliseconds per batch) in most blocks is a lie.
+        overlap_gpu_ms: overlap_ms on a GPU, where kernels hide the host's work for the next call
+            back to back: a torch.compile call's took 0.17 ms (H200, 2026-11-30).
+        overlap_part, overlap_ms: an isolated call above throughput by more than the reference's and
+            this (relative, milliseconds) means that batched calls overlap. Medians of isolated
+            calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
+            2026-11-29; by 0.2 ms while only the candidate was treated as it is).
+        isolated_below_ms, isolated_bytes: of references quicker than the first, whose inputs and
+            outputs take no more than the second, isolated calls get their inputs one at a time. Of
+            others batches of one call tell enough.
+        isolated_least, isolated_rounds, isolated_s: what takes the place of latency_least,
+            latency_batches and latency_s there. After the least, rounds end when they tell.
+        isolated_calls: of a round, about.
+        isolated_part, isolated_ms: what takes the place of overlap_part and overlap_ms there; the
+            second on a CPU: isolated calls of the same code took no more than batched calls
+            said (69 references on two cores, 2026-11-29).
+        isolated_gpu_ms: the second on a GPU: isolated calls of references and of honest solutions
+            took 1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
+            2026-11-29).
+        hidden_times: kernels of the candidate hide so many times what the reference's take, at
+            most: what its own take is a claim.
+        drowned_batch: no figure is given of batches whose overhead takes so many times as long as
+            their calls.
+        drowned_part: a time that is less than this part of the overhead subtracted from it is no
+            figure: the overhead varies by as much. Batches of one call of 0.08 ms had an overhead
+            of 1.0 ms, and the rest came out as zero (H200, 2026-11-30).
+        discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
+            than this part were host-delayed, the host is like that, and they count.
+        claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
+        late_part: where the batch overhead is more than this part of the candidate's batches,
+            nothing is decided: a candidate that is slow until its calls are counted would get
+            short batches.
+        host_delay_part, host_delay_ms: a batch was host-delayed where its clock ran on by more than
+            both (relative, milliseconds) beyond what its events claim, against the role's best
+            batch: the GPU was done, and the host did not notice. Batches of short calls never are:
+            all their time is the host's, and there are blocks enough to trim.
+    """
+
+    cap_s: float = 8.0
+    min_blocks: int = 12
+    max_blocks: int = 500
+    target_half_width: float = 0.005
+    least_floor: float = 0.005
+    batch_ms: float = 200.0
+    least_batch_ms: float = 50.0
+    short_call_ms: float = 0.05
+    short_batch_ms: float = 12.0
+    short_floor: float = 0.03
+    latency_batches: int = 15
+    latency_s: float = 1.0
+    latency_least: int = 5
+    claim_part: float = 0.10
+    claim_ms: float = 0.5
+    overlap_part: float = 0.25
+    overlap_ms: float = 0.1
+    overlap_gpu_ms: float = 0.25
+    isolated_below_ms: float = 0.4
+    isolated_bytes: int = 4 << 20
+    isolated_least: int = 15
+    isolated_rounds: int = 150
+    isolated_s: float = 6.0
+    isolated_calls: int = 40
+    isolated_part: float = 0.1
+    isolated_ms: float = 0.0003
+    isolated_gpu_ms: float = 0.0015
+    hidden_times: float = 2.0
+    drowned_batch: float = 1.0
+    drowned_part: float = 0.25
+    discard_part: float = 0.5
+    claimed_part: float = 0.1
+    late_part: float = 0.25
+    host_delay_part: float = 0.01
+    host_delay_ms: float = 0.5
+
+
+@dataclass(slots=True)
+class Blocks:
+    """What was measured.
+
+    Attributes:
+        ms: milliseconds per call by role, one entry per kept block; with the batch overhead,
+            until it is taken off (``less``).
+        discarded: blocks thrown away, by reason.
+        host_delayed: blocks put aside, and whether a role that can be believed said so; empty when
+            measuring has ended.
+        capped: whether time ran out before the interval was narrow enough.
+        short: their calls are short.
+    """
+
+    ms: dict[str, list[float]] = field(default_factory=dict)
+    discarded: dict[str, int] = field(default_factory=dict)
+    host_delayed: list[tuple[Mapping[str, float], bool]] = field(default_factory=list)
+    capped: bool = False
+    short: bool = False
+
+    def keep(self, block: Mapping[str, float]) -> None:
+        """Add one block's milliseconds per call, by role."""
+        for role, milliseconds in block.items():
+            self.ms[role].append(milliseconds)
+
+    def figures(self) -> dict[str, float]:
+        """Return milliseconds per call by role, of roles with kept blocks."""
+        return {
+            role: float(intervals.middle_mean(np.ravel(self._batches(role))))
+            for role, times in self.ms.items()
+            if times
+        }
+
+    def less(self, overhead_ms: Mapping[str, float]) -> None:
+        """Take what is no part of a call from every batch: by role, milliseconds per call."""
+        for name, times in self.ms.items():
+            off = overhead_ms[_FIRST.get(name, name)]
+            times[:] = [max(ms - off, 1e-9) for ms in times]
+
+    def ratio(self, role: str, over: str, seed: int = 0) -> tuple[float, float, float]:
+        """Return the time of role over the time of another, with its interval."""
+        if over == _SECOND.get(role):
+            return intervals.ratio_interval(self.ms[role], self.ms[over], seed)
+        return intervals.ratio_interval(self._batches(role), self._batches(over), seed)
+
+    def _batches(self, role: str) -> np.ndarray:
+        """Return a role's batches, one row a block."""
+        columns = [self.ms[role]]
+        if second := self.ms.get(_SECOND.get(role, "")):
+            columns.append(second)
+        return np.column_stack(columns)
+
+
+def calls_by_role(
+    per_call_ms: Mapping[str, float], most: int, policy: ClockPolicy
+) -> dict[str, int]:
+    """Return how many calls a batch of each role should have, so that all take as long.
+
+    With as many calls for everyone, a reference that takes four times as long takes most of the
+    time, and few blocks are left.
+
+    Args:
+        per_call_ms: estimates by role; each has a batch in a block, reference and candidate two.
+        most: that there is room for.
+        policy: how long batches and all blocks should take.
+    """
+    in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 2)
+    batch_ms = min(policy.batch_ms, max(policy.least_batch_ms, in_time_ms))
+    if short_calls(per_call_ms, policy):
+        batch_ms = policy.short_batch_ms
+    return {
+        role: max(1, min(most, round(batch_ms / max(ms, 1e-3)))) for role, ms in per_call_ms.items()
+    }
+
+
+def short_calls(per_call_ms: Mapping[str, float], policy: ClockPolicy) -> bool:
+    """Return whether calls are so short that the host's pace decides: the reference's, no claim."""
+    return per_call_ms[REFERENCE] < policy.short_call_ms
+
+
+def measure(
+    run: Callable[[str], float],
+    roles: Sequence[str],
+    policy: ClockPolicy,
+    order: random.Random,
+    *,
+    prepare: Callable[[], None] = lambda: None,
+    condition: Callable[[], str] = lambda: "",
+    host_delayed: Callable[[], Collection[str]] = tuple,
+    now: Callable[[], float] = time.monotonic,
+) -> Blocks:
+    """Run blocks until the candidate's ratio is narrow enough or the time is up.
+
+    Args:
+        run: runs one batch of a role, returns its milliseconds per call.
+        roles: REFERENCE, CANDIDATE, and others.
+        policy: when to stop.
+        order: decides who runs when within a block.
+        prepare: called before each block.
+        condition: called after each block; a reason to discard it, or nothing.
+        host_delayed: called after each block: in whose batches the host was late. Such blocks are
+            put aside, unless most are: then they are what this machine is like, and count. Those of
+            which the candidate alone says so are put aside as long as they are few: it could
+            choose its slow ones.
+        now: seconds.
+    """
+    batches = {role: role for role in roles} | {_SECOND[r]: r for r in roles if r in _SECOND}
+    blocks = Blocks(ms={name: [] for name in batches})
+    began, enough = now(), policy.min_blocks
+    while True:
+        prepare()
+        sequence = list(batches)
+        order.shuffle(sequence)
+        block = {name: run(batches[name]) for name in sequence}
+        reason, delayed = condition(), set(host_delayed())
+        late = now() - began > policy.cap_s
+        if reason:
+            blocks.discarded[reason] = blocks.discarded.get(reason, 0) + 1
+        elif delayed:
+            blocks.host_delayed.append((block, delayed != {CANDIDATE}))
+        else:
+            blocks.keep(block)
+        kept, aside = len(blocks.ms[CANDIDATE]), len(blocks.host_delayed)
+        if kept >= enough and kept > aside:
+            if _narrow(blocks, policy):
+                break
+            enough = math.ceil(kept * _FURTHER)
+        if kept + aside >= policy.max_blocks or (late and (kept + aside >= 2 or reason)):
+            blocks.capped = True
+            break
+    _decide_host_delayed(blocks, policy)
+    return blocks
+
+
+def _decide_host_delayed(blocks: Blocks, policy: ClockPolicy) -> None:
+    aside, blocks.host_delayed = blocks.host_delayed, []
+    count = len(blocks.ms[CANDIDATE]) + len(aside)
+    claimed = [block for block, believed in aside if not believed]
+    if len(claimed) > max(1, policy.claimed_part * count):
+        aside = [(block, believed) for block, believed in aside if believed]
+        for block in claimed:
+            blocks.keep(block)
+    if count - len(aside) < 2 or len(aside) > policy.discard_part * count:
+        for block, _ in aside:
+            blocks.keep(block)
+    elif aside:
+        blocks.discarded[HOST_DELAYED] = len(aside)
+
+
+def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
+    for other in blocks.ms:
+        if other not in (CANDIDATE, CANDIDATE_AGAIN, AGAIN):
+            ratio, low, high = blocks.ratio(other, CANDIDATE)
+            if (high - low) / 2 / ratio >= policy.target_half_width:
+                return False
+    return True
+
+
+def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
+    """Return how far the reference strays from itself in the same blocks, relative.
+
+    For short calls no less than two processes of the same code do.
+    """
+    _, low, high = blocks.ratio(REFERENCE, AGAIN)
+    least = policy.short_floor if blocks.short else policy.least_floor
+    return max(least, abs(low - 1), abs(high - 1))
+
+
+def outcome(low: float, high: float, floor: float) -> SpeedOutcome:
+    """Return what an interval of the speedup says.
+
+    FASTER or SLOWER only if the whole interval lies beyond the noise floor, SAME only if the
+    whole interval lies within it and the floor is low: a noisy machine says nothing.
+    """
+    if low > 1 + floor:
+        return SpeedOutcome.FASTER
+    if high < 1 - floor:
+        return SpeedOutcome.SLOWER
+    if low >= 1 - floor and high <= 1 + floor and floor <= _LOUDEST:
+        return SpeedOutcome.SAME
+    return SpeedOutcome.UNDECIDED
+
+
+def lying(
+    total_ms: Sequence[float],
+    overhead_ms: float,
+    claimed_ms: Sequence[float | None],
+    policy: ClockPolicy,
+    *,
+    alone: bool = True,
+) -> str:
+    """Return what is wrong with claims, or nothing.
+
+    Events lie between *go* and *done*: whatever the batch overhead takes, they cannot show more
+    time than the judge's clock. That they show less than it proves something only while nobody else
+    makes the batch overhead longer.
+
+    Args:
+        total_ms: per batch, the batch overhead included.
+        overhead_ms: what of it is no part of the calls, as a rule.
+        claimed_ms: what the worker's events said of the same batches.
+        alone: no other process has used the GPU meanwhile.
+        policy: what an honest claim may differ by. One host hiccup is no lie: most blocks must
+            disagree, and in the same direction.
+    """
+    pairs = [(t, c) for t, c in zip(total_ms, claimed_ms, strict=True) if c is not None]
+    if len(pairs) < 2:
+        return ""
+    own = [t - overhead_ms for t, _ in pairs]
+    less = [
+        o - c > max(policy.claim_part * o, policy.claim_ms)
+        for o, (_, c) in zip(own, pairs, strict=True)
+    ]
+    more = [c - t > max(policy.claim_part * t, policy.claim_ms) for t, c in pairs]
+    for found, word in ((less if alone else [], "less"), (more, "more")):
+        off = [f for f in found if f]
+        if len(off) > 0.8 * len(pairs):
+            clocked = float(np.median(own if word == "less" else [t for t, _ in pairs]))
+            claimed = float(np.median([c for _, c in pairs]))
+            return (
+                f"its CUDA events claim {claimed:.3g} ms for batches that take {clocked:.3g} ms by "
+                f"the judge's clock: {word} in {len(off)} of {len(pairs)} batches"
+            )
+    return ""
+
+
+def is_host_delayed(
+    clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy
+) -> bool:
+    """Return whether the host came late to a batch that the GPU had done.
+
+    Args:
+        clocked_ms: the batch by the judge's clock.
+        beyond_ms: how much of it is beyond what its events claim.
+        best_ms: the least that was beyond them in this role's batches.
+        policy: what is no host delay.
+    """
+    return beyond_ms - best_ms > max(policy.host_delay_ms, policy.host_delay_part * clocked_ms)

@@ -1,0 +1,211 @@
+"""Isolated calls of one worker under the clock: each gets its inputs when the one before is done.
+
+Nobody can work ahead on what is not there. The judge leaves the GPU alone meanwhile: two processes
+that take turns on one wait 0.3 ms for it, behind which a worker could hide ten calls.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from harness import ipc
+from harness.ipc import mailbox
+from harness.judge.timing.input_pool import InputPool, Values
+from harness.judge.timing.timed_outputs import parts
+from harness.judge.timing.timed_worker import Seen, Timed, TimedWorker
+
+_ELEMENTS = 8
+"""Of each tensor, read on the clock: each is a system call on a CPU."""
+SLOT = 0
+"""Where the inputs of isolated calls lie in the input pool."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallInputs:
+    """What one call is given.
+
+    Attributes:
+        image: its inputs as they lie in a slot, uint8, on the host.
+        values: the same as tensors.
+        seed: of all generators, 0 leaves them as they are.
+    """
+
+    image: torch.Tensor
+    values: Values
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    """Of one call: which elements were read on the clock, what they were, and all of them."""
+
+    numbers: np.ndarray
+    elements: list[torch.Tensor | None]
+    whole: list[torch.Tensor | None]
+
+
+_Take = Callable[[], Callable[[], _Outputs]]
+"""Takes on the clock what proves that a call is done; what it returns gets the rest later."""
+
+
+class IsolatedCalls:
+    """Isolated calls of one worker.
+
+    Args:
+        timed_worker: its own; it has run a batch over the inputs that are staged now.
+        input_pool: says how inputs lie.
+        secret: chooses what is checked.
+        clock: seconds; tests inject their own.
+    """
+
+    def __init__(
+        self,
+        timed_worker: TimedWorker,
+        input_pool: InputPool,
+        secret: random.Random,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._timed_worker = timed_worker
+        self._secret = secret
+        self._clock = clock
+        self._number = 0
+        # What a worker claims to give beyond that is not there.
+        self._out = (
+            min(out_bytes(timed_worker), timed_worker.worker.max_outbox_bytes)
+            if timed_worker.on_gpu
+            else 0
+        )
+        arena = ipc.HostArena.create(mailbox.call_mailbox_bytes(input_pool.slot_bytes, self._out))
+        self._mailbox = mailbox.CallMailbox(arena, input_pool.slot_bytes)
+        # On a GPU the module reads where a batch's first call would.
+        self._slot = input_pool.slot(arena, mailbox.CallMailbox.inputs_at)
+        self._places = input_pool.places(SLOT) if timed_worker.on_gpu else self._slot.places
+        timed_worker.resume()
+        timed_worker.worker.share("call mailbox", arena)
+
+    def run(
+        self, mode: str, given: Sequence[CallInputs], first: int, keep: int, *, empty: bool = False
+    ) -> tuple[list[float], list[tuple[Timed, Values]]]:
+        """Make one call after the other.
+
+        Args:
+            mode: forward, eval or train.
+            given: a call each.
+            first: how many of them do not count.
+            keep: of how many others to keep the outputs: the last, and what the secret chooses.
+                What it takes to see them is on the clock, for all calls alike.
+            empty: have the worker give again what the first call gave: what the way takes. Only
+                one that is believed may know.
+
+        Returns:
+            Milliseconds of each that counts, from before its inputs were handed over until its
+            outputs were the judge's; what is to be checked, with its inputs.
+        """
+        timed_worker, pages, last = self._timed_worker, self._mailbox, len(given) - 1
+        counted = range(first, last)
+        kept = {last, *self._secret.sample(counted, min(keep - 1, len(counted)))}
+        looking = self._in_mailbox(kept) if timed_worker.on_gpu else self._in_memory
+        timed_worker.resume()
+        timed_worker.worker.ask("ready", mode=mode, poison=[])
+        timed_worker.worker.send(
+            "alone",
+            number=self._number + 1,
+            bytes=len(pages.inputs),
+            empty=empty,
+            **self._slot.described,
+        )
+        times: list[float] = []
+        seen: dict[int, _Outputs] = {}
+        for position, hand in enumerate(given):
+            self._number += 1
+            look, take = self._looker(), looking(position)
+            began = self._clock()
+            pages.inputs.copy_(hand.image)
+            pages.go(self._number, hand.seed)
+            pages.wait_done(self._number, look)
+            rest = take()
+            times.append((self._clock() - began) * 1e3)
+            if position in kept:
+                seen[position] = rest()
+        # As long as it may be asked for more: inputs must be as they were before it is not.
+        inputs = {SLOT: parts(self._places)}
+        self._number += 1
+        pages.go(self._number, mailbox.END)
+        timed_worker.worker.answer()
+        checked = []
+        for p in sorted(kept):
+            outputs = Seen(
+                layout=timed_worker.layout,
+                numbers={0: seen[p].numbers},
+                elements={0: seen[p].elements},
+                chosen=0,
+                whole=seen[p].whole,
+                inputs=inputs if p == last else None,
+            )
+            one = Timed(
+                total_ms=times[p], claimed_ms=None, order=(SLOT,), seed=given[p].seed, seen=outputs
+            )
+            checked.append((one, given[p].values))
+        return times[first:], checked
+
+    def _numbers(self) -> np.ndarray:
+        once = np.random.default_rng(self._secret.getrandbits(128))
+        return once.integers(0, 1 << 62, _ELEMENTS)
+
+    def _in_memory(self, position: int) -> _Take:
+        """Return what looks at outputs where they lie: at some elements, then at all of them."""
+        timed_worker, count, numbers = (
+            self._timed_worker,
+            len(_forms(self._timed_worker)),
+            self._numbers(),
+        )
+        prepared = timed_worker.plan_read(numbers)
+
+        def take() -> Callable[[], _Outputs]:
+            where = self._mailbox.where(count)
+            elements = timed_worker.elements(where, prepared)
+            return lambda: _Outputs(numbers, elements, timed_worker.whole(where))
+
+        return take
+
+    def _in_mailbox(self, kept: set[int]) -> Callable[[int], _Take]:
+        """Return what prepares to take a call's outputs from the mailbox, by its position."""
+        buffers = {p: torch.zeros(self._out, dtype=torch.uint8) for p in (*kept, -1)}
+
+        def looking(position: int) -> _Take:
+            buffer = buffers.get(position, buffers[-1])
+
+            def take() -> Callable[[], _Outputs]:
+                buffer.copy_(self._mailbox.outputs[: self._out])
+                return lambda: self._outputs(buffer)
+
+            return take
+
+        return looking
+
+    def _outputs(self, buffer: torch.Tensor) -> _Outputs:
+        whole, numbers = mailbox.packed(buffer, _forms(self._timed_worker)), self._numbers()
+        at = torch.from_numpy(numbers)
+        elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
+        return _Outputs(numbers, elements, whole)
+
+    def _looker(self) -> Callable[[], None]:
+        number, deadline = self._number, time.monotonic() + self._timed_worker.timeout_s
+        return lambda: self._timed_worker.worker.look(
+            deadline, lambda: self._mailbox.is_done(number)
+        )
+
+
+def out_bytes(timed_worker: TimedWorker) -> int:
+    """Return what the tensors of one call take in a mailbox, as the worker describes them."""
+    return sum(ipc.aligned(mailbox.packed_bytes(form)) for form in _forms(timed_worker))
+
+
+def _forms(timed_worker: TimedWorker) -> tuple[ipc.Form | None, ...]:
+    return timed_worker.layout.forms[: mailbox.MAX_TENSORS] if timed_worker.layout else ()

@@ -1,0 +1,130 @@
+"""What one call of the reference takes and gives: looked at once before it is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from harness.judge.reference.problem import Problem
+from harness.judge.reference.seeds import derived
+from harness.judge.timing import roofline
+from harness.judge.timing.timed_outputs import alike
+from harness.usercode.modules import differentiable, tensors_of, write_state
+
+_LARGE_BYTES = 1 << 30
+_SETTLE_S = 0.3
+"""For some 20 ms after 100 GiB had been freed, copies ran at 3.8 instead of 4.25 TB/s (H200, driver
+580.159.04, 2026-11-21). So nothing is freed between batches, and this long passes after it was."""
+
+DrawGrads = Callable[[int], list[torch.Tensor | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Facts about one call.
+
+    Attributes:
+        poison: sizes of the blocks that hold what a call returns, bytes.
+        large: whether a call's tensors take gigabytes.
+        repeats: whether a second process gives the same outputs for the same inputs: nothing is
+            carried over from the call before, what is drawn at random comes from seeded generators.
+        draws: whether something is: each timed call has to have a seed of its own.
+        draw_grads: draws output gradients for a seed; None where no gradients are asked.
+        work: passes with their bytes and flops; empty where there is no GPU.
+        peaks: what the device can do, None where there is no GPU.
+    """
+
+    poison: tuple[int, ...]
+    large: bool
+    repeats: bool
+    draws: bool
+    draw_grads: DrawGrads | None
+    work: tuple[roofline.Pass, ...]
+    peaks: roofline.Peaks | None
+
+
+def probe(problem: Problem, mode: str, seed: int, precision: str) -> Probe:
+    """Call the reference a few times and measure the device's peaks.
+
+    Args:
+        problem: on its device.
+        mode: forward, eval or train.
+        seed: of the inputs.
+        precision: what the candidate is held to: decides which matrix rate counts.
+    """
+    inputs = problem.inputs(derived(seed, "timed", 0, 0))
+    outcome = problem.call(problem.reference, mode, inputs, 0, None)
+    outputs = tensors_of(outcome.output)
+    forms = [(tuple(o.shape), o.dtype) if differentiable(o) else None for o in outputs]
+    poison = [t.numel() * t.element_size() for t in outputs]
+    into = [t.numel() * t.element_size() for t in tensors_of(inputs)]
+    large = sum(poison) + sum(into) > _LARGE_BYTES
+    before = {n: t.detach().clone() for n, t in problem.state().items()}
+    calling = partial(_outputs, problem, mode, inputs, private=large)
+    calling(1)  # a state that is carried over moves on
+    draws = not _same(outputs, calling(2))
+    repeats = not draws or _same(outputs, calling(0))
+    write_state(problem.reference, before)
+    del outputs, outcome, calling
+    draw = _drawing(problem.device, forms) if mode == "train" else None
+    on_gpu = problem.device.type == "cuda"
+    work = roofline.passes(problem, mode, inputs, draw(0) if draw else None) if on_gpu else []
+    write_state(problem.reference, before)
+    floating = [t.dtype for t in tensors_of(inputs) if t.is_floating_point()]
+    dtype = max(floating, key=lambda d: d.itemsize) if floating else torch.float32
+    del inputs
+    peaks = None
+    if on_gpu:
+        torch.cuda.empty_cache()
+        settle(problem.device)
+        matrix = any(p.flops for p in work)
+        peaks = roofline.peaks(problem.device, dtype, precision, matrix=matrix)
+        torch.cuda.empty_cache()
+    return Probe(
+        # A gradient call returns the gradients of its inputs beside its outputs.
+        poison=tuple(poison + (into if draw else [])),
+        large=large,
+        repeats=repeats,
+        draws=draws and repeats,
+        draw_grads=draw,
+        work=tuple(work),
+        peaks=peaks,
+    )
+
+
+def _outputs(
+    problem: Problem, mode: str, inputs: list[Any], rng: int, *, private: bool
+) -> list[torch.Tensor]:
+    called = problem.call(problem.reference, mode, inputs, rng, None, private=private)
+    return tensors_of(called.output)
+
+
+def _same(outputs: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    pairs = zip(outputs, others, strict=True)
+    return all(alike(a, b) for a, b in pairs if differentiable(a))
+
+
+def settle(device: torch.device) -> None:
+    """Wait until freed memory no longer costs others bandwidth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        time.sleep(_SETTLE_S)
+
+
+def _drawing(
+    device: torch.device, forms: list[tuple[tuple[int, ...], torch.dtype] | None]
+) -> DrawGrads:
+    def one(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator(device=device).manual_seed(seed)
+        wide = dtype if dtype is torch.float64 else torch.float32
+        return torch.randn(shape, generator=generator, device=device, dtype=wide).to(dtype)
+
+    return lambda seed: [
+        None if form is None else one(derived(seed, "timed grad", i), *form)
+        for i, form in enumerate(forms)
+    ]

@@ -1,0 +1,367 @@
+"""Checks outputs of timed batches as they were at *done*: elements of some, a few of them whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from harness.domain import Status
+from harness.ipc import mailbox
+from harness.judge.check import compare
+from harness.judge.check.compare import Mismatch
+from harness.judge.check.fingerprint import Evidence, Looks, real_double
+from harness.judge.check.precision import Standard
+from harness.judge.reference import state
+from harness.judge.reference.oracle import Oracle
+from harness.judge.reference.problem import Outcome, Problem
+from harness.judge.reference.similarity import triples
+from harness.judge.timing.input_pool import InputPool, Values, flat
+from harness.judge.timing.timed_worker import Seen, Timed
+from harness.judge.workers.peer_memory import Layout
+from harness.usercode.modules import differentiable, given_tensors, tensors_of, write_state
+
+_SAMPLE = 1 << 22
+_PART = 1 << 20
+"""Elements of an input that are looked at: all of it where there are no more."""
+_WHOLE_PART = 0.25
+_SLICE_PART = 0.05
+"""Elements may be off by this part of their tensor's root mean square: they are there to
+see work that is late, stale or left out; precision is judged on whole outputs."""
+_ROUNDING_PART = 0.01
+_PLAUSIBLE = 4.0
+
+Part = tuple[torch.Tensor | None, torch.Tensor]
+"""Which elements of a tensor were read, None for all, and what they were."""
+
+
+class TimedWrongly(Exception):
+    """An output of a timed batch is wrong; carries the mismatch."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        super().__init__(mismatch.message)
+        self.mismatch = mismatch
+
+
+class OutputCheck:
+    """Holds timed outputs against the reference on the same inputs.
+
+    Args:
+        problem: its reference says what is right.
+        oracle: what whole outputs are held against where they are small enough.
+        stage: gives the inputs of a slot once more.
+        match: how the candidate's state was matched.
+        standard: bounds for whole outputs.
+        mode: forward, eval or train.
+        repeats: whether the reference gives the same outputs again; where not, form and size are
+            all.
+        large: outputs take gigabytes: one batch in four is checked whole.
+        secret: chooses what is looked at.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        oracle: Oracle,
+        stage: InputPool,
+        match: state.Match,
+        standard: Standard,
+        mode: str,
+        *,
+        repeats: bool,
+        large: bool,
+        secret: random.Random,
+    ) -> None:
+        self._problem = problem
+        self._oracle = oracle
+        self._input_pool = stage
+        self._match = match
+        # The oracle may be too large for the moment: the reference then stands in for it. What
+        # rounds differently has been found by the checked calls.
+        self._standard = dataclasses.replace(standard, oracle_precision="itself")
+        self._mode = mode
+        self._repeats = repeats
+        self._large = large
+        self._secret = secret
+        self._batches = 0
+        self._looks = Looks()
+
+    @property
+    def wants_whole(self) -> bool:
+        """Return whether one output of the next batch is to be read whole."""
+        return not self._large or self._batches == 0 or self._secret.random() < _WHOLE_PART
+
+    @property
+    def most(self) -> int:
+        """Return how many outputs of a batch are looked at."""
+        return 2 if self._large else 4
+
+    def check_next_whole(self) -> None:
+        """Have the next batch checked whole, whatever its turn."""
+        self._batches = 0
+
+    def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
+        """Return what is found now where inputs of slots lie: all of it, or elements of much."""
+        return {slot: parts(self._input_pool.places(slot)) for slot in slots}
+
+    def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
+        """Return what those outputs of a batch that were looked at were computed from, by slot.
+
+        Private copies: to check it when other inputs are staged.
+        """
+        slots = {timed.order[position] for position in timed.seen.elements}
+        return {slot: self._input_pool.values(slot) for slot in slots}
+
+    def check(self, timed: Timed, inputs: Mapping[int, Values] | None = None) -> None:
+        """Check a batch of the candidate's.
+
+        Args:
+            timed: the batch.
+            inputs: by slot, as inputs_of() gave them; None while they are still staged.
+
+        Raises:
+            TimedWrongly: an output is late, stale, left out, or not what the reference gives.
+        """
+        seen = timed.seen
+        if seen.layout is None:
+            return  # the first batch over new inputs, which is not counted
+        self._batches += 1
+        for position in seen.elements:
+            judged = position == seen.chosen
+            whole = seen.whole if judged else None
+            slot = timed.order[position]
+            staged = self._input_pool.values(slot) if inputs is None else inputs[slot]
+            touched = seen.inputs is not None and not _untouched(
+                seen.inputs[slot], staged, exact=True
+            )
+            rng = timed.seed + position if timed.seed else 0
+            expected, oracle, evidence = self._expected(staged, whole is not None, rng)
+            # Where the reference writes into its inputs, too, they are as it left them.
+            if touched and not _untouched(seen.inputs[slot], staged, exact=False):
+                raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
+            wanted = self._wanted(expected, seen.layout)
+            self._check_forms(wanted, seen.layout)
+            if whole is not None:
+                self._check_rest(seen, whole)
+            self._check_elements(wanted, seen, position)
+            if whole is not None and self._repeats:
+                self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
+
+    def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
+        """Return what the reference gave, in the order of the candidate's own."""
+        wanted = list(given_tensors(expected.output, None))
+        if self._mode == "train":
+            of_state = {
+                name: expected.state_grads.get(ours) for name, ours in self._match.source.items()
+            }
+            wanted += [*expected.input_grads, *(of_state.get(name) for name in layout.state)]
+            missing = [n for n, want in of_state.items() if want is not None]
+            missing = [n for n in missing if n not in layout.state]
+            if missing:
+                raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {missing[0]} is missing")
+        return wanted[: mailbox.MAX_TENSORS]
+
+    def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout) -> None:
+        """See that the candidate's tensors are what they are when nobody times it."""
+        if len(layout.forms) != len(wanted):
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives {len(layout.forms)} tensors, the reference {len(wanted)}",
+            )
+        for form, want in zip(layout.forms, wanted, strict=True):
+            if want is None or want.layout is not torch.strided:
+                continue
+            if form is None or (form.dtype, form.shape) != (want.dtype, tuple(want.shape)):
+                got = "nothing" if form is None else f"{form.dtype} {list(form.shape)}"
+                raise _wrong(
+                    Status.WRONG_STRUCTURE,
+                    f"a timed call gives {got} where the reference gives {want.dtype} "
+                    f"{list(want.shape)}",
+                )
+
+    def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
+        numbers = torch.from_numpy(seen.numbers[position])
+        for tensor, got in zip(wanted, seen.elements[position], strict=True):
+            if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
+                continue
+            want = torch.take(tensor, (numbers % tensor.numel()).to(tensor.device))
+            if got is None:
+                wrong = True
+            elif not self._repeats:
+                wrong = differentiable(tensor) and not _plausible(got, want)
+            elif differentiable(tensor):
+                wide = torch.complex128 if tensor.is_complex() else torch.float64
+                got, want = got.to(want.device, wide), want.to(wide)
+                there = torch.isfinite(want)
+                off = torch.where(there, (got - want).abs(), 0.0)
+                # NaN and infinity are nowhere near: memory that nobody wrote holds NaN.
+                wrong = not bool(torch.isfinite(off).all())
+                wrong = wrong or not rms(off) <= _slice_bound(tensor, want)
+            else:
+                wrong = not torch.equal(got.to(want.device), want)
+            if wrong:
+                raise _wrong(
+                    Status.WRONG_VALUES,
+                    f"output {position + 1} was not there when the candidate "
+                    "said done (late, stale, left out, or in memory that the judge cannot see"
+                    + (f": {seen.blind})" if seen.blind else ")"),
+                )
+
+    def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
+        """See that an output rests: it is read whole when the clock has stopped."""
+        numbers = torch.from_numpy(seen.numbers[seen.chosen])
+        for got, later in zip(seen.elements[seen.chosen], whole, strict=True):
+            if got is None or later is None:
+                continue
+            now = torch.take(later, (numbers % later.numel()).to(later.device))
+            if not torch.equal(_bits(got), _bits(now)):
+                raise _wrong(
+                    Status.WRONG_VALUES,
+                    f"output {seen.chosen + 1} was still being written when the candidate had "
+                    "said done",
+                )
+
+    def _check_whole(
+        self,
+        wanted: list[torch.Tensor | None],
+        whole: Sequence[torch.Tensor | None],
+        layout: Layout,
+        expected: Outcome,
+        oracle: Any,
+        evidence: Evidence | None,
+    ) -> None:
+        exact = tensors_of(oracle)
+        names = [n for n, _, _, _ in triples(oracle, oracle, oracle, "output")]
+        into = len(given_tensors(expected.output, None)) + len(expected.input_grads)
+        for i, (got, want) in enumerate(zip(whole, wanted, strict=True)):
+            if want is None or not want.numel() or want.layout is not torch.strided:
+                continue
+            if got is None:
+                raise _wrong(Status.WRONG_VALUES, "an output is in memory that nobody can see")
+            if i >= into:
+                self._check_state_grad(layout.state[i - into], got, want)
+                continue
+            what = names[i] if i < len(exact) else "gradient of an input"
+            right = exact[i] if i < len(exact) else want
+            mismatch = compare.tensor(
+                got.to(want.device), want, right, self._standard, "time", what, evidence
+            ).mismatch
+            if mismatch is not None:
+                raise TimedWrongly(mismatch)
+
+    def _check_state_grad(self, name: str, got: torch.Tensor, want: torch.Tensor) -> None:
+        """See that a parameter's gradient is there; checked calls have judged its precision.
+
+        It sums over the whole batch: the reference's own rounding is far above an element's.
+        """
+        if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
+            raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
+
+    def _expected(
+        self, staged: Values, whole: bool, rng: int
+    ) -> tuple[Outcome, Any, Evidence | None]:
+        problem, mode = self._problem, self._mode
+        before: Mapping[str, torch.Tensor] = {
+            n: t.detach().clone() for n, t in problem.state().items()
+        }
+        inputs, grads = staged
+        oracle = None
+        if whole and not self._oracle.is_reference and not self._large:
+            oracle = self._oracle.call(mode, inputs, rng, None).output
+        versions = [t._version for t in tensors_of(inputs)]
+        outcome = problem.call(problem.reference, mode, inputs, rng, grads, private=True)
+        write_state(problem.reference, before)
+        exact = outcome.output if oracle is None else oracle
+        if not whole or versions != [t._version for t in tensors_of(inputs)]:
+            return outcome, exact, None
+        found = triples(exact, exact, exact, "output")
+        evidence = Evidence(
+            problem,
+            self._oracle,
+            self._standard.policy,
+            mode=mode,
+            inputs=inputs,
+            rng=rng,
+            grads=grads,
+            before=before,
+            exact={n: real_double(t) for n, t, _, _ in found if differentiable(t)},
+            seed=self._secret.getrandbits(60),
+            notes=[],
+            looks=self._looks,
+            stand_in=oracle is None,
+        )
+        return outcome, exact, evidence
+
+
+def _plausible(got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Return whether elements could be what a reference gives that never gives the same again."""
+    if bool(torch.isfinite(want).all()) and not bool(torch.isfinite(got).all()):
+        return False
+    return rms(want) <= _PLAUSIBLE * rms(got) and rms(got) <= _PLAUSIBLE * rms(want)
+
+
+def _slice_bound(tensor: torch.Tensor, want: torch.Tensor) -> float:
+    """Return how far elements may be off, root mean square.
+
+    A part of the tensor's size, and of its spread where that is smaller: a constant must not do for
+    what varies little. Coarse formats round by up to a hundredth of the size.
+    """
+    size = max(rms(tensor), rms(want))
+    spread = max(rms(want - want[torch.isfinite(want)].mean()), 0.0) if want.numel() > 1 else size
+    return min(_SLICE_PART * size, max(_SLICE_PART * spread, _ROUNDING_PART * size))
+
+
+def parts(places: Sequence[torch.Tensor]) -> list[Part]:
+    """Return what is found at places now: all of it, or elements of much."""
+    return [_part(place) for place in places]
+
+
+def _part(place: torch.Tensor) -> Part:
+    if place.numel() <= _PART:
+        return None, place.clone()
+    chosen = torch.randint(place.numel(), (_PART,), device=place.device)
+    return chosen, torch.take(place, chosen)
+
+
+def _untouched(found: Sequence[Part], staged: Values, *, exact: bool) -> bool:
+    """Return whether inputs are as they were staged, or alike."""
+    for (chosen, got), tensor in zip(found, flat(staged[0], staged[1] or []), strict=True):
+        want = tensor if chosen is None else torch.take(tensor, chosen.to(tensor.device))
+        got = got.to(want.device)
+        same = torch.equal(_bits(got), _bits(want))
+        if not same and (exact or not differentiable(want) or not alike(got, want)):
+            return False
+    return True
+
+
+def _bits(t: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes: NaN is equal to itself there."""
+    return t.resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8)
+
+
+def _wrong(status: Status, message: str) -> TimedWrongly:
+    return TimedWrongly(Mismatch(status=status, message=message))
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Return whether two outputs are the same but for rounding, by a sample of their elements."""
+    if a.shape != b.shape:
+        return False
+    if a.numel() > _SAMPLE:
+        chosen = torch.randint(a.numel(), (_SAMPLE,), device=a.device)
+        a, b = torch.take(a, chosen), torch.take(b, chosen)
+    return torch.equal(a, b) or rms(a - b) <= 1e-3 * rms(b)
+
+
+def rms(t: torch.Tensor) -> float:
+    """Return the root mean square of the finite elements, of a sample where there are many."""
+    if not t.numel():
+        return 0.0
+    if t.numel() > _SAMPLE:
+        t = torch.take(t, torch.randint(t.numel(), (_SAMPLE,), device=t.device))
+    size = t.to(torch.complex128 if t.is_complex() else torch.float64).abs()
+    finite = torch.where(torch.isfinite(size), size, torch.zeros_like(size))
+    return float(finite.square().mean().sqrt())

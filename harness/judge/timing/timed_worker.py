@@ -1,0 +1,327 @@
+"""Runs timed batches in one worker, which is suspended while another worker is timed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness import ipc
+from harness.ipc import mailbox
+from harness.judge.workers.peer_memory import Layout, PeerMemory
+from harness.judge.workers.remote import RemoteWorker
+
+_MOST_MS = 1e9
+_ELEMENTS = 64
+"""Elements that are looked at in each tensor of a chosen output: on the CPU, each a system call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the judge found in the memory of a worker right after *done*.
+
+    Attributes:
+        layout: of what a call gives, as the worker described it after the batch before; None in
+            the first batch over newly staged inputs, which is not looked at.
+        numbers: by position in the order of the calls, which elements were read: numbers modulo
+            a tensor's length.
+        elements: by position, one entry a tensor; None where there was nothing to be read. They
+            were on the clock.
+        chosen: the position that is judged by more than these elements.
+        whole: its tensors, read after the clock had stopped; None where they were not.
+        inputs: what was found where the inputs lie, by the same time; None where nobody asked.
+        unseen: whether something lay in GPU memory that was allocated within the batch.
+        blind: why some memory cannot be seen.
+    """
+
+    layout: Layout | None
+    numbers: Mapping[int, np.ndarray]
+    elements: Mapping[int, Sequence[torch.Tensor | None]]
+    chosen: int
+    whole: Sequence[torch.Tensor | None] | None
+    inputs: Any = None
+    unseen: bool = False
+    blind: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One batch by the judge's clock.
+
+    Attributes:
+        total_ms: from *go* until the judge had the elements that it wanted to see after *done*.
+        claimed_ms: what the worker's own CUDA events say, None without a GPU.
+        order: slots in the order of the calls.
+        seed: of the generators before the first call, one more before each further one; 0 where
+            they were left as they are.
+        seen: what was found of the outputs.
+    """
+
+    total_ms: float
+    claimed_ms: float | None
+    order: tuple[int, ...]
+    seen: Seen
+    seed: int = 0
+
+
+class TimedWorker:
+    """One worker under the clock.
+
+    Args:
+        role: name in the figures.
+        worker: loaded.
+        device: what it runs on.
+        timeout_s: for one batch.
+        clock: seconds; tests inject their own.
+
+    Attributes:
+        keep: how many outputs of a batch it keeps.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        worker: RemoteWorker,
+        device: torch.device,
+        *,
+        timeout_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.role = role
+        self.worker = worker
+        self.keep = mailbox.MAX_CALLS
+        self.timeout_s = timeout_s
+        self._clock = clock
+        self._number = 0
+        self._suspended = False
+        on_gpu = device.type == "cuda"
+        page = ipc.HostArena.create(mailbox.BATCH_BYTES)
+        self._mailbox = mailbox.BatchMailbox(page, nap_s=0.0 if on_gpu else 5e-5)
+        worker.share("mailbox", page)
+        self._peer_memory = PeerMemory(worker.memory_fd, device, worker.max_outbox_bytes)
+        self._layout: Layout | None = None
+        self._device = device
+
+    @property
+    def on_gpu(self) -> bool:
+        """Return whether the worker's memory is a GPU's."""
+        return self._device.type == "cuda"
+
+    @property
+    def layout(self) -> Layout | None:
+        """Return what a call gives, as the worker described it after its last batch."""
+        return self._layout
+
+    def prepare(self, mode: str, poison: Sequence[int]) -> None:
+        """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
+
+        Args:
+            mode: forward, eval or train.
+            poison: sizes of the blocks that the batch's outputs will take, bytes.
+        """
+        self.resume()
+        self._number += 1
+        self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
+        self.worker.send("go", number=self._number, keep=self.keep)
+        self._mailbox.wait_ready(self._number, self._looker())
+        # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
+        # batch, and in the batch overhead that is subtracted.
+        self.worker.pause()
+        self._suspended = True
+
+    def run(
+        self,
+        order: Sequence[int],
+        secret: random.Random,
+        most: int,
+        whole: bool,
+        see_inputs: Callable[[set[int]], Any] | None = None,
+        seed: int = 0,
+    ) -> Timed:
+        """Start the clock, let the worker run, look at its outputs when it is done, stop.
+
+        Args:
+            order: slots; written together with *go*, so that nobody knows it before.
+            secret: source of the choice of what is looked at, which the worker never learns.
+            most: how many outputs to look at, perhaps other elements of the same one; the last
+                one is always among them. Every role is looked at as often: what that takes must
+                cancel.
+            whole: read one of them whole.
+            see_inputs: called with the slots of the outputs that are looked at, before the worker
+                can know that it has been looked at.
+            seed: of the generators, 0 leaves them as they are.
+        """
+        look = self._looker()
+        positions = range(max(len(order) - self.keep, 0), len(order))
+        chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
+        once = np.random.default_rng(secret.getrandbits(128))
+        numbers = [once.integers(0, 1 << 62, _ELEMENTS) for _ in chosen]
+        prepared = [self.plan_read(n) for n in numbers]
+        self._mailbox.write_order(order, seed)
+        self.worker.see_it_stood()
+        began = self._clock()
+        self.worker.resume_family()  # a helper's head start is on the clock
+        self._mailbox.go(self._number)
+        self.worker.resume()
+        self._suspended = False
+        self._mailbox.wait_done(self._number, look)
+        where, missed = self._mailbox.where(len(order)), self._peer_memory.missed
+        elements = [self.elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
+        self._wait()
+        seen_at = self._clock()
+        one = secret.randrange(most)
+        seen = Seen(
+            layout=self._layout,
+            numbers=dict(zip(chosen, numbers, strict=True)),
+            elements=dict(zip(chosen, elements, strict=True)),
+            chosen=chosen[one],
+            whole=self.whole(where[chosen[one]]) if whole else None,
+            inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
+            unseen=self._peer_memory.missed > missed,
+            blind=self._peer_memory.blind,
+        )
+        self._wait()
+        answer = self.worker.answer()
+        self._map(answer, whole=True)
+        with self.claims():
+            self._layout = Layout.of(answer)
+        return Timed(
+            total_ms=(seen_at - began) * 1e3,
+            claimed_ms=self._milliseconds(answer.get("claimed_ms")),
+            order=tuple(order),
+            seed=seed,
+            seen=seen,
+        )
+
+    @contextlib.contextmanager
+    def claims(self) -> Iterator[None]:
+        """Take what the worker says for a claim: what cannot be is its fault, not the judge's."""
+        try:
+            yield
+        except (ipc.WireViolation, OverflowError, ValueError, MemoryError) as error:
+            raise self.worker.tampered(str(error) or type(error).__name__) from None
+
+    def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
+        """Note where the worker's memory is."""
+        with self.claims():
+            self._peer_memory.learn(answer.get("allocations"), whole=whole)
+
+    def _milliseconds(self, said: Any) -> float | None:
+        """Return a time that a worker claims."""
+        if said is None:
+            return None
+        with self.claims():
+            if type(said) not in (int, float) or not 0 <= said < _MOST_MS:
+                raise ipc.WireViolation("a time that is none")
+            return float(said)
+
+    def plan_read(self, numbers: np.ndarray) -> list[Any]:
+        """Return what it takes to read these elements of each tensor that a call gives.
+
+        Args:
+            numbers: modulo a tensor's length.
+        """
+        if self._layout is None:
+            return []
+        with self.claims():
+            return [
+                self._peer_memory.plan_read(form, numbers)
+                if form is not None and form.elements
+                else None
+                for form in self._layout.forms
+            ]
+
+    def elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
+        """Read some elements of each tensor of one call.
+
+        Args:
+            where: its addresses.
+            prepared: which.
+        """
+        return self._read(
+            where, lambda peer_memory, i, at, form: peer_memory.elements(at, form, prepared[i])
+        )
+
+    def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
+        """Read each tensor of one call.
+
+        Args:
+            where: its addresses.
+        """
+        return self._read(where, lambda peer_memory, i, at, form: peer_memory.whole(at, form))
+
+    def _read(
+        self,
+        where: np.ndarray,
+        how: Callable[[PeerMemory, int, int, ipc.Form], torch.Tensor | None],
+    ) -> list[torch.Tensor | None]:
+        """Read each tensor of one call; None for those that have no memory, or none in sight."""
+        forms = self._layout.forms if self._layout else ()
+        found: list[torch.Tensor | None] = [None] * len(forms)
+        look = self._looker()
+        with self.claims():
+            for i, (at, form) in enumerate(zip(where, forms, strict=False)):
+                if form is not None and form.elements and at:
+                    found[i] = how(self._peer_memory, i, int(at), form)
+                    look()  # memory can be slow to read
+        return found
+
+    def _wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(self._device)
+
+    def suspend(self) -> None:
+        """Stop the worker and all that it started, until resume(): it is not its turn."""
+        if not self._suspended:
+            self.worker.pause()
+            self._suspended = True
+
+    def resume(self) -> None:
+        """Let the worker answer requests again."""
+        if self._suspended:
+            self.worker.see_it_stood()
+            self.worker.resume_family()
+            self.worker.resume()
+            self._suspended = False
+
+    def pin(self, cores: set[int]) -> None:
+        """Have the worker's main thread move to some cores."""
+        self.resume()
+        self.worker.ask("pin_main_thread", cores=sorted(cores))
+
+    def runs_on(self, cores: set[int]) -> bool:
+        """Return whether the worker's main thread runs on some cores only."""
+        return os.sched_getaffinity(self.worker.pid) <= cores
+
+    def clear(self) -> None:
+        """Have the worker let go of all inputs and outputs, and the judge of their memory."""
+        self.resume()
+        self._peer_memory.close()
+        # Its allocations are others then. Its next batch shows which: that one is not looked at.
+        self._layout = None
+        self.worker.ask("clear")
+
+    def stage(self, arena: Any, table: Any, args: Any, grads: Any) -> None:
+        """Let the worker map the staged inputs."""
+        self.resume()
+        self.worker.share("stage", arena)
+        self._peer_memory.lend(arena)
+        self.worker.ask("stage", table=table, args=args, grads=grads)
+
+    def device_ms(self, mode: str, order: Sequence[int]) -> float | None:
+        """Return the kernel time of one call that the profiler in the worker claims."""
+        self.resume()
+        answer = self.worker.ask("profile", mode=mode, order=list(order))
+        return self._milliseconds(answer.get("device_ms")) or None
+
+    def _looker(self) -> Callable[[], None]:
+        deadline = time.monotonic() + self.timeout_s
+        number = self._number
+        return lambda: self.worker.look(deadline, lambda: self._mailbox.is_done(number))

@@ -1,0 +1,233 @@
+"""Reads a worker's memory without its help, so that it does not know what is looked at.
+
+A worker that is asked for an output can compute it then. So it says where all outputs lie, together
+with *done*, and the judge takes what it wants to see from there.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness import ipc
+from harness.domain import HarnessError
+
+_MOST_ALLOCATIONS = 10_000
+_LAST_ADDRESS = 1 << 56
+_ALIGNED = 256
+"""What the driver allocates begins at a multiple of this (CUDA C++ Programming Guide)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What a call gives, as the worker describes it.
+
+    Attributes:
+        forms: of outputs, gradients of inputs, gradients of state; None for what has no memory.
+        state: the names that the last of them belong to.
+    """
+
+    forms: tuple[ipc.Form | None, ...] = ()
+    state: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, answer: dict[str, Any]) -> Layout:
+        """Return the layout that an answer describes.
+
+        Raises:
+            WireViolation: it describes none.
+        """
+        said, names = answer.get("forms"), answer.get("state")
+        if not isinstance(said, list) or not isinstance(names, list):
+            raise ipc.WireViolation("no description of what a call gave")
+        if len(said) > 1000 or any(type(n) is not str for n in names):
+            raise ipc.WireViolation("a malformed description of what a call gave")
+        return cls(forms=tuple(ipc.form(f) for f in said), state=tuple(names))
+
+
+class PeerMemory:
+    """The memory of one worker.
+
+    Args:
+        memory_fd: its memory as a file.
+        device: what it runs on; memory of other GPUs is not seen.
+        most_bytes: a tensor that takes more, from its first element to its last or as a copy, is
+            not seen: forms are claims.
+
+    Attributes:
+        blind: why some memory could not be mapped.
+        missed: how often there was something to be read on a GPU, and no memory of it in sight.
+    """
+
+    def __init__(self, memory_fd: int | None, device: torch.device, most_bytes: int) -> None:
+        if memory_fd is None:
+            raise HarnessError(
+                "this system does not let a process open /proc/self/mem: timed outputs cannot be "
+                "looked at. Next: a system that does, or --device emulated"
+            )
+        self._fd = memory_fd
+        self._device = device
+        self._most_bytes = most_bytes
+        self._mapped: dict[int, tuple[str, Any]] = {}
+        self._bases: list[int] = []
+        self._lent: Any = None
+        self.blind = ""
+        self.missed = 0
+
+    def lend(self, arena: Any) -> None:
+        """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
+        self._lent = arena
+
+    def learn(self, allocations: Any, *, whole: bool = False) -> None:
+        """Map the device memory that a worker describes.
+
+        What the driver does not map is not seen; ``blind`` says why.
+
+        Args:
+            allocations: as ``device_arena.allocations`` describes them.
+            whole: there are no others: what was mapped beside them has been freed, and would stay
+                taken for as long as it is mapped.
+
+        Raises:
+            WireViolation: that describes no memory.
+        """
+        if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
+            raise ipc.WireViolation("a malformed list of allocations")
+        described = {one.get("base") for one in allocations if isinstance(one, dict)}
+        for base in set(self._mapped) - described if whole else ():
+            self._unmap(self._mapped.pop(base)[1])
+        for one in allocations:
+            try:
+                base, size, handle = one["base"], one["bytes"], one["handle"]
+                if type(base) is not int or type(size) is not int or not 0 < size < 1 << 46:
+                    raise ipc.WireViolation("a malformed allocation")
+                if base % _ALIGNED:
+                    raise ipc.WireViolation("an allocation where the driver makes none")
+                known = self._mapped.get(base)
+                if known is not None and known[0] == handle and known[1].size_bytes == size:
+                    continue
+                raw = bytes.fromhex(handle)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ipc.WireViolation(f"a malformed allocation: {error!r}") from None
+            if self._device.type != "cuda":
+                raise ipc.WireViolation("GPU memory where there is no GPU")
+            from harness.ipc import device_arena
+
+            self._forget(base, size)
+            if not raw:
+                if self._lent is not None and size == self._lent.size_bytes:
+                    self._mapped[base] = (handle, self._lent)
+                continue
+            try:
+                arena = device_arena.DeviceArena.open(raw, size, str(self._device))
+            except (HarnessError, RuntimeError) as error:
+                self.blind = str(error)
+            else:
+                self._mapped[base] = (handle, arena)
+        self._bases = sorted(self._mapped)
+
+    def _forget(self, base: int, size: int) -> None:
+        """Let go of what lay where something else lies now."""
+        for start, (_, arena) in list(self._mapped.items()):
+            if start < base + size and base < start + arena.size_bytes:
+                self._unmap(arena)
+                del self._mapped[start]
+
+    def close(self) -> None:
+        """Let go of all device memory: it stays the worker's only while nobody maps it."""
+        for _, arena in self._mapped.values():
+            self._unmap(arena)
+        self._mapped.clear()
+        self._bases = []
+
+    def _unmap(self, arena: Any) -> None:
+        if arena is not self._lent:
+            arena.close()
+
+    def plan_read(self, form: ipc.Form, numbers: np.ndarray) -> Any:
+        """Return what elements() needs to read some elements of such a tensor, beforehand.
+
+        Args:
+            form: of the tensor, which has elements.
+            numbers: modulo its length they are the elements, in the order of its indices.
+        """
+        chosen = numbers % form.elements
+        if form.on_gpu:
+            return torch.from_numpy(chosen).to(self._device)
+        indices = np.unravel_index(chosen, form.shape or (1,))
+        steps = np.asarray(form.strides or (0,), dtype=np.int64) * form.dtype.itemsize
+        return [int(offset) for offset in np.stack(indices, axis=1) @ steps]
+
+    def elements(self, address: int, form: ipc.Form, prepared: Any) -> torch.Tensor | None:
+        """Return private copies of some elements, on the device they are on.
+
+        Args:
+            address: of the tensor.
+            form: of the tensor.
+            prepared: which, as plan_read() gives it.
+
+        Returns:
+            None where there is no such memory.
+        """
+        if not self._fits(address, form):
+            return None
+        if form.on_gpu:
+            tensor = self._on_gpu(address, form)
+            return None if tensor is None else torch.take(tensor, prepared)
+        size = form.dtype.itemsize
+        try:
+            read = b"".join(os.pread(self._fd, size, address + offset) for offset in prepared)
+        except OSError:
+            return None
+        if len(read) != size * len(prepared):
+            return None
+        row = dataclasses.replace(form, shape=(len(prepared),), strides=(1,))
+        return row.over(torch.frombuffer(bytearray(read), dtype=torch.uint8)).clone()
+
+    def whole(self, address: int, form: ipc.Form) -> torch.Tensor | None:
+        """Return a private copy of a tensor, None where there is no such memory."""
+        if not self._fits(address, form):
+            return None
+        if form.on_gpu:
+            tensor = self._on_gpu(address, form)
+            return None if tensor is None else tensor.clone()
+        read = self._bytes(address, form.span_bytes)
+        if read is None:
+            return None
+        return form.over(torch.frombuffer(read, dtype=torch.uint8)).clone()
+
+    def _fits(self, address: int, form: ipc.Form) -> bool:
+        copied = form.elements * form.dtype.itemsize
+        inside = 0 < address < _LAST_ADDRESS - form.span_bytes
+        return inside and max(copied, form.span_bytes) <= self._most_bytes
+
+    def _on_gpu(self, address: int, form: ipc.Form) -> torch.Tensor | None:
+        if address % form.dtype.itemsize:
+            return None
+        at = bisect.bisect_right(self._bases, address) - 1
+        if at >= 0:
+            offset = address - self._bases[at]
+            _, arena = self._mapped[self._bases[at]]
+            if offset + form.span_bytes <= arena.size_bytes:
+                return form.over(arena.flat()[offset : offset + form.span_bytes])
+        self.missed += 1
+        return None
+
+    def _bytes(self, address: int, count: int) -> bytearray | None:
+        found = bytearray(count)
+        view, done = memoryview(found), 0
+        while done < count:
+            try:
+                read = os.preadv(self._fd, [view[done:]], address + done)
+            except OSError:
+                return None
+            if not read:
+                return None
+            done += read
+        return found

@@ -1,0 +1,370 @@
+"""Starts the workers of one pair and has them load what they are to run."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import resource
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.domain import BASELINES, REFERENCE, Options, Pair, Status
+from harness.judge.policy import Policy
+from harness.judge.reference.problem import InvalidReference, Problem
+from harness.judge.reference.seeds import derived
+from harness.judge.workers import identity
+from harness.judge.workers.budget import Budget
+from harness.judge.workers.cache import ExtensionCache
+from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, WorkerFailed
+from harness.usercode import numeric_flags
+
+_FIRST_TIME_S = 300.0
+"""For what an import or a driver takes the first time: our work, not the user's limit."""
+_CLOSE_S = 5.0
+"""For a request to a worker that was just ended to notice it."""
+_LAST = 19
+"""Niceness of those that have a core when nobody else wants it."""
+_COMPILED = "torch.compile"
+
+
+class CannotLoad(Exception):
+    """A file raised when it was imported, or its constructor did."""
+
+
+class WorkerPool:
+    """The workers of one pair.
+
+    Args:
+        pair, options, policy: what is judged and how; options.device is resolved.
+        log: file for the workers' output.
+        cache: extensions of the solution.
+        compiled: folder in which torch.compile keeps what it made.
+        numerics: the numeric flags of the candidate and of all baselines but ``eager defaults``:
+            see harness.usercode.numeric_flags.
+        seed: master seed.
+        budget: the pair's time.
+        notes: takes what the reader of a verdict should know.
+        emit: tells the fleet of an event.
+
+    Attributes:
+        workers: all that were started and not removed.
+        timeout_s: limit of one request.
+        confinement: of the workers that run the solution.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        options: Options,
+        policy: Policy,
+        log: Path,
+        cache: ExtensionCache,
+        compiled: Path,
+        *,
+        numerics: str,
+        seed: int,
+        budget: Budget,
+        notes: list[str],
+        emit: Callable[[str], None],
+    ) -> None:
+        self._pair = pair
+        self._options = options
+        self._policy = policy
+        self._log = log
+        self._cache = cache
+        self._compiled = compiled
+        self._numerics = numerics
+        self.numeric_flags: dict[str, Mapping[str, Any]] = {}
+        self._seed = seed
+        self._budget = budget
+        self._notes = notes
+        self._emit = emit
+        self._kind = options.device.partition(":")[0]
+        # Below the limit itself, so that a hang's whole verdict is there within it.
+        self.timeout_s = options.timeout_s * 0.75
+        self.workers: list[RemoteWorker] = []
+        self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
+        self._sharing = threading.Lock()
+        self._starved: set[str] = set()
+        self._compilers: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
+        self._loading: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
+
+    def start(self, role: str) -> RemoteWorker:
+        """Return a new worker: ``candidate`` and ``build`` under a user id of their own."""
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cap = int(max(self._policy.memory_floor_bytes, self._policy.memory_factor * held))
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        untrusted = role in ("candidate", "build")
+        if untrusted and not self.confinement.own_user:
+            self._emit("solution_code")
+        worker = RemoteWorker(
+            role=role,
+            log=self._log,
+            timeout_s=self.timeout_s,
+            build_timeout_s=self._policy.build_timeout_s,
+            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
+            threads=self.threads(),
+            device=self._options.device,
+            confinement=self.confinement if untrusted else None,
+            beside_solution=not (untrusted or self.confinement.own_user),
+            # Compilers leave the cores to the pair that is measured meanwhile.
+            niceness=_LAST if role == "build" else 0,
+            compiled=self._compiled if role.startswith(_COMPILED) else None,
+            budget=self._budget if untrusted else None,
+        )
+        self.workers.append(worker)
+        if untrusted and self.confinement.note and self.confinement.note not in self._notes:
+            self._notes.append(self.confinement.note)
+        return worker
+
+    def threads(self) -> int:
+        """Return torch's CPU threads of a worker, 0 for all.
+
+        All but the judge's where the CPU is what is measured, else one: the sizes are small, and
+        as many pairs run side by side as there are cores.
+        """
+        if self._kind == "cpu" and self._options.timed:
+            return max(1, len(os.sched_getaffinity(0)) - 1)
+        return 0 if self._kind == "cuda" else 1
+
+    def load(
+        self,
+        worker: RemoteWorker,
+        problem: Problem,
+        class_name: str,
+        path: Path,
+        overrides: dict[str, Any],
+        built: Path,
+    ) -> dict[str, Any]:
+        """Have a worker import a file and construct its module.
+
+        Args:
+            worker: started here.
+            problem: gives the constructor's arguments.
+            class_name: Model or ModelNew.
+            path: the file.
+            overrides: module-level constants to replace.
+            built: where a build worker puts what it builds.
+
+        Raises:
+            CannotLoad: the file or the constructor raised.
+            WorkerFailed: anything else.
+        """
+        private = worker.folder / "build"
+        fields = worker.encode(init=problem.init_inputs)
+        fields |= self.load_fields(
+            class_name, path, overrides, built if worker.role == "build" else private
+        )
+        # A build worker runs beside other pairs, which may have all of the device's memory.
+        fields["to_device"] = worker.role != "build"
+        if worker.role == BASELINES["defaults"]:
+            fields["numerics"] = numeric_flags.DEFAULTS
+        compile_mode = None
+        if worker.role.startswith(_COMPILED):
+            compile_mode = worker.role.removeprefix(_COMPILED).strip() or "default"
+        self._share_draws(worker, problem)
+        try:
+            loaded = worker.ask(
+                "load",
+                findings=str(worker.findings_path),
+                # The baseline too: what the guarded allocator costs must cancel in the ratio.
+                guarded=self._kind != "cuda" and self._guarded(),
+                compile=compile_mode,
+                **fields,
+            )
+            self._note_flags(worker.role, loaded.get("numeric_flags"))
+            return loaded
+        except WorkerFailed as failed:
+            if failed.error.get("kind") in ("raised", "exit"):
+                raise CannotLoad(str(failed)) from None
+            raise
+
+    def _note_flags(self, role: str, said: Any) -> None:
+        """Keep what a worker says its numeric flags are: names and truth values, no more."""
+        if isinstance(said, dict):
+            self.numeric_flags[role] = {
+                str(name)[:80]: value
+                for name, value in list(said.items())[:20]
+                if isinstance(value, bool) or value == numeric_flags.MIXED
+            }
+
+    def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:
+        """Give a worker the random numbers that its constructor is going to draw."""
+        with self._sharing:  # baselines load side by side
+            fd = problem.draws.shared()
+        if fd is not None:
+            worker.send("draws", (fd,), index=problem.draws.index)
+            worker.answer()
+
+    def load_fields(
+        self, class_name: str, path: Path, overrides: dict[str, Any], build_folder: Path
+    ) -> dict[str, Any]:
+        """Return the part of a load request that is the same in whichever process it runs.
+
+        Args:
+            class_name: Model or ModelNew.
+            path: the file.
+            overrides: module-level constants to replace.
+            build_folder: where extensions that the cache lacks are built.
+        """
+        return {
+            "file": str(path),
+            "device": self._options.device,
+            "numerics": self._numerics,
+            "to_device": True,
+            "cache": str(self._cache.folder),
+            "build_folder": str(build_folder),
+            "support": str(self._cache.support),
+            "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
+            "fast_headers": self._options.fast_headers,
+            "seed": derived(self._seed, "construction") % 2**31,
+            "overrides": overrides,
+            "class_name": class_name,
+        }
+
+    def _guarded(self) -> bool:
+        """Return whether the CPU runner's memory checks are to be had for this candidate."""
+        with self._budget.compiling():
+            why = self._cache.prepare_support(self._log)
+        if why:
+            note = f"memory is neither guarded nor poisoned: {why}"
+            if note not in self._notes:
+                self._notes.append(note)
+        return not why
+
+    def _baseline_names(self) -> tuple[str, ...]:
+        if self._options.baselines is not None:
+            return tuple(name for name in self._options.baselines if name != "eager")
+        return ("compile",) if self._kind == "cuda" and not self._options.quick else ()
+
+    def _roles(self) -> list[str]:
+        """Return the roles that hold the reference."""
+        return [REFERENCE, *(BASELINES[name] for name in self._baseline_names())]
+
+    def start_compilers(self) -> None:
+        """Start the workers of torch.compile, and have them import it in the background.
+
+        That takes a core for seconds and touches no device: the wait for the device hides it.
+        """
+        compiling = [role for role in self._roles() if role.startswith(_COMPILED)]
+        if not compiling:
+            return
+        pool = concurrent.futures.ThreadPoolExecutor(len(compiling))
+        for role in compiling:
+            worker = self.start(role)
+            self._compilers[role] = worker, pool.submit(_said, worker, "import_compiler")
+        pool.shutdown(wait=False)
+
+    def start_baselines(self, problem: Problem, *, profiled: bool) -> None:
+        """Start the workers that hold the reference, unless they are, and have them load it.
+
+        In the background: a CUDA context and the profiler's start take seconds, which the checked
+        calls hide.
+
+        Args:
+            problem: gives the constructor's arguments.
+            profiled: the candidate was under the profiler, which may cost a launch something ever
+                after: then the reference has to have been, too.
+        """
+        if self._loading:
+            return
+        roles = self._roles()
+
+        def load(role: str, worker: RemoteWorker) -> str:
+            if role in self._compilers:
+                why = self._compilers[role][1].result()
+                if why:
+                    return why
+            try:
+                self.load(
+                    worker,
+                    problem,
+                    "Model",
+                    self._pair.problem,
+                    problem.overrides,
+                    worker.folder / "build",
+                )
+            except KilledBesideSolution:
+                raise
+            except WorkerFailed as error:
+                if error.status is Status.OUT_OF_MEMORY:
+                    self._starved.add(role)
+                return str(error)
+            except CannotLoad as error:
+                return str(error)
+            if profiled and (why := _said(worker, "start_profiler")):
+                self._notes.append(f"{role}: its profiler did not start: {why}")
+            return ""
+
+        pool = concurrent.futures.ThreadPoolExecutor(len(roles))
+        started = {
+            role: self._compilers[role][0] if role in self._compilers else self.start(role)
+            for role in roles
+        }
+        for role, worker in started.items():
+            self._loading[role] = worker, pool.submit(load, role, worker)
+        pool.shutdown(wait=False)
+
+    def baselines(
+        self, problem: Problem, *, profiled: bool
+    ) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
+        """Return loaded workers that hold the reference, and why others could not be loaded.
+
+        Args:
+            problem: as for start_baselines.
+            profiled: as for start_baselines.
+
+        Raises:
+            InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
+            KilledBesideSolution: a worker was killed, and the solution could have done it.
+            torch.OutOfMemoryError: it does not fit beside the others.
+        """
+        self.start_baselines(problem, profiled=profiled)
+        workers = {role: worker for role, (worker, _) in self._loading.items()}
+        failed = {role: loaded.result() for role, (_, loaded) in self._loading.items()}
+        failed = {role: why for role, why in failed.items() if why}
+        if REFERENCE in failed and REFERENCE in self._starved:
+            raise torch.OutOfMemoryError(f"in its own worker, the reference {failed[REFERENCE]}")
+        if REFERENCE in failed:
+            raise InvalidReference(f"in its own worker, the reference {failed[REFERENCE]}")
+        for role in failed:
+            workers.pop(role).close()
+        return workers, failed
+
+    def close(self) -> None:
+        """End all workers, and wait for those that were still loading."""
+        for worker in self.workers:
+            worker.kill()
+        loading = [busy for _, busy in (*self._compilers.values(), *self._loading.values())]
+        concurrent.futures.wait(loading, timeout=_CLOSE_S)
+        for worker in self.workers:
+            worker.close()
+
+    def pin(self, workers: list[RemoteWorker]) -> None:
+        """Give the judge the first core and the workers the others, where there are two."""
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            self._notes.append("one core: judge and workers share it")
+            return
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+                os.sched_setaffinity(int(task.name), {cores[0]})
+        free = [worker.role for worker in workers if not worker.pin(set(cores[1:]))]
+        if free:
+            self._notes.append(f"not kept off the judge's core: {', '.join(free)}")
+
+
+def _said(worker: RemoteWorker, do: str) -> str:
+    """Ask a worker for something that has no answer; return why it failed, or an empty string."""
+    try:
+        worker.ask(do, timeout_s=_FIRST_TIME_S)
+    except KilledBesideSolution:
+        raise
+    except WorkerFailed as failed:
+        return str(failed)
+    return ""

@@ -1,0 +1,259 @@
+"""What the kernel knows of a worker's processes: their memory, their time, and how to end them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.judge.workers import prefork
+
+live: set[int] = set()
+"""Process ids of workers that have not been ended: the judge's only rightful children."""
+_LISTS_CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
+_STAND_S = 2.0
+"""For a thread that is in the driver's hands to come to its stop."""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+births = threading.Lock()
+"""Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
+
+
+def _read(path: str) -> str:
+    """Return what one of the kernel's files says; names of processes may be any bytes.
+
+    There are hundreds of these for each timed batch: pathlib takes several times as long.
+
+    Raises:
+        OSError: there is no such file, or what it tells of is gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's anonymous and shared resident memory, 0 where it is gone.
+
+    File mappings are left out: they are the libraries of all. Shared memory counts, arenas of
+    ours included.
+    """
+    try:
+        status = _read(f"/proc/{pid}/status")
+    except OSError:
+        return 0
+    found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
+    return sum(int(kilobytes) for kilobytes in found) * 1024
+
+
+def family(pid: int, *, orphans: bool) -> dict[int, float]:
+    """Return seconds of CPU by process id for a worker and all that descends from it.
+
+    By descent alone: a process can leave its session, hide its owner and change its name, but not
+    its parents; who loses them is adopted by the judge, a subreaper.
+
+    Args:
+        pid: the worker.
+        orphans: whether what the judge has adopted belongs to it: it runs a solution's code.
+    """
+    children = _children if _LISTS_CHILDREN else _parents().get
+    todo = [pid]
+    if orphans:
+        # A worker's session is its own, and nobody can join another: what shares the judge's was
+        # started by the judge, or by the problem's code in it.
+        rightful = live | prefork.waiting_pids()
+        ours = str(os.getsid(0))
+        todo += [
+            child
+            for child in children(os.getpid()) or ()
+            if child not in rightful and (_stat(child) or ["", "", "", ours])[3] != ours
+        ]
+    found: dict[int, float] = {}
+    while todo:
+        member = todo.pop()
+        if member in found:
+            continue
+        stat = _stat(member)
+        if stat:
+            found[member] = sum(int(ticks) for ticks in stat[11:15]) / _TICKS_PER_S
+            todo += children(member) or ()
+    return found
+
+
+class Restless(Exception):
+    """A family that does not stand still although it is told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standstill:
+    """A worker and its family, stopped.
+
+    Attributes:
+        members: process ids.
+        spent: what the scheduler has given each thread, by process and thread id.
+    """
+
+    members: frozenset[int]
+    spent: Mapping[tuple[int, int], str]
+
+
+def stop(pid: int, *, orphans: bool) -> Standstill:
+    """Stop a worker and its family, each thread, and return when they stand still.
+
+    Args:
+        pid: the worker.
+        orphans: it runs a solution's code: what the judge has adopted is its family, too.
+
+    Raises:
+        Restless: they do not, or there is always one more.
+    """
+    stopped: frozenset[int] = frozenset()
+    until = time.monotonic() + _STAND_S
+    quiet = 0
+    while quiet < 2:
+        if time.monotonic() > until:
+            raise Restless
+        members = frozenset(family(pid, orphans=orphans))
+        stand = all(_stands(process, thread) for process, thread in _threads(members))
+        quiet = quiet + 1 if stand and members <= stopped else 0
+        if not quiet:
+            # What was started just before its parent stopped is found in the next round.
+            for member in members:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(member, signal.SIGSTOP)
+            stopped |= members
+            time.sleep(0.0001)
+    return Standstill(stopped, _spent(stopped))
+
+
+def stood_still(pid: int, since: Standstill, *, orphans: bool) -> bool:
+    """Return whether nobody of a worker's family has run since it was stopped.
+
+    A process can wake itself: a timer whose signal is SIGCONT ends a stop. Time spent shows it.
+    """
+    found = family(pid, orphans=orphans)
+    members = frozenset(m for m in found if (_stat(m) or "X")[0] not in "ZX")
+    if not members <= since.members:
+        return False
+    before = {thread: spent for thread, spent in since.spent.items() if thread[0] in members}
+    return _spent(members) == before
+
+
+def resume(since: Standstill, pid: int) -> None:
+    """Let go on what stop stopped, but for the worker itself."""
+    for member in since.members - {pid}:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGCONT)
+
+
+def _threads(members: Iterable[int]) -> list[tuple[int, int]]:
+    found = []
+    for member in members:
+        with contextlib.suppress(OSError):
+            found += [(member, int(task.name)) for task in os.scandir(f"/proc/{member}/task")]
+    return found
+
+
+def _stands(process: int, thread: int) -> bool:
+    try:
+        text = _read(f"/proc/{process}/task/{thread}/stat")
+    except OSError:
+        return True  # it is gone
+    return text.rpartition(")")[2].split()[0] in "TtZX"
+
+
+def _spent(members: Iterable[int]) -> dict[tuple[int, int], str]:
+    """Return time and turns on a core by thread, of threads that are not gone."""
+    found = {}
+    for process, thread in _threads(members):
+        folder = f"/proc/{process}/task/{thread}"
+        with contextlib.suppress(OSError):
+            fields = _read(f"{folder}/stat").rpartition(")")[2].split()
+            if fields[0] in "ZX":
+                continue
+            turns = " ".join(fields[11:13])
+            with contextlib.suppress(OSError):  # a kernel without scheduler statistics
+                run_ns, _, slices = _read(f"{folder}/schedstat").split()
+                turns = f"{run_ns} {slices}"
+            found[process, thread] = turns
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process from its state on; none where it is gone."""
+    try:
+        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    """Return a process's children; complete where they are stopped."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in os.scandir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                found += map(int, _read(f"{task.path}/children").split())
+    return found
+
+
+def _parents() -> dict[int, list[int]]:
+    """Return all processes by their parent: where the kernel does not list children."""
+    found: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            stat = _stat(int(entry.name))
+            if stat:
+                found.setdefault(int(stat[1]), []).append(int(entry.name))
+    return found
+
+
+def kill_leftovers(uid: int | None) -> None:
+    """Kill what a worker left behind: processes of its user id, and orphans adopted by us.
+
+    The judge is a subreaper, so a grandchild that left its session becomes the judge's child. A
+    process that is still a child of a live one is found through its user id, where it has one.
+    """
+    for _ in range(50):
+        with births:
+            found = _kill_once(uid)
+        if not found:
+            return
+        time.sleep(0.005)
+
+
+def _kill_once(uid: int | None) -> bool:
+    """Kill what there is of leftovers; return whether there was any."""
+    me = os.getpid()
+    rightful = live | prefork.waiting_pids()
+    found = False
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) in rightful:
+            continue
+        pid = int(entry.name)
+        try:
+            stat = _read(f"/proc/{pid}/stat")
+            owner = entry.stat().st_uid
+        except OSError:
+            continue
+        fields = stat.rpartition(")")[2].split()
+        state, parent = fields[0], int(fields[1])
+        if parent != me and (uid is None or owner != uid):
+            continue
+        found = found or state != "Z" or parent == me
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+        if parent == me:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    return found

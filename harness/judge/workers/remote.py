@@ -1,0 +1,529 @@
+"""The judge's end of a worker: starts it, asks it, limits it, ends it and all it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import ipc
+from harness.domain import HarnessError, Status
+from harness.judge.workers import prefork, processes
+from harness.judge.workers.budget import Budget, OutOfTime
+from harness.judge.workers.drain import Drain
+from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environment_in
+from harness.machine.environment import oom_kills
+
+_START_TIMEOUT_S = 60.0
+"""For a worker to come up and give away its rights: our work, not the solution's."""
+
+
+class WorkerFailed(Exception):
+    """A worker's request ended without an answer that can be used.
+
+    Args:
+        status: the verdict that follows where the candidate's worker failed.
+        message: one line.
+        error: what the worker itself said, {} where it said nothing.
+    """
+
+    def __init__(self, status: Status, message: str, error: Mapping[str, Any] | None = None):
+        super().__init__(message)
+        self.status = status
+        self.error = dict(error or {})
+
+
+class KilledBesideSolution(WorkerFailed):
+    """A trusted worker was killed while a solution ran under the same user id."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__(
+            Status.CRASHED,
+            f"the {role} worker was killed (SIGKILL) while the solution ran under the same user "
+            "id, and memory was not short: the solution, or another program of this user, sent "
+            "the signal",
+        )
+
+
+class RemoteWorker:
+    """One worker process with its own folder, user id, arenas and limits.
+
+    Args:
+        role: ``reference``, ``candidate`` or ``build``: names the log section and the figures.
+        log: file that takes the process's stdout and stderr.
+        timeout_s: limit for one request.
+        build_timeout_s: limit for one request while an extension compiles.
+        memory_bytes: resident memory above which the process is ended.
+        threads: CPU threads of torch in the worker; 0 leaves the default.
+        device: ``cuda:N`` gets device arenas, anything else host arenas.
+        confinement: of a worker that runs a solution; None is a trusted one.
+        beside_solution: a trusted one, under the same user id as a solution.
+        niceness: scheduling priority that it takes before it runs any code of a user's.
+        compiled: where torch.compile keeps what it made; None is the worker's own folder.
+        budget: of the pair, where this worker's time counts against it.
+    """
+
+    def __init__(
+        self,
+        *,
+        role: str,
+        log: Path,
+        timeout_s: float,
+        build_timeout_s: float,
+        memory_bytes: int,
+        threads: int,
+        device: str,
+        confinement: Confinement | None = None,
+        beside_solution: bool = False,
+        niceness: int = 0,
+        compiled: Path | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.role = role
+        self._budget = Budget(math.inf, build_timeout_s)  # it starts on our time, not the pair's
+        self._timeout_s = timeout_s
+        self._memory_bytes = memory_bytes
+        self._device = device
+        self._inbox: Any = None
+        self._outbox: Any = None
+        self._sequence = secrets.randbelow(1 << 30)
+        self._looked_at = 0.0
+        # Shared bytes that are ours and not the worker's own.
+        self._host_arenas: dict[str, int] = {}
+        self.peak_bytes = 0
+        self._family_at = self._busy_at = time.monotonic()
+        self._children_bytes = 0
+        self._cpu_spent = 0.0
+        self._compiling = False
+        self.launches: int | None = None
+        self.launches_without_stream = 0
+        self.build_failures: list[str] = []
+        self.unsupported: list[str] = []
+        self.findings: list[dict[str, Any]] = []
+        self.max_outbox_bytes = 1 << 40
+        self.expected_tensors = 0
+        self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        self.memory_fd: int | None = None
+        self.findings_path = self.folder / "findings.jsonl"
+        self.uid = confinement.uid() if confinement else None
+        self._untrusted = confinement is not None
+        self._beside_solution = beside_solution
+        self._ended_by_us = False
+        self._oom_kills = oom_kills()
+        self._still = processes.Standstill(frozenset(), {})
+        if self.uid is not None:
+            os.chown(self.folder, self.uid, self.uid)
+        environment = environment_in(self.folder, compiled)
+        with processes.births:
+            self._process = prefork.take(environment, PACKAGE_ROOT)
+            processes.live.add(self._process.pid)
+        self._channel = ipc.Channel(self._process.sock)
+        self._drain = Drain(self._process.output, log, f"{role} worker")
+        self._drain.start()
+        try:
+            self.ask(
+                "confine",
+                untrusted=self._untrusted,
+                uid=self.uid,
+                expose=confinement.exposed_with(self.folder) if confinement else [],
+                niceness=niceness,
+                max_data_bytes=None if device.startswith("cuda") else memory_bytes + (4 << 30),
+                environment=environment,
+                timeout_s=_START_TIMEOUT_S,
+                folder=str(self.folder),
+                threads=threads,
+            )
+        except KilledBesideSolution:
+            self.close()
+            raise
+        except WorkerFailed as error:
+            self.close()
+            raise HarnessError(f"the {role} worker did not start: {error}") from error
+        self._budget = budget or self._budget
+        # Its memory as a file, opened before any code of a solution's ran; others are not taken.
+        self.memory_fd = next(iter(self._channel.take_fds()), None)
+
+    # --- asking ---------------------------------------------------------------------------------
+
+    def ask(self, do: str, *, timeout_s: float | None = None, **fields: Any) -> dict[str, Any]:
+        """Send one request and return its answer.
+
+        Raises:
+            WorkerFailed: no answer, a forged one, or one that says that user code failed.
+        """
+        self.send(do, **fields)
+        return self.answer(timeout_s)
+
+    def send(self, do: str, fds: tuple[int, ...] = (), **fields: Any) -> None:
+        """Send one request without waiting for its answer."""
+        self._sequence += 1 + secrets.randbelow(1 << 16)
+        if do != "confine" and self._channel.pending():
+            if self._channel.has_ended():
+                raise self._dead()
+            raise self.tampered("it sent an answer that nothing had asked for")
+        try:
+            self._channel.send({"id": self._sequence, "do": do, **fields}, fds)
+        except ipc.WireClosed:
+            raise self._dead() from None
+
+    def answer(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return the answer to the last request; compile events extend the deadline.
+
+        Raises:
+            WorkerFailed: as for ``ask``.
+            OutOfTime: the pair's time ran out meanwhile; the worker has ended.
+        """
+        with self._budget.candidate(), contextlib.ExitStack() as compiler:
+            return self._answer(timeout_s or self._timeout_s, compiler)
+
+    def _answer(self, limit: float, compiler: contextlib.ExitStack) -> dict[str, Any]:
+        began = time.monotonic()
+        deadline = began + min(limit, self._budget.deadline_s())
+        build_limit_s = self._budget.build_left_s()
+        hard = began + max(build_limit_s, limit)
+        compiling_since: float | None = None
+        while True:
+            try:
+                message = self._channel.receive(deadline, self._watch)
+            except ipc.WireClosed:
+                raise self._dead() from None
+            except ipc.WireTimeout:
+                self.kill()
+                if compiling_since is not None:
+                    text = f"was still compiling after {hard - began:.0f} s"
+                elif self._budget.deadline_s() <= 0:
+                    raise OutOfTime from None
+                else:
+                    text = f"gave no answer within {limit:.0f} s"
+                raise WorkerFailed(Status.TIMED_OUT, text) from None
+            except ipc.WireViolation as error:
+                raise self.tampered(str(error)) from None
+            if message.get("event") == "compiling" and not build_limit_s:
+                self.kill()
+                text = "had another extension to compile when the time of compilers was over"
+                raise WorkerFailed(Status.TIMED_OUT, text)
+            if message.get("event") == "compiling" and compiling_since is None:
+                compiling_since = time.monotonic()
+                self._compiling = True
+                compiler.enter_context(self._budget.compiling())
+                deadline = hard
+                continue
+            if message.get("event") == "compiled" and compiling_since is not None:
+                compiling_since = None
+                self._compiling = False
+                compiler.close()
+                deadline = min(hard, time.monotonic() + min(limit, self._budget.deadline_s()))
+                continue
+            if message.get("id") != self._sequence:
+                raise self.tampered("its answer carries another request's number")
+            break
+        self._note_facts(message)
+        if message.get("ok") is not True:
+            raise self._failed(message.get("error"))
+        if "too_small" in message:
+            return self._grown(message["too_small"], message.get("tensors"), limit)
+        return message
+
+    def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of an answer as private copies.
+
+        Raises:
+            WorkerFailed: their description is not what the protocol allows (TAMPERED).
+        """
+        try:
+            decoder = ipc.Decoder(self._outbox, answer.get("table", []))
+            described = answer.get("values")
+            if not isinstance(described, dict):
+                raise ipc.WireViolation("an answer without values")
+            values = {str(k): decoder.decode(v) for k, v in described.items()}
+        except ipc.WireViolation as error:
+            raise self.tampered(str(error)) from None
+        if self._device.startswith("cuda"):
+            # The worker writes its next answer to the same memory, and gigabytes take their time:
+            # without this wait the judge compared inputs that it took for outputs.
+            torch.cuda.synchronize(self._device)
+        return values
+
+    def encode(self, **values: Any) -> dict[str, Any]:
+        """Write values into the worker's inbox and return the request fields describing them."""
+        encoder = ipc.Encoder(self._inbox)
+        described = {name: encoder.encode(value) for name, value in values.items()}
+        needed = encoder.needed_bytes
+        if needed and (self._inbox is None or needed > self._inbox.size_bytes):
+            self._inbox = self._new_arena("in", needed)
+            encoder = ipc.Encoder(self._inbox)
+            described = {name: encoder.encode(value) for name, value in values.items()}
+        encoder.finish()
+        if self._device.startswith("cuda"):
+            torch.cuda.synchronize(self._device)
+        return {**described, "table": encoder.table}
+
+    def share(self, which: str, arena: Any) -> None:
+        """Let the worker map an arena of the judge's.
+
+        Args:
+            which: ``in``, ``out``, ``stage`` or ``mailbox``: what it is for.
+            arena: a HostArena or a DeviceArena, which the judge owns.
+        """
+        if isinstance(arena, ipc.HostArena):
+            self._host_arenas[which] = arena.size_bytes
+            self.send("arena", (arena.fd,), which=which, kind="host", bytes=arena.size_bytes)
+            self.answer()
+        else:
+            self.ask(
+                "arena",
+                which=which,
+                kind="cuda",
+                bytes=arena.size_bytes,
+                handle=arena.handle().hex(),
+                device=self._device,
+            )
+
+    def _new_arena(self, which: str, size_bytes: int) -> Any:
+        size_bytes = int(size_bytes * 1.05) + (1 << 16)
+        old = self._inbox if which == "in" else self._outbox
+        if self._device.startswith("cuda"):
+            from harness.ipc import device_arena
+
+            arena = device_arena.DeviceArena.create(size_bytes, self._device)
+            self.share(which, arena)
+            if old is not None:
+                # Only now: freeing memory that a peer still maps is undefined.
+                old.close()
+            return arena
+        host = ipc.HostArena.create(size_bytes)
+        if old is not None:
+            old.close()
+        self.share(which, host)
+        return host
+
+    def _grown(self, needed: Any, tensors: Any, timeout_s: float) -> dict[str, Any]:
+        if type(needed) is not int or needed <= 0:
+            raise self.tampered("a malformed size")
+        if needed > self.max_outbox_bytes:
+            many = type(tensors) is int and tensors > self.expected_tensors * 4 + 64
+            raise WorkerFailed(
+                Status.WRONG_STRUCTURE if many else Status.WRONG_SHAPE,
+                f"its answer takes {needed} bytes in {tensors} tensors, over the cap of "
+                f"{self.max_outbox_bytes}",
+            )
+        self._outbox = self._new_arena("out", needed)
+        answer = self.ask("again", timeout_s=timeout_s)
+        if "too_small" in answer:
+            raise self.tampered("its answer grew while it was read")
+        return answer
+
+    # --- under the clock ------------------------------------------------------------------------
+
+    def look(self, deadline: float, may_answer: Callable[[], bool] = lambda: False) -> None:
+        """See, while waiting for the mailbox, whether the worker still lives and works.
+
+        Args:
+            deadline: time.monotonic() at which it must have ended.
+            may_answer: whether it is done: then its answer may be on the way.
+
+        Raises:
+            WorkerFailed: it died, answered that it failed, answered out of turn, ran out of
+                memory, or the deadline (time.monotonic()) has passed.
+        """
+        if self._channel.pending() and not may_answer():
+            self.answer()
+            raise self.tampered("it answered before it was done")
+        now = time.monotonic()
+        if now > deadline:
+            self.kill()
+            raise WorkerFailed(Status.TIMED_OUT, "a timed batch did not end in time")
+        if now - self._looked_at > 0.05:
+            self._looked_at = now
+            self._watch()
+
+    def pause(self) -> None:
+        """Stop the worker with all that it started, until they stand still.
+
+        The trusted one too, and in the same way: who stands for longer wakes up slower.
+
+        Raises:
+            WorkerFailed: they do not (TAMPERED).
+        """
+        try:
+            self._still = processes.stop(self._process.pid, orphans=self._untrusted)
+        except processes.Restless:
+            raise self.tampered("it does not stand still when it is stopped") from None
+
+    def see_it_stood(self) -> None:
+        """See that nothing of the worker's has run since it was stopped.
+
+        Raises:
+            WorkerFailed: something has (TAMPERED).
+        """
+        stood = processes.stood_still(self._process.pid, self._still, orphans=self._untrusted)
+        if not stood:
+            raise self.tampered("it ran while it was stopped")
+
+    def resume(self) -> None:
+        """Let the worker go on."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self._process.pid, signal.SIGCONT)
+
+    def resume_family(self) -> None:
+        """Let go on what the worker started and what was stopped with it."""
+        processes.resume(self._still, self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    def pin(self, cores: set[int]) -> bool:
+        """Keep every thread of the worker on some cores; threads to come inherit it.
+
+        The worker does it itself: another user's threads are out of a judge's reach in a default
+        container (CAP_SYS_NICE). It could as well undo what the judge does.
+
+        Returns:
+            Whether it has come to pass.
+        """
+        self.ask("pin", cores=sorted(cores))
+        found = set()
+        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                found |= os.sched_getaffinity(int(task.name))
+        return found <= cores
+
+    # --- failures -------------------------------------------------------------------------------
+
+    def _note_facts(self, message: Mapping[str, Any]) -> None:
+        findings = message.get("findings")
+        if isinstance(findings, list):
+            self.findings += [f for f in findings if isinstance(f, dict)][:50]
+        for name, known in (
+            ("build_failures", self.build_failures),
+            ("unsupported", self.unsupported),
+        ):
+            said = message.get(name)
+            if isinstance(said, list):
+                known[:] = [str(s)[:2000] for s in said[:5]]
+        launches = message.get("launches")
+        if type(launches) is int and launches >= 0:
+            self.launches = launches
+        without = message.get("launches_without_stream")
+        if type(without) is int and without >= 0:
+            self.launches_without_stream = without
+
+    def tampered(self, what: str) -> WorkerFailed:
+        """End the worker; return the failure of one that does what the protocol does not allow."""
+        self.kill()
+        return WorkerFailed(Status.TAMPERED, f"the {self.role} worker broke the protocol: {what}")
+
+    def _failed(self, error: Any) -> WorkerFailed:
+        if not isinstance(error, dict):
+            return self.tampered("an error without description")
+        kind = error.get("kind")
+        status = {
+            "build": Status.BUILD_FAILED,
+            "unsupported": Status.SKIPPED,
+            "load": Status.LOAD_FAILED,
+            "oom": Status.OUT_OF_MEMORY,
+            "memory": Status.MEMORY_FAULT,
+            "exit": Status.CRASHED,
+        }.get(str(kind), Status.CRASHED)
+        place = f" at {error['place']}" if error.get("place") else ""
+        message = str(error.get("message"))
+        return WorkerFailed(status, message + (place if place not in message else ""), error)
+
+    def _dead(self) -> WorkerFailed:
+        ours, code = self._ended_by_us, self._process.wait(5)
+        self.kill()
+        self._read_last_findings()
+        if code is None:
+            return WorkerFailed(Status.CRASHED, "closed its end of the wire")
+        if code < 0:
+            by_memory = oom_kills() > self._oom_kills
+            if -code == signal.SIGKILL and self._beside_solution and not (ours or by_memory):
+                return KilledBesideSolution(self.role)
+            name = signal.Signals(-code).name
+            return WorkerFailed(Status.CRASHED, f"died with {name}")
+        return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
+
+    def _read_last_findings(self) -> None:
+        """Take the findings of a fault that ended the process: one JSON object per line."""
+        try:
+            with self.findings_path.open("rb") as lines:
+                text = lines.read(1 << 20).decode("utf-8", "replace")
+        except OSError:
+            return
+        for line in text.splitlines()[:50]:
+            with contextlib.suppress(ValueError):
+                finding = json.loads(line)
+                if isinstance(finding, dict):
+                    self.findings.append(finding)
+
+    def _watch(self) -> None:
+        used = processes.resident_bytes(self._process.pid) - sum(self._host_arenas.values())
+        now = time.monotonic()
+        if now - self._family_at > 0.5:
+            self._family_at = now
+            self._watch_family(now)
+        used += self._children_bytes
+        self.peak_bytes = max(self.peak_bytes, used)
+        if used > self._memory_bytes:
+            self.kill()
+            raise WorkerFailed(
+                Status.OUT_OF_MEMORY,
+                f"used {used >> 20} MiB of memory, over its cap of {self._memory_bytes >> 20} MiB",
+            )
+
+    def _watch_family(self, now: float) -> None:
+        """Add up the memory of the worker's children, and see whether a compiler still works."""
+        found = processes.family(self._process.pid, orphans=self._untrusted)
+        self._children_bytes = sum(
+            processes.resident_bytes(p) for p in found if p != self._process.pid
+        )
+        if not self._compiling:
+            self._busy_at = now
+            return
+        spent = sum(found.values())
+        if spent > self._cpu_spent + 0.05 * (now - self._busy_at) or spent < self._cpu_spent:
+            self._cpu_spent, self._busy_at = spent, now
+        elif now - self._busy_at > self._timeout_s:
+            self.kill()
+            raise WorkerFailed(
+                Status.TIMED_OUT,
+                f"its build did nothing for {self._timeout_s:.0f} s: it waits for something",
+            )
+
+    def kill(self) -> None:
+        """End the process, its group, and everything that runs under its user id; reap them."""
+        self._ended_by_us = True
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        processes.live.discard(self._process.pid)
+        processes.kill_leftovers(self.uid)
+
+    def close(self) -> None:
+        """End the worker and free all that belongs to it."""
+        with contextlib.suppress(OSError):
+            self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
+        self.kill()
+        self._channel.close()
+        if self.memory_fd is not None:
+            os.close(self.memory_fd)
+            self.memory_fd = None
+        self._drain.join(2)
+        for arena in (self._inbox, self._outbox):
+            if arena is not None:
+                arena.close()
+        self._inbox = self._outbox = None
+        shutil.rmtree(self.folder, ignore_errors=True)

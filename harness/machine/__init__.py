@@ -1,0 +1,1 @@
+"""This host: compilers, GPUs, versions, folders. Imports no torch at start."""

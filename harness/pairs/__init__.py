@@ -1,0 +1,1 @@
+"""From files on disk to pairs and their settings. Executes no user code."""

@@ -1,0 +1,1 @@
+"""Reads and executes a user's file, alike in judge and workers."""
