@@ -15,7 +15,7 @@ less and loses all digits when the mean is large.
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
+from torch.nn.functional import batch_norm
 from torch.utils.cpp_extension import load_inline
 
 KERNELS = r"""
@@ -145,7 +145,7 @@ class ModelNew(nn.Module):
         bn = self.bn
         args = (x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
         if not x.is_cuda:
-            return F.batch_norm(*args, eps=bn.eps)  # off the GPU this is PyTorch's own
+            return batch_norm(*args, eps=bn.eps)  # off the GPU this is PyTorch's own
         if torch.is_grad_enabled() and (
             x.requires_grad or bn.weight.requires_grad or bn.bias.requires_grad
         ):

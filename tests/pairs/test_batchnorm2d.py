@@ -135,7 +135,7 @@ def test_backward_raises_instead_of_detaching(bench, problem):
         y.sum().backward()
 
 
-@pytest.mark.parametrize("problem", [INFERENCE])
+@pytest.mark.parametrize("problem", [INFERENCE, FROZEN])
 def test_off_the_gpu_it_is_torchs_own(off_gpu, problem):
     model, new = off_gpu.pair(problem, 5)
     results = []
@@ -204,7 +204,7 @@ def test_frozen_gradcheck(bench):
 
     def call(x, weight, bias):
         return module._FrozenBatchNorm.apply(
-            x, weight, bias, new.bn.running_mean, new.bn.running_var, new.bn.eps
+            x, new.bn.running_mean, new.bn.running_var, weight, bias, new.bn.eps
         )
 
     assert torch.autograd.gradcheck(call, (x, new.bn.weight, new.bn.bias))
