@@ -135,6 +135,19 @@ def test_backward_raises_instead_of_detaching(bench, problem):
         y.sum().backward()
 
 
+@pytest.mark.parametrize("problem", [INFERENCE, FROZEN])
+def test_off_the_gpu_it_is_torchs_own(off_gpu, problem):
+    model, new = off_gpu.pair(problem, 5)
+    results = []
+    for m in (model, new):
+        x = make((2, 5, 3, 3), torch.float32, off_gpu).requires_grad_()
+        y = m(x)
+        y.square().sum().backward()
+        results.append((y, x.grad, m.bn.weight.grad, m.bn.bias.grad, *m.state_dict().values()))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
 # -- frozen statistics with gradients -------------------------------------------------------------
 
 
@@ -191,7 +204,7 @@ def test_frozen_gradcheck(bench):
 
     def call(x, weight, bias):
         return module._FrozenBatchNorm.apply(
-            x, weight, bias, new.bn.running_mean, new.bn.running_var, new.bn.eps
+            x, new.bn.running_mean, new.bn.running_var, weight, bias, new.bn.eps
         )
 
     assert torch.autograd.gradcheck(call, (x, new.bn.weight, new.bn.bias))
@@ -269,7 +282,7 @@ def test_input_on_another_device_than_the_state_is_refused(gpu):
     for problem in ALL:
         _, new = gpu.pair(problem, 4)
         with pytest.raises(RuntimeError, match="Move one"):
-            new(torch.randn(2, 4, 3, 3))
+            new.cpu()(torch.randn(2, 4, 3, 3, device="cuda"))
 
 
 @pytest.mark.gpu
