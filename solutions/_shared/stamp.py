@@ -11,6 +11,10 @@ between two marker lines:
 The copy is ``pack.cuh`` of this folder; in Python the markers begin with ``#`` and the source is
 ``pack.py.txt``. ``PROBLEM`` in a source stands for the name of the solution's folder.
 
+A solution that is another one with a switch holds that one's text. Between ``# >>> shared:
+hopper.py`` and ``# <<< shared: hopper.py``, tf32.py has what stands between the same two lines of
+hopper.py, which is the source; the switch stands above them, in each file its own.
+
     python -m solutions._shared.stamp            writes all copies anew
     python -m solutions._shared.stamp --check    names the copies that differ; exit code 1
 """
@@ -24,7 +28,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
 SUFFIXES = {"//": ".cuh", "#": ".py.txt"}
-MARKER = re.compile(r"(?P<comment>//|#) (?P<edge>>>>|<<<) shared: (?P<name>\w+)")
+MARKER = re.compile(r"(?P<comment>//|#) (?P<edge>>>>|<<<) shared: (?P<name>[\w.]+)")
 
 
 class StampError(Exception):
@@ -47,6 +51,10 @@ def stamp(text: str, *, problem: str, where: str, sources: Path = SOURCES) -> st
     inside: re.Match[str] | None = None
     for number, line in enumerate(text.splitlines(keepends=True), 1):
         found = MARKER.fullmatch(line.rstrip("\n"))
+        if found is not None and found["name"] == Path(where).name:
+            found = None  # this file is the source
+        if inside is not None and inside["name"].endswith(".py") and found is not None:
+            found = found if found["name"] == inside["name"] else None  # a part of that file
         if found is None:
             if inside is None:
                 lines.append(line)
@@ -62,6 +70,9 @@ def stamp(text: str, *, problem: str, where: str, sources: Path = SOURCES) -> st
             inside = None
             continue
         inside = found
+        if name.endswith(".py"):
+            lines.append(_region(Path(where).with_name(name), found, problem, sources))
+            continue
         source = sources / (name + SUFFIXES[found["comment"]])
         if not source.is_file():
             raise StampError(f"{where}:{number}: {source} does not exist. Next: write it")
@@ -69,6 +80,19 @@ def stamp(text: str, *, problem: str, where: str, sources: Path = SOURCES) -> st
     if inside is not None:
         raise StampError(f"{where}: the part {inside['name']!r} is never closed. Next: close it")
     return "".join(lines)
+
+
+def _region(source: Path, opening: re.Match[str], problem: str, sources: Path) -> str:
+    """Return what stands between a solution's own markers, stamped."""
+    if not source.is_file():
+        raise StampError(f"{source} does not exist. Next: write it")
+    text = stamp(
+        source.read_text(encoding="utf-8"), problem=problem, where=str(source), sources=sources
+    )
+    first, last = f"{opening[0]}\n", opening[0].replace(">>>", "<<<") + "\n"
+    if text.count(first) != 1 or text.count(last) != 1:
+        raise StampError(f"{source}: Next: put {opening[0]!r} and its end around what is shared")
+    return text[text.index(first) + len(first) : text.index(last)]
 
 
 def stale(root: Path, sources: Path) -> dict[Path, str]:

@@ -49,7 +49,7 @@ from torch.utils.cpp_extension import load_inline
 
 PRODUCTS = 3  # of float16 numbers per element: tf32.py is this file with one
 
-# >>> same: hopper.py, tf32.py
+# >>> shared: hopper.py
 PRODUCT = r"""
 // One block per SM walks over its tiles; two neighbours make a cluster. A producer thread fills the
 // stages, two warpgroups multiply; `full` and `empty` are the barriers between them.
@@ -714,7 +714,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   }
   TORCH_CHECK(major == 9 && minor == 0 && x.scalar_type() == at::kFloat && !x.is_neg(),
               WHO "takes float32 on a CUDA device of compute capability 9.0, got ", x.scalar_type(),
-              " on ", x.device(), " of ", major, ".", minor, ". Next: use solution.py beside this.");
+              " on ", x.device(), " of ", major, ".", minor, ". Next: use solution.py.");
   TORCH_CHECK(batches.device() == x.device(), WHO "num_batches_tracked must lie beside x.");
   TORCH_CHECK(m + n < 2147483647 - 1024, WHO "too many rows: ", m, " of x and ", n, " of W.");
   const c10::cuda::CUDAGuard guard(x.device());
@@ -740,13 +740,14 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
 }
 """
 
-CONSTANTS = f"constexpr int kProducts = {PRODUCTS};" + r"""
+CONSTANTS = r"""
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <type_traits>
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 
+constexpr int kProducts = PRODUCTS;
 constexpr int kTileN = 2 * 64;     // rows of W in a tile: 64 for each of two warpgroups
 constexpr int kNone = -(1 << 20);  // exponent of zero
 constexpr int kTop = 14;           // a row's largest element is scaled to [2^14, 2^15)
@@ -817,6 +818,7 @@ DEVICE Column column_of(const Problem& p, int64_t n) {
           p.shift[n]};
 }
 
+// >>> shared: chan
 // Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
 // overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
@@ -826,7 +828,7 @@ struct Moments {
 
 // Chan's formula.
 template <typename A>
-DEVICE Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
+__device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
   if (q.n == A(0)) return p;
   if (p.n == A(0)) return q;
   const A n = p.n + q.n, share = q.n / n;
@@ -834,6 +836,7 @@ DEVICE Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
   const A mean = p.mean + low;
   return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
+// <<< shared: chan
 
 DEVICE Moments<float> shuffled(const Moments<float>& m, int lanes) {
   return {__shfl_xor_sync(0xffffffff, m.n, lanes), __shfl_xor_sync(0xffffffff, m.mean, lanes),
@@ -845,7 +848,8 @@ DEVICE void put_partial(const Problem& p, int64_t tile, int64_t n, const Moments
   p.partial[at] = m.mean, p.partial[all + at] = m.low, p.partial[2 * all + at] = m.m2;
 }
 
-// Barriers, copies and matrix instructions (PTX ISA 8.0, sm_90a). Shared memory has 32-bit addresses.
+// Barriers, copies and matrix instructions (PTX ISA 8.0, sm_90a), on 32-bit addresses in shared
+// memory.
 DEVICE uint32_t address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
@@ -867,7 +871,8 @@ DEVICE void barrier_wait(uint32_t barrier, int parity) {
 DEVICE void barrier_arrive(uint32_t barrier, int rank) {
   asm volatile(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier), "r"(rank)
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
+      "r"(rank)
       : "memory");
 }
 #define BULK_COPY "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
@@ -894,9 +899,10 @@ DEVICE void wait_products() {
 // d (64 x kTileM) = a * b^T, or += where `add`; a is 64 x 16, b kTileM x 16, both in shared memory.
 // The last lines of this file write the registers out.
 DEVICE void multiply(float (&d)[kTileM / 2], uint64_t a, uint64_t b, int add) {
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, IN_ADD, 0;\nSHAPE {NAMES}, IN_A, IN_B, p, 1, 1, 0, 0;\n}\n"
-               : REGISTERS
-               : "l"(a), "l"(b), "r"(add));
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, IN_ADD, 0;\n"
+      "SHAPE {NAMES}, IN_A, IN_B, p, 1, 1, 0, 0;\n}\n"
+      : REGISTERS : "l"(a), "l"(b), "r"(add));
 }
 
 // Matrix descriptor: address / 16; leading offset, unused when swizzled along K; the distance of
@@ -924,7 +930,10 @@ extension = load_inline(
     cuda_sources=[PROBLEM, CONSTANTS, HELPERS, EPILOGUE, PRODUCT, SPLIT, TRAINING, EXACT, LAUNCH],
     functions=["gemm_scale_batchnorm"],
     extra_cflags=["-O2"],
-    extra_cuda_cflags=["-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a"],
+    extra_cuda_cflags=[
+        *["-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a"],
+        f"-DPRODUCTS={PRODUCTS}",
+    ],
     no_implicit_headers=True,
 )
-# <<< same
+# <<< shared: hopper.py

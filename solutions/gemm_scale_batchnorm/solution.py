@@ -397,7 +397,8 @@ HELPERS = r"""
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
 
-// One value per column: of x's dtype, or float beside 16-bit x (`wide`), or absent.
+// >>> shared: per_channel
+// One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
 template <typename T>
 struct PerChannel {
   using A = typename Accumulator<T>::type;
@@ -411,6 +412,13 @@ struct PerChannel {
   }
 };
 
+template <typename T>
+PerChannel<T> per_channel(const at::Tensor& t) {
+  return {t.data_ptr(), t.scalar_type() != c10::CppTypeToScalarType<T>::value};
+}
+// <<< shared: per_channel
+
+// >>> shared: chan
 // Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
 // overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
@@ -428,6 +436,7 @@ __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A
   const A mean = p.mean + low;
   return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
+// <<< shared: chan
 
 // Four neighbouring elements, for one wide access.
 template <typename T>
@@ -451,11 +460,6 @@ __device__ __forceinline__ void put(void* to, bool wide, int64_t c, double value
   }
 }
 
-
-template <typename T>
-PerChannel<T> per_channel(const at::Tensor& t) {
-  return {t.data_ptr(), t.scalar_type() != c10::CppTypeToScalarType<T>::value};
-}
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 

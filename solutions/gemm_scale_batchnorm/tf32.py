@@ -20,98 +20,16 @@ Bound    5.5e11 flops at the 401 TFLOP/s of TF32: 1.37 ms. At float16's 802: 0.6
          which moves 503 MB, 0.81.
 """
 
-PRODUCTS = 1  # of float16 numbers per element: hopper.py is this file with three
-
 import torch
 import torch.nn as nn
 from torch.utils.cpp_extension import load_inline
 
+PRODUCTS = 1  # of float16 numbers per element: hopper.py is this file with three
+
+# >>> shared: hopper.py
 PRODUCT = r"""
-// Which tile of x and which pair of tiles of W; pairs run fastest, in groups, so that what the
-// blocks at work share of x and W comes out of L2.
-struct Work {
-  int tile_m, pair_n;
-  DEVICE Work(const Problem& p, int item) {
-    const int per_group = kGroup * static_cast<int>(p.tiles_m), group = item / per_group;
-    const int rest = item - group * per_group,
-              width = min(kGroup, static_cast<int>(p.tiles_n / 2) - group * kGroup);
-    tile_m = rest / width;
-    pair_n = group * kGroup + rest % width;
-  }
-};
-
-// The tile in registers -> y. kWhole: the tile is full, and factors of rows may be multiplied
-// freely.
-template <bool kWhole>
-DEVICE void epilogue(const Problem& p, float (&sum)[kTileM / 2], int64_t tile_m,
-                                         int64_t tile_n) {
-  const int lane = threadIdx.x % 32;
-  // Accumulator layout (PTX ISA, wgmma D fragment): register 4 j + 2 i + e of a lane is row
-  // lane / 4 + 8 i, here column n0 + i of y as `split` dealt them, and column 8 j + lane % 4 * 2 +
-  // e, here a row of y. A warp stores 64 bytes of each of four rows at a time.
-  const int64_t n0 = tile_n * kTileN + threadIdx.x / 32 * 16 + lane / 4 * 2;
-  const int64_t m0 = tile_m * kTileM + lane % 4 * 2;
-  // All loads come before the first store, so that their latencies overlap: a lane takes every
-  // 32nd row's exponent, and the lanes shuffle.
-  int shifts[kTileM / 32];
-  UNROLL for (int i = 0; i < kTileM / 32; ++i) shifts[i] = p.row_x[tile_m * kTileM + i * 32 + lane];
-  const int2 shift_w = *reinterpret_cast<const int2*>(p.row_w + n0);
-  const Column columns[2] = {column_of(p, n0), column_of(p, n0 + 1)};
-  const float factors[2] = {power(-clamp_to(shift_w.x, 126)), power(-clamp_to(shift_w.y, 126))};
-  const int rows = kWhole ? kTileM : static_cast<int>(p.m - m0 < kTileM ? p.m - m0 : kTileM);
-  float* at = p.y + m0 * p.n + n0;
-  UNROLL for (int j = 0; j < kTileM / 8; ++j) {
-    UNROLL for (int e = 0; e < 2; ++e) {
-      const int shift = __shfl_sync(0xffffffff, shifts[j / 4], j % 4 * 8 + lane % 4 * 2 + e);
-      float& a = sum[j * 4 + e];
-      float& b = sum[j * 4 + 2 + e];
-      if (kWhole) {
-        const float factor = power(-shift);
-        a = columns[0].after(fmaf(a * factor, factors[0], columns[0].bias));
-        b = columns[1].after(fmaf(b * factor, factors[1], columns[1].bias));
-        float2* to = reinterpret_cast<float2*>(at + e * p.n);
-        if (p.training) {
-          *to = make_float2(a, b);  // read again soon
-        } else {
-          __stcs(to, make_float2(a, b));
-        }
-      } else {
-        a = columns[0].of(scaled(a, -shift_w.x - shift));
-        b = columns[1].of(scaled(b, -shift_w.y - shift));
-        if (j * 8 + e < rows && n0 < p.n) at[e * p.n] = a;
-        if (j * 8 + e < rows && n0 + 1 < p.n) at[e * p.n + 1] = b;
-      }
-    }
-    at += 8 * p.n;
-  }
-  if (!p.training) return;
-  // Moments of the tile's columns: a lane's values in two passes about its first one, then the
-  // four lanes that share a column.
-  UNROLL for (int i = 0; i < 2; ++i) {
-    const float pivot = sum[i * 2];
-    float total = 0, m2 = 0;
-    int count = 0;
-    UNROLL for (int j = 0; j < kTileM / 8; ++j) {
-      UNROLL for (int e = 0; e < 2; ++e) {
-        const bool valid = kWhole || j * 8 + e < rows;
-        total += valid ? sum[j * 4 + i * 2 + e] - pivot : 0.0f;
-        count += valid ? 1 : 0;
-      }
-    }
-    const float low = count > 0 ? total / static_cast<float>(count) : 0.0f, mean = pivot + low;
-    UNROLL for (int j = 0; j < kTileM / 8; ++j) {
-      UNROLL for (int e = 0; e < 2; ++e) {
-        const float d = kWhole || j * 8 + e < rows ? (sum[j * 4 + i * 2 + e] - pivot) - low : 0.0f;
-        m2 += d * d;
-      }
-    }
-    Moments<float> m{static_cast<float>(count), mean, low - (mean - pivot), m2};
-    m = merge(m, shuffled(m, 1));
-    m = merge(m, shuffled(m, 2));
-    if (lane % 4 == 0 && n0 + i < p.n) put_partial(p, tile_m, n0 + i, m);
-  }
-}
-
+// One block per SM walks over its tiles; two neighbours make a cluster. A producer thread fills the
+// stages, two warpgroups multiply; `full` and `empty` are the barriers between them.
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     gemm(const __grid_constant__ Problem p) {
   extern __shared__ uint8_t raw[];
@@ -175,16 +93,16 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
           // accumulator, which truncates, is small itself.
           float part[kTileM / 2];
           const uint64_t tail_w = w + kBytesW / 2 / 16, tail_x = x + kBytesX / 2 / 16;
-          UNROLL for (int k = 0; k < kDepth / 16; ++k) multiply(part, w + 2 * k, tail_x + 2 * k, k > 0);
-          UNROLL for (int k = 0; k < kDepth / 16; ++k) multiply(part, tail_w + 2 * k, x + 2 * k, 1);
-          UNROLL for (int k = 0; k < kDepth / 16; ++k) multiply(part, w + 2 * k, x + 2 * k, 1);
+          UNROLL for (int k = 0; k < kDepth / 8; k += 2) multiply(part, w + k, tail_x + k, k > 0);
+          UNROLL for (int k = 0; k < kDepth / 8; k += 2) multiply(part, tail_w + k, x + k, 1);
+          UNROLL for (int k = 0; k < kDepth / 8; k += 2) multiply(part, w + k, x + k, 1);
           commit();
           wait_products<0>();
           release(stage);
           // Meanwhile the other warpgroup's products keep the tensor cores busy.
           UNROLL for (int i = 0; i < kTileM / 2; ++i) sum[i] += part[i];
         } else {
-          UNROLL for (int k = 0; k < kDepth / 16; ++k) multiply(sum, w + 2 * k, x + 2 * k, 1);
+          UNROLL for (int k = 0; k < kDepth / 8; k += 2) multiply(sum, w + k, x + k, 1);
           commit();
           wait_products<1>();  // of the slice before this one: its place is free
           if (s > 0) release(stage == 0 ? kStages - 1 : stage - 1);
@@ -204,6 +122,89 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     }
   }
   cluster_sync();  // no block leaves while the other may still arrive at its barriers
+}
+"""
+
+EPILOGUE = r"""
+// Which tile of x and which pair of tiles of W; pairs run fastest, in groups, so that what the
+// blocks at work share of x and W comes out of L2.
+struct Work {
+  int tile_m, pair_n;
+  DEVICE Work(const Problem& p, int item) {
+    const int per_group = kGroup * static_cast<int>(p.tiles_m), group = item / per_group;
+    const int rest = item - group * per_group,
+              width = min(kGroup, static_cast<int>(p.tiles_n / 2) - group * kGroup);
+    tile_m = rest / width;
+    pair_n = group * kGroup + rest % width;
+  }
+};
+
+// The tile in registers -> y. kWhole: the tile is full, and factors of rows may be multiplied
+// freely.
+template <bool kWhole>
+DEVICE void epilogue(const Problem& p, float (&sum)[kTileM / 2], int64_t tile_m, int64_t tile_n) {
+  const int lane = threadIdx.x % 32;
+  // Accumulator layout (PTX ISA, wgmma D fragment): register 4 j + 2 i + e of a lane is row
+  // lane / 4 + 8 i, here column n0 + i of y as `split` dealt them, and column 8 j + lane % 4 * 2 +
+  // e, here a row of y. A warp stores 64 bytes of each of four rows at a time.
+  const int64_t n0 = tile_n * kTileN + threadIdx.x / 32 * 16 + lane / 4 * 2;
+  const int64_t m0 = tile_m * kTileM + lane % 4 * 2;
+  // All loads come before the first store, so that their latencies overlap: a lane takes every
+  // 32nd row's exponent, and the lanes shuffle.
+  int shifts[kTileM / 32];
+  UNROLL for (int i = 0; i < kTileM / 32; ++i) shifts[i] = p.row_x[tile_m * kTileM + i * 32 + lane];
+  const int2 shift_w = *reinterpret_cast<const int2*>(p.row_w + n0);
+  const Column columns[2] = {column_of(p, n0), column_of(p, n0 + 1)};
+  const float factors[2] = {power(-clamp_to(shift_w.x, 126)), power(-clamp_to(shift_w.y, 126))};
+  const int rows = kWhole ? kTileM : static_cast<int>(p.m - m0 < kTileM ? p.m - m0 : kTileM);
+  float* at = p.y + m0 * p.n + n0;
+  UNROLL for (int j = 0; j < kTileM / 8; ++j) {
+    UNROLL for (int e = 0; e < 2; ++e) {
+      const int shift = __shfl_sync(0xffffffff, shifts[j / 4], j % 4 * 8 + lane % 4 * 2 + e);
+      float& a = sum[j * 4 + e];
+      float& b = sum[j * 4 + 2 + e];
+      if (kWhole) {
+        const float factor = power(-shift);
+        a = columns[0].after(fmaf(a * factor, factors[0], columns[0].bias));
+        b = columns[1].after(fmaf(b * factor, factors[1], columns[1].bias));
+        float2* to = reinterpret_cast<float2*>(at + e * p.n);
+        if (p.training) *to = make_float2(a, b);  // read again soon
+        else __stcs(to, make_float2(a, b));
+      } else {
+        a = columns[0].of(scaled(a, -shift_w.x - shift));
+        b = columns[1].of(scaled(b, -shift_w.y - shift));
+        if (j * 8 + e < rows && n0 < p.n) at[e * p.n] = a;
+        if (j * 8 + e < rows && n0 + 1 < p.n) at[e * p.n + 1] = b;
+      }
+    }
+    at += 8 * p.n;
+  }
+  if (!p.training) return;
+  // Moments of the tile's columns: a lane's values in two passes about its first one, then the
+  // four lanes that share a column.
+  UNROLL for (int i = 0; i < 2; ++i) {
+    const float pivot = sum[i * 2];
+    float total = 0, m2 = 0;
+    int count = 0;
+    UNROLL for (int j = 0; j < kTileM / 8; ++j) {
+      UNROLL for (int e = 0; e < 2; ++e) {
+        const bool valid = kWhole || j * 8 + e < rows;
+        total += valid ? sum[j * 4 + i * 2 + e] - pivot : 0.0f;
+        count += valid ? 1 : 0;
+      }
+    }
+    const float low = count > 0 ? total / static_cast<float>(count) : 0.0f, mean = pivot + low;
+    UNROLL for (int j = 0; j < kTileM / 8; ++j) {
+      UNROLL for (int e = 0; e < 2; ++e) {
+        const float d = kWhole || j * 8 + e < rows ? (sum[j * 4 + i * 2 + e] - pivot) - low : 0.0f;
+        m2 += d * d;
+      }
+    }
+    Moments<float> m{static_cast<float>(count), mean, low - (mean - pivot), m2};
+    m = merge(m, shuffled(m, 1));
+    m = merge(m, shuffled(m, 2));
+    if (lane % 4 == 0 && n0 + i < p.n) put_partial(p, tile_m, n0 + i, m);
+  }
 }
 """
 
@@ -237,8 +238,7 @@ __global__ void __launch_bounds__(1024) column_factors(Problem p) {
   p.column[c] = power(max(-kMild, min(kMild, mean)));
 }
 
-DEVICE void load_eight(const float* from, int64_t k0, int64_t k, bool vectors,
-                                           float (&v)[8]) {
+DEVICE void load_eight(const float* from, int64_t k0, int64_t k, bool vectors, float (&v)[8]) {
   if (vectors && k0 + 8 <= k) {
     const float4 a = reinterpret_cast<const float4*>(from + k0)[0];
     const float4 b = reinterpret_cast<const float4*>(from + k0)[1];
@@ -351,9 +351,9 @@ __global__ void __launch_bounds__(128) split(Problem p, bool vectors) {
     uint8_t* at =
         to + slice * (is_w ? kBytesW : kBytesX) + inside * kRowBytes + (piece ^ (inside & 7)) * 16;
     *reinterpret_cast<uint4*>(at) = make_uint4(heads[0], heads[1], heads[2], heads[3]);
+    at += tile_rows * kRowBytes;
     if constexpr (kProducts == 3)
-      *reinterpret_cast<uint4*>(at + tile_rows * kRowBytes) =
-          make_uint4(tails[0], tails[1], tails[2], tails[3]);
+      *reinterpret_cast<uint4*>(at) = make_uint4(tails[0], tails[1], tails[2], tails[3]);
   };
   UNROLL for (int i = 0; i < kHeld; ++i) {
     const int64_t k0 = i * 1024 + threadIdx.x * 8;
@@ -386,7 +386,7 @@ __global__ void __launch_bounds__(128) split(Problem p, bool vectors) {
 """
 
 TRAINING = r"""
-// blockDim = (8 columns, 32): every thread merges each 32nd tile of its column, in double.
+// blockDim = (8 columns, 32): a thread merges every 32nd tile of its column, in double.
 __global__ void __launch_bounds__(256) finish_columns(Problem p) {
   __shared__ double counts[32][8], means[32][8], m2s[32][8];
   const int tx = threadIdx.x, ty = threadIdx.y;
@@ -404,8 +404,8 @@ __global__ void __launch_bounds__(256) finish_columns(Problem p) {
     counts[ty][tx] = m.n, means[ty][tx] = m.mean + m.low, m2s[ty][tx] = m.m2;
     __syncthreads();
     if (ty < half) {
-      m = merge(
-          m, Moments<double>{counts[ty + half][tx], means[ty + half][tx], 0, m2s[ty + half][tx]});
+      const int y = ty + half;
+      m = merge(m, Moments<double>{counts[y][tx], means[y][tx], 0, m2s[y][tx]});
     }
     __syncthreads();
   }
@@ -421,8 +421,8 @@ __global__ void __launch_bounds__(256) finish_columns(Problem p) {
   p.var[n] = static_cast<float>((1 - factor) * p.var[n] + factor * (m.m2 / (count - 1)));
 }
 
-// In place. A thread keeps the coefficients of kWide columns and walks down eight rows. The counter
-// is written here because finish_columns reads it in many blocks.
+// In place. A thread keeps the coefficients of kWide columns and walks down eight rows. The batch
+// counter is written here because many blocks of finish_columns read it.
 template <int kWide>
 __global__ void __launch_bounds__(256) normalise(Problem p, int64_t strips) {
   if (blockIdx.x == 0 && threadIdx.x == 0) ++*p.batches;
@@ -434,10 +434,7 @@ __global__ void __launch_bounds__(256) normalise(Problem p, int64_t strips) {
     mean[i] = p.statistics[n + i], low[i] = p.statistics[p.n + n + i];
     factor[i] = p.weight[n + i] * p.statistics[2 * p.n + n + i], shift[i] = p.shift[n + i];
   }
-  struct alignas(4 * kWide) Wide {
-    float v[kWide];
-  };
-  Wide v[8];
+  struct alignas(4 * kWide) Wide { float v[kWide]; } v[8];
   UNROLL for (int r = 0; r < 8; ++r) {
     if (m0 + r * 4 < p.m) v[r] = *reinterpret_cast<const Wide*>(p.y + (m0 + r * 4) * p.n + n);
   }
@@ -451,8 +448,8 @@ __global__ void __launch_bounds__(256) normalise(Problem p, int64_t strips) {
 """
 
 EXACT = r"""
-// What must not be split, in plain float32.
-// A block of 16 x 16 threads makes kTileM rows by 64 columns; a thread kTileM / 16 by 4.
+// What must not be split, in plain float32. A block of 16 x 16 threads makes kTileM rows by 64
+// columns; a thread kTileM / 16 by 4.
 __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, bool every_tile) {
   if (!every_tile && *p.alarm != 3) return;
   constexpr int kSlice = 16, kFours = kTileM / 64, kLoads = kTileM / 16;
@@ -509,8 +506,8 @@ __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, 
         if (p.training) moments = merge(moments, Moments<float>{1, v, 0, 0});
       }
       const int c = tx * 4 + j;
-      counts[ty][c] = moments.n, means[ty][c] = moments.mean, lows[ty][c] = moments.low,
-      m2s[ty][c] = moments.m2;
+      counts[ty][c] = moments.n, means[ty][c] = moments.mean;
+      lows[ty][c] = moments.low, m2s[ty][c] = moments.m2;
     }
     __syncthreads();
     if (p.training && threadIdx.x < 64 && n0 + threadIdx.x < p.n) {
@@ -687,12 +684,15 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   }
   int major = 0, minor = 0;
   if (x.is_cuda()) {
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, x.get_device()));
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, x.get_device()));
+    const auto ask = [&](int* answer, cudaDeviceAttr what) {
+      C10_CUDA_CHECK(cudaDeviceGetAttribute(answer, what, x.get_device()));
+    };
+    ask(&major, cudaDevAttrComputeCapabilityMajor), ask(&minor, cudaDevAttrComputeCapabilityMinor);
   }
   TORCH_CHECK(major == 9 && minor == 0 && x.scalar_type() == at::kFloat && !x.is_neg(),
               WHO "takes float32 on a CUDA device of compute capability 9.0, got ", x.scalar_type(),
-              " on ", x.device(), " of ", major, ".", minor, ". Next: use solution.py beside this.");
+              " on ", x.device(), " of ", major, ".", minor, ". Next: use solution.py.");
+  TORCH_CHECK(batches.device() == x.device(), WHO "num_batches_tracked must lie beside x.");
   TORCH_CHECK(m + n < 2147483647 - 1024, WHO "too many rows: ", m, " of x and ", n, " of W.");
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor in = x.contiguous(), y = at::empty({m, n}, x.options());
@@ -724,6 +724,7 @@ CONSTANTS = r"""
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
 
+constexpr int kProducts = PRODUCTS;
 constexpr int kTileN = 2 * 64;     // rows of W in a tile: 64 for each of two warpgroups
 constexpr int kNone = -(1 << 20);  // exponent of zero
 constexpr int kTop = 14;           // a row's largest element is scaled to [2^14, 2^15)
@@ -753,14 +754,10 @@ HELPERS = r"""
 DEVICE int clamp_to(int e, int limit) { return max(-limit, min(limit, e)); }
 
 // 2^e as a float, for e of a normal float.
-DEVICE float power(int e) {
-  return __uint_as_float(static_cast<uint32_t>(e + 127) << 23);
-}
+DEVICE float power(int e) { return __uint_as_float(static_cast<uint32_t>(e + 127) << 23); }
 
 // 1 / c for a power of two.
-DEVICE float inverse(float c) {
-  return __uint_as_float((254u << 23) - __float_as_uint(c));
-}
+DEVICE float inverse(float c) { return __uint_as_float((254u << 23) - __float_as_uint(c)); }
 
 // v * 2^e by steps that neither overflow nor lose digits where the result does not.
 DEVICE float scaled(float v, int e) {
@@ -786,9 +783,7 @@ struct Column {
   float bias, scale, mean, factor, shift;
 
   DEVICE float of(float sum) const { return after(sum + bias); }
-  DEVICE float after(float biased) const {
-    return (biased * scale - mean) * factor + shift;
-  }
+  DEVICE float after(float biased) const { return (biased * scale - mean) * factor + shift; }
 };
 
 // In training the output is z first: mean 0, factor 1 and shift 0 leave it as it is.
@@ -800,6 +795,7 @@ DEVICE Column column_of(const Problem& p, int64_t n) {
           p.shift[n]};
 }
 
+// >>> shared: chan
 // Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
 // overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
@@ -809,7 +805,7 @@ struct Moments {
 
 // Chan's formula.
 template <typename A>
-DEVICE Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
+__device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
   if (q.n == A(0)) return p;
   if (p.n == A(0)) return q;
   const A n = p.n + q.n, share = q.n / n;
@@ -817,97 +813,73 @@ DEVICE Moments<A> merge(const Moments<A>& p, const Moments<A>& q) {
   const A mean = p.mean + low;
   return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
+// <<< shared: chan
 
 DEVICE Moments<float> shuffled(const Moments<float>& m, int lanes) {
   return {__shfl_xor_sync(0xffffffff, m.n, lanes), __shfl_xor_sync(0xffffffff, m.mean, lanes),
           __shfl_xor_sync(0xffffffff, m.low, lanes), __shfl_xor_sync(0xffffffff, m.m2, lanes)};
 }
 
-DEVICE void put_partial(const Problem& p, int64_t tile, int64_t n,
-                                            const Moments<float>& m) {
+DEVICE void put_partial(const Problem& p, int64_t tile, int64_t n, const Moments<float>& m) {
   const int64_t at = tile * p.n + n, all = p.tiles_m * p.n;
   p.partial[at] = m.mean, p.partial[all + at] = m.low, p.partial[2 * all + at] = m.m2;
 }
 
+// Barriers, copies and matrix instructions (PTX ISA 8.0, sm_90a), on 32-bit addresses in shared
+// memory.
 DEVICE uint32_t address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
-
 DEVICE void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
-
 DEVICE void barrier_expect(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
-
 DEVICE void barrier_wait(uint32_t barrier, int parity) {
   asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "AGAIN:\n"
+      "{\n.reg .pred done;\nAGAIN:\n"
       "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra DONE;\n"
-      "bra AGAIN;\n"
-      "DONE:\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
+      "@done bra DONE;\nbra AGAIN;\nDONE:\n}\n" ::"r"(barrier), "r"(parity)
       : "memory");
 }
-
 // Arrives at the barrier of that name in block `rank` of the cluster.
 DEVICE void barrier_arrive(uint32_t barrier, int rank) {
   asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
-      "}\n" ::"r"(barrier),
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
-
+#define BULK_COPY "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
 DEVICE void copy(uint32_t to, const void* from, int bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
+  asm volatile(BULK_COPY " [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
 }
-
 // The same into both blocks of the cluster; each block's barrier counts what it gets.
-DEVICE void copy_to_both(uint32_t to, const void* from, int bytes,
-                                             uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-      "[%1], %2, [%3], %4;" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(3))
-      : "memory");
+DEVICE void copy_to_both(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile(BULK_COPY ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to), "l"(from),
+               "r"(bytes), "r"(barrier), "h"(static_cast<uint16_t>(3))
+               : "memory");
 }
-
 DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-
-// d (64 x kTileM) = a * b^T, or += where `add`; a is 64 x 16, b kTileM x 16, both in shared memory.
-DEVICE void multiply(float (&d)[kTileM / 2], uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, INPUT_ADD, 0;\n"
-      "wgmma.mma_async.sync.aligned.mSHAPE.f32.f16.f16 {REGISTERS}, INPUT_A, INPUT_B, p, 1, 1, 0, 0;\n}\n"
-      : OPERANDS
-      : "l"(a), "l"(b), "r"(add));
-}
-
-DEVICE void fence_registers() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-DEVICE void commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
+DEVICE void fence_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int kLeft>
 DEVICE void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+}
+
+// d (64 x kTileM) = a * b^T, or += where `add`; a is 64 x 16, b kTileM x 16, both in shared memory.
+// The last lines of this file write the registers out.
+DEVICE void multiply(float (&d)[kTileM / 2], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, IN_ADD, 0;\n"
+      "SHAPE {NAMES}, IN_A, IN_B, p, 1, 1, 0, 0;\n}\n"
+      : REGISTERS : "l"(a), "l"(b), "r"(add));
 }
 
 // Matrix descriptor: address / 16; leading offset, unused when swizzled along K; the distance of
@@ -917,24 +889,28 @@ DEVICE uint64_t descriptor(uint32_t at) {
 }
 """
 
-# wgmma names each of its accumulators, kTileM / 2 of them.
-_tile = 192 if PRODUCTS == 3 else 256
+# The instruction names its accumulators one by one, 96 or 128 of them.
+_count = 96 if PRODUCTS == 3 else 128
 for _name, _text in {
-    "SHAPE": f"64n{_tile}k16",
-    "REGISTERS": ", ".join(f"%{i}" for i in range(_tile // 2)),
-    "OPERANDS": ", ".join(f'"+f"(d[{i}])' for i in range(_tile // 2)),
-    "INPUT_ADD": f"%{_tile // 2 + 2}",
-    "INPUT_A": f"%{_tile // 2}",
-    "INPUT_B": f"%{_tile // 2 + 1}",
+    "SHAPE": f"wgmma.mma_async.sync.aligned.m64n{2 * _count}k16.f32.f16.f16",
+    "NAMES": ", ".join(f"%{i}" for i in range(_count)),
+    "REGISTERS": ", ".join(f'"+f"(d[{i}])' for i in range(_count)),
+    "IN_ADD": f"%{_count + 2}",
+    "IN_A": f"%{_count}",
+    "IN_B": f"%{_count + 1}",
 }.items():
     HELPERS = HELPERS.replace(_name, _text)
 
 extension = load_inline(
     name="gemm_scale_batchnorm_" + ("hopper" if PRODUCTS == 3 else "tf32"),
     cpp_sources=[PROBLEM, BINDING],
-    cuda_sources=[PROBLEM, f"constexpr int kProducts = {PRODUCTS};", CONSTANTS, HELPERS, PRODUCT, SPLIT, TRAINING, EXACT, LAUNCH],
+    cuda_sources=[PROBLEM, CONSTANTS, HELPERS, EPILOGUE, PRODUCT, SPLIT, TRAINING, EXACT, LAUNCH],
     functions=["gemm_scale_batchnorm"],
     extra_cflags=["-O2"],
-    extra_cuda_cflags=["-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a"],
+    extra_cuda_cflags=[
+        *["-O3", "-std=c++17", "-gencode=arch=compute_90a,code=sm_90a"],
+        f"-DPRODUCTS={PRODUCTS}",
+    ],
     no_implicit_headers=True,
 )
+# <<< shared: hopper.py

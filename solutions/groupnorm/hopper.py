@@ -30,8 +30,6 @@ import torch.nn as nn
 from torch.utils.cpp_extension import load_inline
 
 KERNEL = r"""
-namespace gpu {
-
 constexpr int kWarps = 8;  // that take moments, and as many that write
 constexpr int kThreads = kWarps * 32;
 constexpr int kBlock = 2 * kThreads + 96;  // and a loader, a publisher, a gatherer
@@ -277,13 +275,9 @@ __global__ void __launch_bounds__(kPlainThreads)
     }
   }
 }
-
-}  // namespace gpu
 """
 
 LAUNCH = r"""
-namespace gpu {
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How many blocks share a group: the least time, counted in chunks of the busiest block. The
@@ -339,11 +333,9 @@ cudaError_t launch(const Call& c) {
                                      dim3(kBlock), arguments, sizeof(Shared), stream);
 }
 
-}  // namespace gpu
-
 cudaError_t group_norm_cuda(const Call& call) {
-  if (call.half) return gpu::launch<__half>(call);
-  return call.bfloat16 ? gpu::launch<__nv_bfloat16>(call) : gpu::launch<float>(call);
+  if (call.half) return launch<__half>(call);
+  return call.bfloat16 ? launch<__nv_bfloat16>(call) : launch<float>(call);
 }
 """
 
@@ -444,9 +436,6 @@ HELPERS = r"""
 #include <algorithm>
 #include <cmath>
 #define DEVICE __device__ __forceinline__
-
-namespace gpu {
-
 DEVICE float widen(float v) { return v; }
 DEVICE float widen(__half v) { return __half2float(v); }
 DEVICE float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -656,8 +645,6 @@ DEVICE Total gather(const ulonglong2* entries, int team, int pack, unsigned tag,
   }
   return combine(part);
 }
-
-}  // namespace gpu
 """
 
 extension = load_inline(

@@ -23,8 +23,6 @@ import torch.nn as nn
 from torch.utils.cpp_extension import load_inline
 
 KERNELS = r"""
-namespace gpu {
-
 constexpr int kMaxThreads = 256;
 constexpr int kMomentThreads = 512;
 constexpr int kUnroll = 4;               // 16-byte loads in flight per thread
@@ -223,13 +221,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     __syncthreads();  // `shared` may be written again for the block's next group
   }
 }
-
-}  // namespace gpu
 """
 
 LAUNCH = r"""
-namespace gpu {
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 unsigned grid_for(int64_t jobs) {
@@ -252,8 +246,7 @@ void launch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight,
   const int64_t samples = x.size(0), channels = x.size(1), width = channels / groups;
   const int64_t planes = samples * channels, plane_size = x.numel() / planes;
   const int64_t group_size = width * plane_size, all_groups = samples * groups;
-  const bool wide = weight.scalar_type() != x.scalar_type();
-  const PerChannel<T> w{weight.data_ptr(), wide}, b{bias.data_ptr(), wide};
+  const PerChannel<T> w = per_channel<T>(weight), b = per_channel<T>(bias);
   const T* from = x.data_ptr<T>();
   T* to = y.data_ptr<T>();
   // A plane of x and of y is cut at the same places if both are aligned alike.
@@ -282,8 +275,6 @@ void launch(const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight,
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace gpu
-
 // x (N, C, *); weight and bias (C,), of x's dtype or float32 beside 16-bit x.
 at::Tensor group_norm(const at::Tensor& x, int64_t groups, const at::Tensor& weight,
                       const at::Tensor& bias, double eps) {
@@ -307,7 +298,7 @@ at::Tensor group_norm(const at::Tensor& x, int64_t groups, const at::Tensor& wei
   const at::Tensor in = x.contiguous(), out = at::empty_like(in);
   if (out.numel() == 0) return out;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "groupnorm", [&] {
-    gpu::launch<scalar_t>(in, out, weight, bias, groups, eps);
+    launch<scalar_t>(in, out, weight, bias, groups, eps);
   });
   return out;
 }
@@ -351,9 +342,8 @@ HELPERS = r"""
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-
-namespace gpu {
-
+// >>> shared: pack
+// What sums and products are computed in: float, for double input double.
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
 
@@ -365,7 +355,9 @@ union Pack {
   T v[kSize];
   __device__ Pack() {}
 };
+// <<< shared: pack
 
+// >>> shared: per_channel
 // One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
 template <typename T>
 struct PerChannel {
@@ -380,7 +372,14 @@ struct PerChannel {
   }
 };
 
-// n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
+template <typename T>
+PerChannel<T> per_channel(const at::Tensor& t) {
+  return {t.data_ptr(), t.scalar_type() != c10::CppTypeToScalarType<T>::value};
+}
+// <<< shared: per_channel
+
+// >>> shared: cut
+// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
 // then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
 // differently) everything is edge.
 template <typename T>
@@ -393,12 +392,14 @@ struct Cut {
     if (packs == 0) head = 0;
     edges = n - packs * Pack<T>::kSize;
   }
-  // The position of edge element i.
+  // The position in the plane of edge element i.
   __device__ __forceinline__ int64_t edge(int64_t i) const {
     return i < head ? i : i + packs * Pack<T>::kSize;
   }
 };
+// <<< shared: cut
 
+// >>> shared: chan
 // Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
 // overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
 template <typename A>
@@ -416,6 +417,7 @@ __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A
   const A mean = p.mean + low;
   return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
+// <<< shared: chan
 
 // Merge K values: their own moments in two passes first, so one division serves K values. They are
 // taken relative to the first, which costs nothing and keeps all digits of close values.
@@ -457,8 +459,6 @@ __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int 
   __syncthreads();  // the arrays may be written again by the block's next item
   return m;
 }
-
-}  // namespace gpu
 """
 
 extension = load_inline(

@@ -49,6 +49,22 @@ def test_stale_copy_is_found_and_mended(folder, monkeypatch, capsys):
     assert script.main(["--check"]) == 0
 
 
+def test_solution_with_a_switch_holds_the_text_of_its_source(folder):
+    part = "// >>> shared: part\nstale\n// <<< shared: part\n"
+    source = "N = 3\n# >>> shared: solution.py\n" + part + "run(N)\n# <<< shared: solution.py\n"
+    (folder / "add" / "solution.py").write_text(source)
+    switched = folder / "add" / "switched.py"
+    switched.write_text("N = 1\n# >>> shared: solution.py\n# <<< shared: solution.py\n")
+    for _ in range(2):
+        found = stale(folder, folder / "_shared")
+        for path, text in found.items():
+            path.write_text(text)
+    assert found == {}, "the second time nothing is left to do"
+    assert switched.read_text() == source.replace("N = 3", "N = 1").replace(
+        "stale", 'const char* kName = "add";'
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
