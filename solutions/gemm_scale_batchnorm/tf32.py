@@ -691,7 +691,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   }
   TORCH_CHECK(major == 9 && minor == 0 && x.scalar_type() == at::kFloat && !x.is_neg(),
               WHO "takes float32 on a CUDA device of compute capability 9.0, got ", x.scalar_type(),
-              " on ", x.device(), " of ", major, ".", minor, ". Next: use solution.py.");
+              " on ", x.device(), " (", major, ".", minor, "). Next: use solution.py.");
   TORCH_CHECK(batches.device() == x.device(), WHO "num_batches_tracked must lie beside x.");
   TORCH_CHECK(m + n < 2147483647 - 1024, WHO "too many rows: ", m, " of x and ", n, " of W.");
   const c10::cuda::CUDAGuard guard(x.device());
