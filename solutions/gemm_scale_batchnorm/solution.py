@@ -61,19 +61,19 @@ struct Slice {
   __device__ __forceinline__ static int column() { return threadIdx.x % kAcross * 4; }
 
   __device__ __forceinline__ Slice(const T* from, int64_t row0, int64_t rows, int64_t k) {
-    for (int i = 0; i < kFours; ++i) {
+    UNROLL for (int i = 0; i < kFours; ++i) {
       const int64_t r = row0 + row() + i * kRowStep;
       at[i] = r < rows ? from + r * k + column() : nullptr;
     }
   }
   // Loads and moves on. left: how many columns of the matrix there are from this thread's on.
   __device__ __forceinline__ void load(int left, bool vectors) {
-    for (int i = 0; i < kFours; ++i) {
+    UNROLL for (int i = 0; i < kFours; ++i) {
       if (vectors && at[i] != nullptr && left > 0) {
         const Four<T> f = *reinterpret_cast<const Four<T>*>(at[i]);
-        for (int e = 0; e < 4; ++e) v[i][e] = static_cast<A>(f.v[e]);
+        UNROLL for (int e = 0; e < 4; ++e) v[i][e] = static_cast<A>(f.v[e]);
       } else {
-        for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e) {
           v[i][e] = at[i] != nullptr && e < left ? static_cast<A>(at[i][e]) : A(0);
         }
       }
@@ -82,8 +82,9 @@ struct Slice {
   }
   // Transposed: to[column][row].
   __device__ __forceinline__ void store(A* to) const {
-    for (int i = 0; i < kFours; ++i) {
-      for (int e = 0; e < 4; ++e) to[(column() + e) * kStride + row() + i * kRowStep] = v[i][e];
+    UNROLL for (int i = 0; i < kFours; ++i) {
+      UNROLL for (int e = 0; e < 4; ++e)
+        to[(column() + e) * kStride + row() + i * kRowStep] = v[i][e];
     }
   }
 };
@@ -109,74 +110,60 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   A acc[8][8] = {};
   Slice<T, kDepth> xs(p.x, row0, p.m, p.k), ws(p.w, column0, p.n, p.k);
   int left = static_cast<int>(p.k) - xs.column();
-  xs.load(left, p.vectors);
-  ws.load(left, p.vectors);
+  xs.load(left, p.vectors), ws.load(left, p.vectors);
   int current = 0;
   for (int rest = static_cast<int>(p.k); rest > 0; rest -= kDepth) {
-    A* a = shared + current * 2 * kBuffer;
-    A* b = a + kBuffer;
-    xs.store(a);
-    ws.store(b);
+    A *a = shared + current * 2 * kBuffer, *b = a + kBuffer;
+    xs.store(a), ws.store(b);
     // One barrier per slice: the other buffer was last read before the previous barrier's end,
     // and is written only after this one.
     __syncthreads();
     if (rest > kDepth) {
       left -= kDepth;
-      xs.load(left, p.vectors);
-      ws.load(left, p.vectors);
+      xs.load(left, p.vectors), ws.load(left, p.vectors);
     }
-#pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
+    UNROLL for (int k = 0; k < kDepth; ++k) {
       A ra[8], rb[8];
-      read_four(a + k * kStride + ty * 4, ra);
-      read_four(a + k * kStride + 64 + ty * 4, ra + 4);
-      read_four(b + k * kStride + tx * 4, rb);
-      read_four(b + k * kStride + 64 + tx * 4, rb + 4);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) acc[i][j] += ra[i] * rb[j];
+      read_four(a + k * kStride + ty * 4, ra), read_four(a + k * kStride + 64 + ty * 4, ra + 4);
+      read_four(b + k * kStride + tx * 4, rb), read_four(b + k * kStride + 64 + tx * 4, rb + 4);
+      UNROLL for (int i = 0; i < 8; ++i) {
+        UNROLL for (int j = 0; j < 8; ++j) acc[i][j] += ra[i] * rb[j];
       }
     }
     current ^= 1;
   }
 
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
+  UNROLL for (int j = 0; j < 8; ++j) {
     const int64_t column = column0 + spread(tx, j);
     if (column >= p.n) continue;
     const A bias = p.bias.get(column, A(0)), scale = p.scale.get(column * p.scale_step, A(1));
-#pragma unroll
-    for (int i = 0; i < 8; ++i) acc[i][j] = (acc[i][j] + bias) * scale;
+    UNROLL for (int i = 0; i < 8; ++i) acc[i][j] = (acc[i][j] + bias) * scale;
     if (!p.training) {
       const A mean = p.running_mean.get(column, A(0)), shift = p.shift.get(column, A(0));
       const A var = p.running_var.get(column, A(1));
       const A factor = p.weight.get(column, A(1)) / sqrt(var + static_cast<A>(p.eps));
-#pragma unroll
-      for (int i = 0; i < 8; ++i) acc[i][j] = (acc[i][j] - mean) * factor + shift;
+      UNROLL for (int i = 0; i < 8; ++i) acc[i][j] = (acc[i][j] - mean) * factor + shift;
     }
   }
 
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  UNROLL for (int i = 0; i < 8; ++i) {
     const int64_t row = row0 + spread(ty, i);
     if (row >= p.m) continue;
-    for (int half = 0; half < 2; ++half) {
-      const int64_t column = column0 + half * 64 + tx * 4;
-      const int64_t at = row * p.n + column;
+    UNROLL for (int half = 0; half < 2; ++half) {
+      const int64_t column = column0 + half * 64 + tx * 4, at = row * p.n + column;
       const A* const v = &acc[i][half * 4];
       if (p.training) {
-        for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e) {
           if (column + e < p.n) p.z[at + e] = v[e];
         }
       } else if (p.n % 4 == 0) {
         if (column < p.n) {
           Four<T> f;
-          for (int e = 0; e < 4; ++e) f.v[e] = static_cast<T>(v[e]);
+          UNROLL for (int e = 0; e < 4; ++e) f.v[e] = static_cast<T>(v[e]);
           *reinterpret_cast<Four<T>*>(p.y + at) = f;
         }
       } else {
-        for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e) {
           if (column + e < p.n) p.y[at + e] = static_cast<T>(v[e]);
         }
       }
@@ -189,16 +176,13 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   __syncthreads();
   A *means = shared, *lows = shared + 16 * kTile, *m2s = shared + 32 * kTile;
   int valid = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) valid += row0 + spread(ty, i) < p.m ? 1 : 0;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
+  UNROLL for (int i = 0; i < 8; ++i) valid += row0 + spread(ty, i) < p.m ? 1 : 0;
+  UNROLL for (int j = 0; j < 8; ++j) {
     A sum = 0, m2 = 0;
-#pragma unroll
-    for (int i = 1; i < 8; ++i) sum += row0 + spread(ty, i) < p.m ? acc[i][j] - acc[0][j] : A(0);
+    UNROLL for (int i = 1; i < 8; ++i)
+      sum += row0 + spread(ty, i) < p.m ? acc[i][j] - acc[0][j] : A(0);
     const A low = valid > 0 ? sum / A(valid) : A(0), mean = acc[0][j] + low;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    UNROLL for (int i = 0; i < 8; ++i) {
       const A d = row0 + spread(ty, i) < p.m ? (acc[i][j] - acc[0][j]) - low : A(0);
       m2 += d * d;
     }
@@ -270,11 +254,11 @@ __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tile
   const A factor = p.weight.get(c, A(1)) * p.statistics[2 * p.n + c];
   const int64_t first = band * 8 * kRows + threadIdx.y;
   A v[kRows];
-  for (int i = 0; i < kRows; ++i) {
+  UNROLL for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i * 8;
     if (row < p.m) v[i] = p.z[row * p.n + c];
   }
-  for (int i = 0; i < kRows; ++i) {
+  UNROLL for (int i = 0; i < kRows; ++i) {
     const int64_t row = first + i * 8;
     if (row < p.m) p.y[row * p.n + c] = static_cast<T>(((v[i] - mean) - low) * factor + shift);
   }
@@ -282,15 +266,14 @@ __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tile
 """
 
 LAUNCH = r"""
-// x (M, K), w (N, K), bias (N,), scale of N elements or one, all of one dtype; the BatchNorm state
-// (N,), of that dtype or float32 beside 16-bit x. momentum < 0 stands for None. Updates
-// running_mean, running_var and batches when training.
+// Shapes as in the head of this file; scale has N elements or one. momentum < 0 stands for None.
+// Updates mean, var and batches when training.
 at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias,
-                                const at::Tensor& scale, const at::Tensor& bn_weight,
-                                const at::Tensor& bn_bias, const at::Tensor& running_mean,
-                                const at::Tensor& running_var, const at::Tensor& batches,
-                                double eps, double momentum, bool training) {
-  check(x, {&w, &bias, &scale, &bn_weight, &bn_bias, &running_mean, &running_var});
+                                const at::Tensor& scale, const at::Tensor& weight,
+                                const at::Tensor& shift, const at::Tensor& mean,
+                                const at::Tensor& var, const at::Tensor& batches, double eps,
+                                double momentum, bool training) {
+  check(x, {&w, &bias, &scale, &weight, &shift, &mean, &var}, batches);
   TORCH_CHECK_VALUE(!training || x.size(0) > 1,
                     "Expected more than 1 value per channel when training, got input size ",
                     x.sizes());
@@ -305,9 +288,9 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
     Problem<scalar_t> p{};
     p.x = in.data_ptr<scalar_t>(), p.w = w.data_ptr<scalar_t>(), p.y = y.data_ptr<scalar_t>();
     p.bias = column(bias), p.scale = column(scale), p.scale_step = scale.numel() == 1 ? 0 : 1;
-    p.weight = column(bn_weight), p.shift = column(bn_bias);
-    p.running_mean = column(running_mean), p.new_mean = running_mean.data_ptr();
-    p.running_var = column(running_var), p.new_var = running_var.data_ptr();
+    p.weight = column(weight), p.shift = column(shift);
+    p.running_mean = column(mean), p.new_mean = mean.data_ptr();
+    p.running_var = column(var), p.new_var = var.data_ptr();
     p.batches = batches.data_ptr<int64_t>();
     p.m = x.size(0), p.k = x.size(1), p.n = w.size(0);
     p.tile_rows = ceil_div(p.m, kTile), p.tile_columns = ceil_div(p.n, kTile);
@@ -333,7 +316,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   if (!training) return y;
-  for (const at::Tensor* t : {&running_mean, &running_var, &batches}) {
+  for (const at::Tensor* t : {&mean, &var, &batches}) {
     // Written behind autograd's back: say so, as an in-place operator would.
     if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
   }
@@ -343,11 +326,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
 
 
 class ModelNew(nn.Module):
-    """``BatchNorm1d(Linear(x) * scale)``; forward only.
-
-    ``gemm`` and ``bn`` hold parameters, buffers and settings. ``scale_shape`` has ``out_features``
-    elements, or one.
-    """
+    """``BatchNorm1d(Linear(x) * scale)``; ``scale`` has one element or one per column."""
 
     def __init__(
         self, in_features: int, out_features: int, scale_shape, eps=1e-5, momentum=0.1
@@ -392,6 +371,7 @@ HELPERS = r"""
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#define UNROLL _Pragma("unroll")
 #include <array>
 
 template <typename T> struct Accumulator { using type = float; };
@@ -440,26 +420,20 @@ __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A
 
 // Four neighbouring elements, for one wide access.
 template <typename T>
-struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
-  T v[4];
-};
+struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four { T v[4]; };
 
 template <typename A>
 __device__ __forceinline__ void read_four(const A* from, A* to) {
   const Four<A> f = *reinterpret_cast<const Four<A>*>(from);
-  for (int e = 0; e < 4; ++e) to[e] = f.v[e];
+  UNROLL for (int e = 0; e < 4; ++e) to[e] = f.v[e];
 }
 
 template <typename T>
 __device__ __forceinline__ void put(void* to, bool wide, int64_t c, double value) {
   using A = typename Accumulator<T>::type;
-  if (wide) {
-    static_cast<A*>(to)[c] = static_cast<A>(value);
-  } else {
-    static_cast<T*>(to)[c] = static_cast<T>(static_cast<A>(value));
-  }
+  if (wide) static_cast<A*>(to)[c] = static_cast<A>(value);
+  else static_cast<T*>(to)[c] = static_cast<T>(static_cast<A>(value));
 }
-
 
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
@@ -471,35 +445,34 @@ unsigned grid_for(int64_t jobs) {
 }
 
 #define WHO "gemm_scale_batchnorm: "
-// `state` is W, bias, scale, and then BatchNorm's four.
-void check(const at::Tensor& x, const std::array<const at::Tensor*, 7>& state) {
+// `state` is W, bias and scale, of x's dtype, and BatchNorm's four, which may be float32 beside
+// 16-bit x.
+void check(const at::Tensor& x, const std::array<const at::Tensor*, 7>& state,
+           const at::Tensor& batches) {
   const auto dtype = x.scalar_type();
   const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
   const int64_t n = state[0]->size(0), k = state[0]->size(1);
-  TORCH_CHECK(x.dim() == 2, WHO "expected x of 2 dimensions, got ", x.dim(), ".");
-  TORCH_CHECK(x.layout() == at::kStrided && !x.is_neg(), WHO "only plain strided tensors.");
-  TORCH_CHECK(x.size(1) == k, WHO "x has ", x.size(1), " features, the weight takes ", k, ".");
-  TORCH_CHECK(k < 2147483647 - 64, WHO "too many features: ", k, ".");
+  TORCH_CHECK(x.dim() == 2 && x.layout() == at::kStrided && !x.is_neg(),
+              WHO "expected a plain x of 2 dimensions, got ", x.sizes(), ".");
+  TORCH_CHECK(x.size(1) == k && k < 2147483647 - 64, WHO "x has ", x.size(1),
+              " features, the weight takes ", k, ".");
+  TORCH_CHECK(batches.device() == x.device(), WHO "num_batches_tracked must lie beside x.");
   for (int i = 0; i < 7; ++i) {
     const at::Tensor& t = *state[i];
     TORCH_CHECK(t.device() == x.device(), WHO "x is on ", x.device(), " and the state on ",
                 t.device(), ". Move one.");
     TORCH_CHECK(t.scalar_type() == dtype || (half && i > 2 && t.scalar_type() == at::kFloat),
                 WHO "x is ", dtype, " and the state ", t.scalar_type(), ". Convert one.");
-    const bool fits = i == 0 || t.numel() == n || (i == 2 && t.numel() == 1);
-    TORCH_CHECK(fits && t.is_contiguous(), WHO "state of shape ", t.sizes(), " does not fit ", n,
-                " columns.");
+    TORCH_CHECK(t.is_contiguous() && (i == 0 || t.numel() == n || (i == 2 && t.numel() == 1)),
+                WHO "state of shape ", t.sizes(), " does not fit ", n, " columns.");
   }
 }
 """
 
 extension = load_inline(
     name="gemm_scale_batchnorm_solution",
-    cpp_sources="""at::Tensor gemm_scale_batchnorm(
-        const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias, const at::Tensor& scale,
-        const at::Tensor& bn_weight, const at::Tensor& bn_bias, const at::Tensor& running_mean,
-        const at::Tensor& running_var, const at::Tensor& batches, double eps, double momentum,
-        bool training);""",
+    cpp_sources="""using T = const at::Tensor&;
+        at::Tensor gemm_scale_batchnorm(T, T, T, T, T, T, T, T, T, double, double, bool);""",
     cuda_sources=[HELPERS, KERNELS, LAUNCH],
     functions=["gemm_scale_batchnorm"],
     extra_cuda_cflags=["-O3"],

@@ -584,11 +584,7 @@ cudaError_t launch(const Problem& p, cudaStream_t stream) {
 
 
 class ModelNew(nn.Module):
-    """``BatchNorm1d(Linear(x) * scale)``; forward only.
-
-    ``gemm`` and ``bn`` hold parameters, buffers and settings. ``scale_shape`` has ``out_features``
-    elements, or one.
-    """
+    """``BatchNorm1d(Linear(x) * scale)``; ``scale`` has one element or one per column."""
 
     def __init__(
         self, in_features: int, out_features: int, scale_shape, eps=1e-5, momentum=0.1

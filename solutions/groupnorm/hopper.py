@@ -142,8 +142,7 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
     for (int k = 0; !walk.done(); ++k, walk.unit += walk.step) {
       wait(&s.left_full[k % 2], k / 2 % 2);
       Moments part[kLeft / 32];
-#pragma unroll
-      for (int i = 0; i < kLeft / 32; ++i) {
+      UNROLL for (int i = 0; i < kLeft / 32; ++i) {
         const float4 m = s.left[k % 2][lane + 32 * i];
         part[i] = {m.x, m.y, m.z, m.w};
       }
@@ -176,8 +175,7 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
       wait(&s.full[slot.at], slot.parity);
       if (packs == kChunkPacks) {
         uint4 raw[kPacks];
-#pragma unroll
-        for (int u = 0; u < kPacks; ++u) raw[u] = from[u * kThreads + thread];
+        UNROLL for (int u = 0; u < kPacks; ++u) raw[u] = from[u * kThreads + thread];
         add_packs<T, kPacks>(m, raw);
       } else {
 #pragma unroll 1
@@ -212,8 +210,7 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
       const float scale = weight * known.z, bias = offset - known.y * scale;
       const auto affine = [&](uint4 raw) {
         Pack<T> pack(raw);
-#pragma unroll
-        for (int e = 0; e < Pack<T>::kSize; ++e) {
+        UNROLL for (int e = 0; e < Pack<T>::kSize; ++e) {
           pack.v[e] = narrow<T>((widen(pack.v[e]) - known.x) * scale + bias);
         }
         return pack.raw;
@@ -221,10 +218,8 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
       wait(&s.full[slot.at], slot.parity);  // long since; but this thread has not seen it yet
       if (packs == kChunkPacks) {
         uint4 raw[kPacks];
-#pragma unroll
-        for (int u = 0; u < kPacks; ++u) raw[u] = from[u * kThreads + at];
-#pragma unroll
-        for (int u = 0; u < kPacks; ++u) __stcs(to + u * kThreads + at, affine(raw[u]));
+        UNROLL for (int u = 0; u < kPacks; ++u) raw[u] = from[u * kThreads + at];
+        UNROLL for (int u = 0; u < kPacks; ++u) __stcs(to + u * kThreads + at, affine(raw[u]));
       } else {
 #pragma unroll 1
         for (int i = at; i < packs; i += kThreads) __stcs(to + i, affine(from[i]));
@@ -239,8 +234,7 @@ constexpr int kPlainThreads = 1024;
 
 DEVICE double block_sum(double v) {
   __shared__ double warps[kPlainThreads / 32];
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+  UNROLL for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = v;
   __syncthreads();
   v = 0;
@@ -400,7 +394,7 @@ class ModelNew(nn.Module):
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """Keeps the output attached to the graph, so that a backward pass cannot go wrong silently."""
+    """Keeps the output attached to the graph, so that a backward pass fails with an error."""
 
     @staticmethod
     def forward(ctx, *args):
@@ -436,6 +430,7 @@ HELPERS = r"""
 #include <algorithm>
 #include <cmath>
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 DEVICE float widen(float v) { return v; }
 DEVICE float widen(__half v) { return __half2float(v); }
 DEVICE float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -529,11 +524,9 @@ template <int K>
 DEVICE void add(Moments& m, const float* v) {
   constexpr int kSums = 4;
   float sum[kSums] = {}, square[kSums] = {};
-#pragma unroll
-  for (int k = 0; k < K; ++k) sum[k % kSums] += v[k] - v[0];
+  UNROLL for (int k = 0; k < K; ++k) sum[k % kSums] += v[k] - v[0];
   const float low = ((sum[0] + sum[1]) + (sum[2] + sum[3])) * (1.f / K), mean = v[0] + low;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
+  UNROLL for (int k = 0; k < K; ++k) {
     const float d = (v[k] - v[0]) - low;
     square[k % kSums] += d * d;
   }
@@ -545,14 +538,11 @@ DEVICE void add(Moments& m, const float* v) {
 template <typename T, int N>
 DEVICE void add_packs(Moments& m, const uint4* raw) {
   constexpr int kSize = Pack<T>::kSize, kAtOnce = N * kSize <= 16 ? N : 16 / kSize;
-#pragma unroll
-  for (int first = 0; first < N; first += kAtOnce) {
+  UNROLL for (int first = 0; first < N; first += kAtOnce) {
     float v[kAtOnce * kSize];
-#pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
+    UNROLL for (int u = 0; u < kAtOnce; ++u) {
       const Pack<T> pack(raw[first + u]);
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) v[u * kSize + e] = widen(pack.v[e]);
+      UNROLL for (int e = 0; e < kSize; ++e) v[u * kSize + e] = widen(pack.v[e]);
     }
     add<kAtOnce * kSize>(m, v);
   }
@@ -580,15 +570,13 @@ template <int K>
 DEVICE Total combine(const Moments (&part)[K]) {
   const double pivot = __shfl_sync(0xffffffffu, part[0].mean, 0);
   double n = 0, sum = 0, square = 0;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
+  UNROLL for (int k = 0; k < K; ++k) {
     const double d = (double(part[k].mean) - pivot) + double(part[k].low), count = part[k].n;
     n += count;
     sum += count * d;
     square += double(part[k].m2) + count * d * d;
   }
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
+  UNROLL for (int step = 16; step > 0; step /= 2) {
     n += __shfl_xor_sync(0xffffffffu, n, step);
     sum += __shfl_xor_sync(0xffffffffu, sum, step);
     square += __shfl_xor_sync(0xffffffffu, square, step);
@@ -619,8 +607,7 @@ DEVICE Total gather(const ulonglong2* entries, int team, int pack, unsigned tag,
   bool ready;
   do {
     ready = true;
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) {
+    UNROLL for (int k = 0; k < kEach; ++k) {
       first[k] = second[k] = tag;  // nothing, where there is no such member
       if (lane + 32 * k < team) {
         asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];"
@@ -629,14 +616,12 @@ DEVICE Total gather(const ulonglong2* entries, int team, int pack, unsigned tag,
                      : "memory");
       }
     }
-#pragma unroll
-    for (int k = 0; k < kEach; ++k) {
+    UNROLL for (int k = 0; k < kEach; ++k) {
       ready = ready && (first[k] & 255) == tag && (second[k] & 255) == tag;
     }
   } while (!__all_sync(0xffffffffu, ready));
   Moments part[kEach];
-#pragma unroll
-  for (int k = 0; k < kEach; ++k) {
+  UNROLL for (int k = 0; k < kEach; ++k) {
     const bool there = lane + 32 * k < team;
     part[k] = {there ? float(unsigned(second[k]) >> 8) * pack : 0.f,
                __uint_as_float(unsigned(first[k] >> 32)),

@@ -25,9 +25,9 @@ from torch.utils.cpp_extension import load_inline
 KERNELS = r"""
 constexpr int kMaxThreads = 256;
 constexpr int kMomentThreads = 512;
-constexpr int kUnroll = 4;               // 16-byte loads in flight per thread
-constexpr int64_t kSmallGroup = 16384;   // one block takes a group of up to this many elements
-constexpr int64_t kPart = 65536;         // elements of a large group per block of group_moments
+constexpr int kUnroll = 4;              // 16-byte loads in flight per thread
+constexpr int64_t kSmallGroup = 16384;  // one block takes a group of up to this many elements
+constexpr int64_t kPart = 65536;        // elements of a large group per block of group_moments
 
 // Where the moments of all parts are kept: [4][groups * parts], n, mean, low and M2.
 template <typename A>
@@ -61,28 +61,21 @@ __device__ __forceinline__ Moments<typename Accumulator<T>::type> thread_moments
   // The loads of a round go out before the arithmetic of the round before it.
   Pack<T> pack[kUnroll];
   bool more = i + (kUnroll - 1) * threads < end;
-  if (more) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) pack[u].raw = packs[i + u * threads];
-  }
+  if (more) UNROLL for (int u = 0; u < kUnroll; ++u) pack[u].raw = packs[i + u * threads];
   while (more) {
     A v[kUnroll * kSize];
-#pragma unroll
-    for (int k = 0; k < kUnroll * kSize; ++k) v[k] = static_cast<A>(pack[k / kSize].v[k % kSize]);
+    UNROLL for (int k = 0; k < kUnroll * kSize; ++k)
+      v[k] = static_cast<A>(pack[k / kSize].v[k % kSize]);
     i += kUnroll * threads;
     more = i + (kUnroll - 1) * threads < end;
-    if (more) {
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) pack[u].raw = packs[i + u * threads];
-    }
+    if (more) UNROLL for (int u = 0; u < kUnroll; ++u) pack[u].raw = packs[i + u * threads];
     add<kUnroll * kSize>(m, v);
   }
   for (; i < end; i += threads) {
     Pack<T> pack;
     A v[kSize];
     pack.raw = packs[i];
-#pragma unroll
-    for (int k = 0; k < kSize; ++k) v[k] = static_cast<A>(pack.v[k]);
+    UNROLL for (int k = 0; k < kSize; ++k) v[k] = static_cast<A>(pack.v[k]);
     add<kSize>(m, v);
   }
   for (int64_t e = edge; e < cut.edges; e += edge_stride) {
@@ -119,17 +112,16 @@ __device__ __forceinline__ void group_statistics(const Parts<A>& parts, int64_t 
     Moments<A> m{0, 0, 0, 0};
     for (int64_t i = threadIdx.x; i < parts.parts; i += 32) m = merge(m, parts.get(group, i));
     for (int step = 16; step > 0; step /= 2) m = merge(m, shuffle_down(m, step));
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
       shared[0] = m.mean, shared[1] = m.low, shared[2] = A(1) / sqrt(m.m2 / m.n + eps);
-    }
   }
   __syncthreads();
   mean = shared[0], low = shared[1], invstd = shared[2];
   __syncthreads();  // the array may be written again by the block's next job
 }
 
-// Second launch. A block takes a chunk of a plane, blockDim.x * kUnroll packs, so it has one channel.
-// The last chunk of x comes first.
+// Second launch. A block takes blockDim.x * kUnroll packs of one plane, so it has one channel. The
+// last of x come first.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads)
     normalise_planes(const T* __restrict__ x, T* __restrict__ y, PerChannel<T> weight,
@@ -151,8 +143,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     // The loads of x go out before the statistics are merged: one wait for both.
     const int64_t first = chunk * threads * kUnroll + threadIdx.x;
     Pack<T> p[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    UNROLL for (int u = 0; u < kUnroll; ++u) {
       const int64_t i = first + u * threads;
       if (i < cut.packs) p[u].raw = vfrom[i];
     }
@@ -160,14 +151,11 @@ __global__ void __launch_bounds__(kMaxThreads)
     group_statistics(parts, plane / width, eps, mean, low, invstd);
     const int64_t c = plane % channels;
     const A scale = weight.get(c, A(1)) * invstd, shift = bias.get(c, A(0));
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+    UNROLL for (int u = 0; u < kUnroll; ++u) {
       const int64_t i = first + u * threads;
       if (i < cut.packs) {
-#pragma unroll
-        for (int e = 0; e < Pack<T>::kSize; ++e) {
+        UNROLL for (int e = 0; e < Pack<T>::kSize; ++e)
           p[u].v[e] = static_cast<T>(((static_cast<A>(p[u].v[e]) - mean) - low) * scale + shift);
-        }
         __stcs(vto + i, p[u].raw);
       }
     }
@@ -194,9 +182,8 @@ __global__ void __launch_bounds__(kMaxThreads)
     const Cut<T> cut(from, size, vectors);
     auto m = thread_moments(from, cut, threadIdx.x, cut.packs, threadIdx.x, blockDim.x);
     m = block_merge(m, threadIdx.x, blockDim.x);
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
       shared[0] = m.mean, shared[1] = m.low, shared[2] = A(1) / sqrt(m.m2 / m.n + eps);
-    }
     __syncthreads();
     const A mean = shared[0], low = shared[1], invstd = shared[2];
     const int64_t channel = group % groups * width;  // the group's first
@@ -210,8 +197,7 @@ __global__ void __launch_bounds__(kMaxThreads)
       const int at = static_cast<int>(cut.head) + i * kSize;
       Pack<T> p;
       p.raw = *reinterpret_cast<const uint4*>(from + at);
-#pragma unroll
-      for (int e = 0; e < kSize; ++e) p.v[e] = value(p.v[e], at + e);
+      UNROLL for (int e = 0; e < kSize; ++e) p.v[e] = value(p.v[e], at + e);
       *reinterpret_cast<uint4*>(to + at) = p.raw;
     }
     for (int e = threadIdx.x; e < cut.edges; e += blockDim.x) {
@@ -315,7 +301,7 @@ class ModelNew(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return x, (N, C, *), normalised per sample and group."""
         gn = self.gn
-        if not x.is_cuda:  # there is no kernel for the CPU: torch has one
+        if not x.is_cuda:  # off the GPU this is PyTorch's own operator
             return gn(x)
         args = (x, gn.num_groups, gn.weight, gn.bias, gn.eps)
         if torch.is_grad_enabled() and (
@@ -326,7 +312,7 @@ class ModelNew(nn.Module):
 
 
 class _ForwardOnly(torch.autograd.Function):
-    """Keeps the output attached to the graph, so that a backward pass cannot go wrong silently."""
+    """Keeps the output attached to the graph, so that a backward pass fails with an error."""
 
     @staticmethod
     def forward(ctx, *args):
@@ -337,11 +323,13 @@ class _ForwardOnly(torch.autograd.Function):
         raise RuntimeError("groupnorm is forward only: it has no backward kernel.")
 
 
+# The compiler reads this part first.
 HELPERS = r"""
 #include <ATen/Dispatch.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#define UNROLL _Pragma("unroll")
 // >>> shared: pack
 // What sums and products are computed in: float, for double input double.
 template <typename T> struct Accumulator { using type = float; };
@@ -424,11 +412,9 @@ __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A
 template <int K, typename A>
 __device__ __forceinline__ void add(Moments<A>& m, const A* v) {
   A sum = 0, m2 = 0;
-#pragma unroll
-  for (int k = 1; k < K; ++k) sum += v[k] - v[0];
+  UNROLL for (int k = 1; k < K; ++k) sum += v[k] - v[0];
   const A low = sum * (A(1) / K), mean = v[0] + low;
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
+  UNROLL for (int k = 0; k < K; ++k) {
     const A d = (v[k] - v[0]) - low;
     m2 += d * d;
   }
@@ -463,8 +449,8 @@ __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int 
 
 extension = load_inline(
     name="groupnorm_solution",
-    cpp_sources="at::Tensor group_norm(const at::Tensor& x, int64_t groups, const at::Tensor& weight,"
-    "const at::Tensor& bias, double eps);",
+    cpp_sources="""using T = const at::Tensor&;
+        at::Tensor group_norm(T x, int64_t groups, T weight, T bias, double eps);""",
     cuda_sources=[HELPERS, KERNELS, LAUNCH],
     functions=["group_norm"],
     extra_cuda_cflags=["-O3"],
