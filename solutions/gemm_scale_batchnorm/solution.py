@@ -5,19 +5,17 @@
 
 Idea     A matrix product whose tiles are finished in registers. Evaluation: one launch; `gemm`
          applies bias, scale and BatchNorm to its accumulators. Training: `gemm` writes z and the
-         moments of its tile's columns, `finish_columns` merges them and updates the running
-         statistics, and `normalise` makes y of z.
+         moments of its tile's columns, `finish_columns` merges them by Chan's formula and updates
+         the running statistics, and `normalise` makes y of z.
 Mapping  A block of 256 threads makes a tile of 128 x 128; a thread makes 8 x 8 of it, as four 4 x 4
          pieces 64 apart. So its reads of shared memory are 16 bytes wide and free of bank
          conflicts, and 4 reads (64 bytes) feed 64 multiply-adds. x and W are both row-major along
          K; their slices are stored transposed in shared memory. The next slice is loaded into
          registers while this one is multiplied: two buffers, one barrier per slice.
 Bound    Arithmetic. 16384 x 4096 x 4096 is 5.5e11 flops; the float units of an H200 did
-         50.7 TFLOP/s in cuBLAS: 10.8 ms. hopper.py beside this file uses the tensor cores.
-Digits   The columns of a tile are reduced in two passes, mean and then squared deviations from it,
-         and merged by Chan's formula. Nothing subtracts large squares.
+         50.7 TFLOP/s in cuBLAS: 10.8 ms.
 
-It runs on any GPU from compute capability 7.5. On CPU tensors the module calls torch.
+It runs on any GPU from compute capability 7.5; hopper.py beside this file uses the tensor cores.
 """
 
 import torch
@@ -52,14 +50,12 @@ template <typename T, int kDepth>
 struct Slice {
   using A = typename Accumulator<T>::type;
   static constexpr int kAcross = kDepth / 4;  // fours per row of the slice
-  static constexpr int kRowStep = kThreads / kAcross;
-  static constexpr int kFours = kTile / kRowStep;
+  static constexpr int kRowStep = kThreads / kAcross, kFours = kTile / kRowStep;
   const T* at[kFours];  // null for rows outside
   A v[kFours][4];
 
   __device__ __forceinline__ static int row() { return threadIdx.x / kAcross; }
   __device__ __forceinline__ static int column() { return threadIdx.x % kAcross * 4; }
-
   __device__ __forceinline__ Slice(const T* from, int64_t row0, int64_t rows, int64_t k) {
     UNROLL for (int i = 0; i < kFours; ++i) {
       const int64_t r = row0 + row() + i * kRowStep;
@@ -73,19 +69,17 @@ struct Slice {
         const Four<T> f = *reinterpret_cast<const Four<T>*>(at[i]);
         UNROLL for (int e = 0; e < 4; ++e) v[i][e] = static_cast<A>(f.v[e]);
       } else {
-        UNROLL for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e)
           v[i][e] = at[i] != nullptr && e < left ? static_cast<A>(at[i][e]) : A(0);
-        }
       }
       if (at[i] != nullptr) at[i] += kDepth;
     }
   }
   // Transposed: to[column][row].
   __device__ __forceinline__ void store(A* to) const {
-    UNROLL for (int i = 0; i < kFours; ++i) {
+    UNROLL for (int i = 0; i < kFours; ++i)
       UNROLL for (int e = 0; e < 4; ++e)
         to[(column() + e) * kStride + row() + i * kRowStep] = v[i][e];
-    }
   }
 };
 
@@ -102,16 +96,14 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   constexpr int kStorage = 4 * kBuffer > 48 * kTile ? 4 * kBuffer : 48 * kTile;
   __shared__ float4 storage[kStorage * sizeof(A) / 16];
   A* shared = reinterpret_cast<A*>(storage);
-
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const int64_t tile = blockIdx.x;
   const int64_t row0 = tile / p.tile_columns * kTile, column0 = tile % p.tile_columns * kTile;
 
   A acc[8][8] = {};
   Slice<T, kDepth> xs(p.x, row0, p.m, p.k), ws(p.w, column0, p.n, p.k);
-  int left = static_cast<int>(p.k) - xs.column();
+  int left = static_cast<int>(p.k) - xs.column(), current = 0;
   xs.load(left, p.vectors), ws.load(left, p.vectors);
-  int current = 0;
   for (int rest = static_cast<int>(p.k); rest > 0; rest -= kDepth) {
     A *a = shared + current * 2 * kBuffer, *b = a + kBuffer;
     xs.store(a), ws.store(b);
@@ -126,13 +118,12 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
       A ra[8], rb[8];
       read_four(a + k * kStride + ty * 4, ra), read_four(a + k * kStride + 64 + ty * 4, ra + 4);
       read_four(b + k * kStride + tx * 4, rb), read_four(b + k * kStride + 64 + tx * 4, rb + 4);
-      UNROLL for (int i = 0; i < 8; ++i) {
+      UNROLL for (int i = 0; i < 8; ++i)
         UNROLL for (int j = 0; j < 8; ++j) acc[i][j] += ra[i] * rb[j];
-      }
     }
     current ^= 1;
   }
-
+  // Bias, scale and, in evaluation, BatchNorm.
   UNROLL for (int j = 0; j < 8; ++j) {
     const int64_t column = column0 + spread(tx, j);
     if (column >= p.n) continue;
@@ -145,7 +136,6 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
       UNROLL for (int i = 0; i < 8; ++i) acc[i][j] = (acc[i][j] - mean) * factor + shift;
     }
   }
-
   UNROLL for (int i = 0; i < 8; ++i) {
     const int64_t row = row0 + spread(ty, i);
     if (row >= p.m) continue;
@@ -153,9 +143,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
       const int64_t column = column0 + half * 64 + tx * 4, at = row * p.n + column;
       const A* const v = &acc[i][half * 4];
       if (p.training) {
-        UNROLL for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e)
           if (column + e < p.n) p.z[at + e] = v[e];
-        }
       } else if (p.n % 4 == 0) {
         if (column < p.n) {
           Four<T> f;
@@ -163,9 +152,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
           *reinterpret_cast<Four<T>*>(p.y + at) = f;
         }
       } else {
-        UNROLL for (int e = 0; e < 4; ++e) {
+        UNROLL for (int e = 0; e < 4; ++e)
           if (column + e < p.n) p.y[at + e] = static_cast<T>(v[e]);
-        }
       }
     }
   }
@@ -186,9 +174,8 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
       const A d = row0 + spread(ty, i) < p.m ? (acc[i][j] - acc[0][j]) - low : A(0);
       m2 += d * d;
     }
-    means[ty * kTile + spread(tx, j)] = mean;
-    lows[ty * kTile + spread(tx, j)] = low - (mean - acc[0][j]);
-    m2s[ty * kTile + spread(tx, j)] = m2;
+    const int at = ty * kTile + spread(tx, j);
+    means[at] = mean, lows[at] = low - (mean - acc[0][j]), m2s[at] = m2;
   }
   __syncthreads();
   const int64_t column = column0 + threadIdx.x;
@@ -206,8 +193,7 @@ __global__ void __launch_bounds__(kThreads, 1) gemm(Problem<T> p) {
   }
 }
 
-// Second launch of training, blockDim = (32 columns, 8): a thread merges every eighth tile of its
-// column, in double.
+// Second launch, blockDim = (32 columns, 8): a thread merges every eighth tile of its column.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) finish_columns(Problem<T> p) {
   using A = typename Accumulator<T>::type;
@@ -217,8 +203,8 @@ __global__ void __launch_bounds__(kThreads) finish_columns(Problem<T> p) {
   Moments<double> m{0, 0, 0, 0};
   if (c < p.n) {
     for (int64_t tile = ty; tile < p.tile_rows; tile += 8) {
-      const int64_t rows = std::min<int64_t>(kTile, p.m - tile * kTile), at = tile * p.n + c;
-      const int64_t all = p.tile_rows * p.n;
+      const int64_t rows = std::min<int64_t>(kTile, p.m - tile * kTile);
+      const int64_t at = tile * p.n + c, all = p.tile_rows * p.n;
       const double mean = static_cast<double>(p.partial[at]) + p.partial[all + at];
       m = merge(m, Moments<double>{static_cast<double>(rows), mean, 0, p.partial[2 * all + at]});
     }
@@ -229,12 +215,10 @@ __global__ void __launch_bounds__(kThreads) finish_columns(Problem<T> p) {
   for (int y = 1; y < 8; ++y) m = merge(m, Moments<double>{n[y][tx], mean[y][tx], 0, m2[y][tx]});
   const double count = static_cast<double>(p.m);
   const A high = static_cast<A>(m.mean);
-  p.statistics[c] = high;
-  p.statistics[p.n + c] = static_cast<A>((m.mean - high) + m.low);
+  p.statistics[c] = high, p.statistics[p.n + c] = static_cast<A>((m.mean - high) + m.low);
   p.statistics[2 * p.n + c] = static_cast<A>(1.0 / sqrt(m.m2 / count + p.eps));
   const double factor = p.momentum < 0 ? 1.0 / static_cast<double>(*p.batches + 1) : p.momentum;
-  const double old_mean = static_cast<double>(p.running_mean.get(c, A(0)));
-  const double old_var = static_cast<double>(p.running_var.get(c, A(1)));
+  const double old_mean = p.running_mean.get(c, A(0)), old_var = p.running_var.get(c, A(1));
   put<T>(p.new_mean, p.running_mean.wide, c, old_mean + factor * (m.mean - old_mean));
   put<T>(p.new_var, p.running_var.wide, c, old_var + factor * (m.m2 / (count - 1) - old_var));
 }
@@ -247,8 +231,7 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tiles) {
   using A = typename Accumulator<T>::type;
   if (blockIdx.x == 0 && threadIdx.x == 0 && threadIdx.y == 0) ++*p.batches;
-  const int64_t band = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-  const int64_t c = tile * 32 + threadIdx.x;
+  const int64_t band = blockIdx.x / tiles, c = blockIdx.x % tiles * 32 + threadIdx.x;
   if (c >= p.n) return;
   const A mean = p.statistics[c], low = p.statistics[p.n + c], shift = p.shift.get(c, A(0));
   const A factor = p.weight.get(c, A(1)) * p.statistics[2 * p.n + c];
@@ -268,11 +251,8 @@ __global__ void __launch_bounds__(kThreads) normalise(Problem<T> p, int64_t tile
 LAUNCH = r"""
 // Shapes as in the head of this file; scale has N elements or one. momentum < 0 stands for None.
 // Updates mean, var and batches when training.
-at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias,
-                                const at::Tensor& scale, const at::Tensor& weight,
-                                const at::Tensor& shift, const at::Tensor& mean,
-                                const at::Tensor& var, const at::Tensor& batches, double eps,
-                                double momentum, bool training) {
+at::Tensor gemm_scale_batchnorm(Ref x, Ref w, Ref bias, Ref scale, Ref weight, Ref shift, Ref mean,
+                                Ref var, Ref batches, double eps, double momentum, bool training) {
   check(x, {&w, &bias, &scale, &weight, &shift, &mean, &var}, batches);
   TORCH_CHECK_VALUE(!training || x.size(0) > 1,
                     "Expected more than 1 value per channel when training, got input size ",
@@ -281,8 +261,7 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const at::Tensor in = x.contiguous(), y = at::empty({x.size(0), w.size(0)}, x.options());
   if (y.numel() == 0) return y;
-  const auto dtype = x.scalar_type();
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, dtype, "gemm_scale_batchnorm", [&] {
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "gemm", [&] {
     using A = typename Accumulator<scalar_t>::type;
     const auto column = [](const at::Tensor& t) { return per_channel<scalar_t>(t); };
     Problem<scalar_t> p{};
@@ -307,19 +286,15 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
     gemm<scalar_t><<<grid_for(p.tile_rows * p.tile_columns), kThreads, 0, stream>>>(p);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
     if (!training) return;
-    const int64_t strips = ceil_div(p.n, 32);
-    const dim3 block(32, 8);
-    finish_columns<scalar_t><<<grid_for(strips), block, 0, stream>>>(p);
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
-    normalise<scalar_t>
-        <<<grid_for(strips * ceil_div(p.m, 8 * kRows)), block, 0, stream>>>(p, strips);
+    const int64_t strips = ceil_div(p.n, 32), jobs = strips * ceil_div(p.m, 8 * kRows);
+    finish_columns<scalar_t><<<grid_for(strips), dim3(32, 8), 0, stream>>>(p);
+    normalise<scalar_t><<<grid_for(jobs), dim3(32, 8), 0, stream>>>(p, strips);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   if (!training) return y;
-  for (const at::Tensor* t : {&mean, &var, &batches}) {
-    // Written behind autograd's back: say so, as an in-place operator would.
+  // Written behind autograd's back: say so, as an in-place operator would.
+  for (const at::Tensor* t : {&mean, &var, &batches})
     if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
-  }
   return y;
 }
 """
@@ -371,8 +346,8 @@ HELPERS = r"""
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#define UNROLL _Pragma("unroll")
 #include <array>
+#define UNROLL _Pragma("unroll")
 
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
@@ -435,20 +410,16 @@ __device__ __forceinline__ void put(void* to, bool wide, int64_t c, double value
   else static_cast<T*>(to)[c] = static_cast<T>(static_cast<A>(value));
 }
 
+using Ref = const at::Tensor&;
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
+#define WHO "gemm_scale_batchnorm: "
 unsigned grid_for(int64_t jobs) {
-  TORCH_CHECK(jobs <= 2147483647, "gemm_scale_batchnorm: more blocks than a grid can have.");
+  TORCH_CHECK(jobs <= 2147483647, WHO "more blocks than a grid can have.");
   return static_cast<unsigned>(jobs);
 }
-
-#define WHO "gemm_scale_batchnorm: "
-// `state` is W, bias and scale, of x's dtype, and BatchNorm's four, which may be float32 beside
-// 16-bit x.
-void check(const at::Tensor& x, const std::array<const at::Tensor*, 7>& state,
-           const at::Tensor& batches) {
+// `state`: W, bias and scale of x's dtype; BatchNorm's four, which may be float32 beside 16-bit x.
+void check(Ref x, const std::array<const at::Tensor*, 7>& state, Ref batches) {
   const auto dtype = x.scalar_type();
   const bool half = dtype == at::kHalf || dtype == at::kBFloat16;
   const int64_t n = state[0]->size(0), k = state[0]->size(1);
@@ -471,8 +442,8 @@ void check(const at::Tensor& x, const std::array<const at::Tensor*, 7>& state,
 
 extension = load_inline(
     name="gemm_scale_batchnorm_solution",
-    cpp_sources="""using T = const at::Tensor&;
-        at::Tensor gemm_scale_batchnorm(T, T, T, T, T, T, T, T, T, double, double, bool);""",
+    cpp_sources="""using Ref = const at::Tensor&; at::Tensor gemm_scale_batchnorm(
+        Ref, Ref, Ref, Ref, Ref, Ref, Ref, Ref, Ref, double, double, bool);""",
     cuda_sources=[HELPERS, KERNELS, LAUNCH],
     functions=["gemm_scale_batchnorm"],
     extra_cuda_cflags=["-O3"],

@@ -705,10 +705,9 @@ at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const 
   lay_out(p, workspace.data_ptr());
   C10_CUDA_CHECK(launch(p, c10::cuda::getCurrentCUDAStream()));
   if (!training) return y;
-  for (const at::Tensor* t : {&mean, &var, &batches}) {
-    // Written behind autograd's back: say so, as an in-place operator would.
+  // Written behind autograd's back: say so, as an in-place operator would.
+  for (const at::Tensor* t : {&mean, &var, &batches})
     if (!t->is_inference()) t->unsafeGetTensorImpl()->bump_version();
-  }
   return y;
 }
 """
