@@ -57,10 +57,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
     if (threadIdx.x == 256) {
       for (int item = blockIdx.x / 2; item < items; item += clusters) {
         const Work work(p, item);
-        const uint8_t* from_w =
-            p.ws + static_cast<int64_t>(work.pair_n * 2 + rank) * slices * kBytesW;
+        const uint8_t* from_w = p.ws + int64_t(work.pair_n * 2 + rank) * slices * kBytesW;
         const uint8_t* from_x =
-            p.xs + static_cast<int64_t>(work.tile_m) * slices * kBytesX + rank * (kBytesX / 2);
+            p.xs + int64_t(work.tile_m) * slices * kBytesX + rank * (kBytesX / 2);
         for (int s = 0; s < slices; ++s) {
           barrier_wait(empty + 8 * stage, phase ^ 1);
           const uint32_t at = base + stage * kStageBytes, to = at + kBytesW + rank * (kBytesX / 2);
@@ -114,11 +113,10 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1)
         release(stage == 0 ? kStages - 1 : stage - 1);
       }
       const int64_t tile_n = work.pair_n * 2 + rank;
-      if (mild && (work.tile_m + 1) * kTileM <= p.m && (tile_n + 1) * kTileN <= p.n) {
+      if (mild && (work.tile_m + 1) * kTileM <= p.m && (tile_n + 1) * kTileN <= p.n)
         epilogue<true>(p, sum, work.tile_m, tile_n);
-      } else {
+      else
         epilogue<false>(p, sum, work.tile_m, tile_n);
-      }
     }
   }
   cluster_sync();  // no block leaves while the other may still arrive at its barriers
@@ -161,8 +159,7 @@ DEVICE void epilogue(const Problem& p, float (&sum)[kTileM / 2], int64_t tile_m,
   UNROLL for (int j = 0; j < kTileM / 8; ++j) {
     UNROLL for (int e = 0; e < 2; ++e) {
       const int shift = __shfl_sync(0xffffffff, shifts[j / 4], j % 4 * 8 + lane % 4 * 2 + e);
-      float& a = sum[j * 4 + e];
-      float& b = sum[j * 4 + 2 + e];
+      float &a = sum[j * 4 + e], &b = sum[j * 4 + 2 + e];
       if (kWhole) {
         const float factor = power(-shift);
         a = columns[0].after(fmaf(a * factor, factors[0], columns[0].bias));
@@ -201,8 +198,7 @@ DEVICE void epilogue(const Problem& p, float (&sum)[kTileM / 2], int64_t tile_m,
       }
     }
     Moments<float> m{static_cast<float>(count), mean, low - (mean - pivot), m2};
-    m = merge(m, shuffled(m, 1));
-    m = merge(m, shuffled(m, 2));
+    m = merge(m, shuffled(m, 1)), m = merge(m, shuffled(m, 2));
     if (lane % 4 == 0 && n0 + i < p.n) put_partial(p, tile_m, n0 + i, m);
   }
 }
@@ -215,9 +211,8 @@ constexpr int kSampled = 512;
 __global__ void __launch_bounds__(1024) column_factors(Problem p) {
   __shared__ int sums[32][33], counts[32][33];
   const int tx = threadIdx.x, ty = threadIdx.y;
-  if (blockIdx.x == 0) {
+  if (blockIdx.x == 0)
     for (int64_t i = ty * 32 + tx; i < 2 + p.tiles_m + p.tiles_n; i += 1024) p.alarm[i] = 0;
-  }
   const int64_t c = static_cast<int64_t>(blockIdx.x) * 32 + tx;
   const int64_t step = (p.n + kSampled - 1) / kSampled;
   int sum = 0, count = 0;
@@ -233,8 +228,7 @@ __global__ void __launch_bounds__(1024) column_factors(Problem p) {
   if (ty != 0) return;
   int total = 0, all = 0;
   for (int i = 0; i < 32; ++i) total += sums[i][tx], all += counts[i][tx];
-  const int mean =
-      all == 0 ? 0 : static_cast<int>(rintf(static_cast<float>(total) / static_cast<float>(all)));
+  const int mean = all == 0 ? 0 : int(rintf(float(total) / float(all)));
   p.column[c] = power(max(-kMild, min(kMild, mean)));
 }
 
@@ -344,8 +338,7 @@ __global__ void __launch_bounds__(128) split(Problem p, bool vectors) {
         large[q] += (fabsf(a) >= least ? 1 : 0) + (fabsf(b) >= least ? 1 : 0);
       }
     }
-    // The swizzle of the matrix descriptors (PTX ISA, wgmma shared memory layout): 16-byte piece
-    // number c of row r lies at c ^ (r mod 8).
+    // The 128-byte swizzle (PTX ISA, wgmma shared memory layout): piece c of row r at c ^ (r % 8).
     const int64_t slice = k0 / kDepth;
     const int piece = static_cast<int>(k0 % kDepth) / 8;
     uint8_t* at =
@@ -453,8 +446,7 @@ EXACT = r"""
 __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, bool every_tile) {
   if (!every_tile && *p.alarm != 3) return;
   constexpr int kSlice = 16, kFours = kTileM / 64, kLoads = kTileM / 16;
-  __shared__ __align__(16) float xs[kSlice][kTileM + 4];
-  __shared__ __align__(16) float ws[kSlice][64 + 4];
+  __shared__ __align__(16) float xs[kSlice][kTileM + 4], ws[kSlice][64 + 4];
   __shared__ float counts[16][64], means[16][64], lows[16][64], m2s[16][64];
   const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   const int64_t strips = (p.n + 63) / 64;
@@ -487,9 +479,8 @@ __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, 
         UNROLL for (int q = 0; q < kFours; ++q) {
           const float4 x = *reinterpret_cast<const float4*>(&xs[k][q * 64 + ty * 4]);
           const float a[4] = {x.x, x.y, x.z, x.w}, b[4] = {w.x, w.y, w.z, w.w};
-          UNROLL for (int i = 0; i < 4; ++i) {
+          UNROLL for (int i = 0; i < 4; ++i)
             UNROLL for (int j = 0; j < 4; ++j) sum[q * 4 + i][j] += a[i] * b[j];
-          }
         }
       }
     }
@@ -513,9 +504,8 @@ __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, 
     if (p.training && threadIdx.x < 64 && n0 + threadIdx.x < p.n) {
       const int c = threadIdx.x;
       Moments<float> moments{0, 0, 0, 0};
-      for (int y = 0; y < 16; ++y) {
+      for (int y = 0; y < 16; ++y)
         moments = merge(moments, Moments<float>{counts[y][c], means[y][c], lows[y][c], m2s[y][c]});
-      }
       put_partial(p, tile_m, n0 + c, moments);
     }
   }
@@ -525,7 +515,6 @@ __global__ void __launch_bounds__(256) exact(const __grid_constant__ Problem p, 
 LAUNCH = r"""
 int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 // Short sums go to the float32 units: the split's own rounding would show, and nothing is gained.
 bool worth_splitting(const Problem& p) { return p.k >= 64; }
 
@@ -658,11 +647,9 @@ BINDING = r"""
 
 // x (M, K), w (N, K), bias (N,), scale of N elements or one and the BatchNorm state (N,), all
 // float32 on one GPU. momentum < 0 stands for None. Updates mean, var and batches when training.
-at::Tensor gemm_scale_batchnorm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias,
-                                const at::Tensor& scale, const at::Tensor& weight,
-                                const at::Tensor& shift, const at::Tensor& mean,
-                                const at::Tensor& var, const at::Tensor& batches, double eps,
-                                double momentum, bool training) {
+using Ref = const at::Tensor&;
+at::Tensor gemm_scale_batchnorm(Ref x, Ref w, Ref bias, Ref scale, Ref weight, Ref shift, Ref mean,
+                                Ref var, Ref batches, double eps, double momentum, bool training) {
   TORCH_CHECK(x.dim() == 2, WHO "expected x of 2 dimensions, got ", x.dim(), ".");
   const int64_t m = x.size(0), k = x.size(1), n = w.size(0);
   TORCH_CHECK(w.size(1) == k, WHO "x has ", k, " features, the weight takes ", w.size(1), ".");
@@ -776,7 +763,6 @@ DEVICE int exponent_of(float v, uint32_t& bits) {
 // What a column of the output is put through.
 struct Column {
   float bias, scale, mean, factor, shift;
-
   DEVICE float of(float sum) const { return after(sum + bias); }
   DEVICE float after(float biased) const { return (biased * scale - mean) * factor + shift; }
 };

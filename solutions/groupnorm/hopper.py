@@ -30,12 +30,10 @@ import torch.nn as nn
 from torch.utils.cpp_extension import load_inline
 
 KERNEL = r"""
-constexpr int kWarps = 8;  // that take moments, and as many that write
-constexpr int kThreads = kWarps * 32;
-constexpr int kBlock = 2 * kThreads + 96;  // and a loader, a publisher, a gatherer
-constexpr int kPacks = 4;  // of 16 bytes, per thread and chunk
-constexpr int kChunkPacks = kThreads * kPacks;
-constexpr int kSlots = 14;  // all that 227 KiB hold
+constexpr int kWarps = 8, kThreads = 32 * kWarps;  // that take moments, and as many that write
+constexpr int kBlock = 2 * kThreads + 96;          // and a loader, a publisher, a gatherer
+constexpr int kPacks = 4, kChunkPacks = kThreads * kPacks;  // 16 bytes each; per thread, per chunk
+constexpr int kSlots = 14;                                  // all that 227 KiB hold
 constexpr int kMaxTeam = 160;
 // Of a block's chunks of one group some must still leave slots for the next group's loads.
 constexpr int kMaxShare = 10;
@@ -110,9 +108,8 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
   ulonglong2* const board = p.board + team_index * p.team;
   Walk walk(p, team_index, teams, rank);
 
-  for (int i = blockIdx.x * kBlock + thread; i < kBoard * gridDim.x; i += gridDim.x * kBlock) {
+  for (int i = blockIdx.x * kBlock + thread; i < kBoard * gridDim.x; i += gridDim.x * kBlock)
     p.board[i] = make_ulonglong2(0, 0);
-  }
   if (thread == 0) {
     for (int i = 0; i < kSlots; ++i) init(&s.full[i], 1), init(&s.empty[i], kWarps);
     for (int i = 0; i < kStatistics; ++i) init(&s.statistics_full[i], 1);
@@ -204,15 +201,13 @@ __global__ void __launch_bounds__(kBlock, 1) group_norm_stream(Problem<T> p) {
       uint4* to = p.y + (static_cast<int64_t>(walk.unit) * p.width + plane) * p.plane_packs + begin;
       if (walk.first()) {
         wait(&s.statistics_full[k % kStatistics], k / kStatistics % 2);
-        known = s.statistics[k % kStatistics];
-        ++k;
+        known = s.statistics[k++ % kStatistics];
       }
       const float scale = weight * known.z, bias = offset - known.y * scale;
       const auto affine = [&](uint4 raw) {
         Pack<T> pack(raw);
-        UNROLL for (int e = 0; e < Pack<T>::kSize; ++e) {
+        UNROLL for (int e = 0; e < Pack<T>::kSize; ++e)
           pack.v[e] = narrow<T>((widen(pack.v[e]) - known.x) * scale + bias);
-        }
         return pack.raw;
       };
       wait(&s.full[slot.at], slot.parity);  // long since; but this thread has not seen it yet
@@ -341,14 +336,14 @@ BINDING = r"""
 #include <torch/extension.h>
 
 // x (N, C, *); weight and bias (C,), of x's dtype or float32 beside 16-bit x.
-at::Tensor group_norm(const at::Tensor& x, int64_t groups, const at::Tensor& weight,
-                      const at::Tensor& bias, double eps) {
+using Ref = const at::Tensor&;
+at::Tensor group_norm(Ref x, int64_t groups, Ref weight, Ref bias, double eps) {
   const auto dtype = x.scalar_type(), state = weight.scalar_type();
   const bool half = dtype == at::kHalf, bfloat16 = dtype == at::kBFloat16;
   TORCH_CHECK(x.is_cuda() && (half || bfloat16 || dtype == at::kFloat),
               "groupnorm/hopper: takes float32, float16 and bfloat16 on a GPU, got ", dtype, " on ",
               x.device(), ". Next: use solution.py beside this file.");
-  TORCH_CHECK(x.dim() >= 2 && x.layout() == at::kStrided,
+  TORCH_CHECK(x.dim() >= 2 && x.layout() == at::kStrided && !x.is_neg(),
               "groupnorm: expected a plain x of at least 2 dimensions, (N, C, *), got ", x.sizes());
   const int64_t samples = x.size(0), channels = x.size(1);
   for (const at::Tensor* t : {&weight, &bias}) {
@@ -572,9 +567,7 @@ DEVICE Total combine(const Moments (&part)[K]) {
   double n = 0, sum = 0, square = 0;
   UNROLL for (int k = 0; k < K; ++k) {
     const double d = (double(part[k].mean) - pivot) + double(part[k].low), count = part[k].n;
-    n += count;
-    sum += count * d;
-    square += double(part[k].m2) + count * d * d;
+    n += count, sum += count * d, square += double(part[k].m2) + count * d * d;
   }
   UNROLL for (int step = 16; step > 0; step /= 2) {
     n += __shfl_xor_sync(0xffffffffu, n, step);
@@ -616,9 +609,8 @@ DEVICE Total gather(const ulonglong2* entries, int team, int pack, unsigned tag,
                      : "memory");
       }
     }
-    UNROLL for (int k = 0; k < kEach; ++k) {
+    UNROLL for (int k = 0; k < kEach; ++k)
       ready = ready && (first[k] & 255) == tag && (second[k] & 255) == tag;
-    }
   } while (!__all_sync(0xffffffffu, ready));
   Moments part[kEach];
   UNROLL for (int k = 0; k < kEach; ++k) {
