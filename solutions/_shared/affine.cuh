@@ -5,7 +5,8 @@ struct State {
   A eps;
   State(const at::Tensor& m, const at::Tensor& v, const at::Tensor& w, const at::Tensor& b,
         double e)
-      : mean(m), var(v), weight(w), bias(b), eps(static_cast<A>(e)) {}
+      : mean(per_channel<T>(m)), var(per_channel<T>(v)), weight(per_channel<T>(w)),
+        bias(per_channel<T>(b)), eps(static_cast<A>(e)) {}
 };
 
 // (x - mean) * scale + bias for one channel. The coefficients are computed on every call, since

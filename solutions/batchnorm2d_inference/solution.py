@@ -193,7 +193,7 @@ HELPERS = r"""
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-// >>> shared: packs
+// >>> shared: pack
 // What sums and products are computed in: float, for double input double.
 template <typename T> struct Accumulator { using type = float; };
 template <> struct Accumulator<double> { using type = double; };
@@ -206,9 +206,33 @@ union Pack {
   T v[kSize];
   __device__ Pack() {}
 };
+// <<< shared: pack
 
-// A plane of n elements cut for 16-byte accesses: `head` elements up to an aligned address, then
-// packs, then a tail. Without vectors (x and y are aligned differently) everything is edge.
+// >>> shared: per_channel
+// One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
+template <typename T>
+struct PerChannel {
+  using A = typename Accumulator<T>::type;
+  const void* data;
+  bool wide;
+
+  __device__ __forceinline__ A get(int64_t c, A absent) const {
+    if (data == nullptr) return absent;
+    return wide ? static_cast<const A*>(data)[c]
+                : static_cast<A>(static_cast<const T*>(data)[c]);
+  }
+};
+
+template <typename T>
+PerChannel<T> per_channel(const at::Tensor& t) {
+  return {t.data_ptr(), t.scalar_type() != c10::CppTypeToScalarType<T>::value};
+}
+// <<< shared: per_channel
+
+// >>> shared: cut
+// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
+// then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
+// differently) everything is edge.
 template <typename T>
 struct Cut {
   int64_t head, packs, edges;
@@ -224,23 +248,7 @@ struct Cut {
     return i < head ? i : i + packs * Pack<T>::kSize;
   }
 };
-
-// One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
-template <typename T>
-struct PerChannel {
-  using A = typename Accumulator<T>::type;
-  const void* data;
-  bool wide;
-
-  PerChannel(const at::Tensor& t)
-      : data(t.data_ptr()), wide(t.scalar_type() != c10::CppTypeToScalarType<T>::value) {}
-  __device__ __forceinline__ A get(int64_t c, A absent) const {
-    if (data == nullptr) return absent;
-    return wide ? static_cast<const A*>(data)[c]
-                : static_cast<A>(static_cast<const T*>(data)[c]);
-  }
-};
-// <<< shared: packs
+// <<< shared: cut
 
 // V neighbouring elements: one 16-byte access, or a single element.
 template <typename T, int V>
@@ -277,7 +285,8 @@ struct State {
   A eps;
   State(const at::Tensor& m, const at::Tensor& v, const at::Tensor& w, const at::Tensor& b,
         double e)
-      : mean(m), var(v), weight(w), bias(b), eps(static_cast<A>(e)) {}
+      : mean(per_channel<T>(m)), var(per_channel<T>(v)), weight(per_channel<T>(w)),
+        bias(per_channel<T>(b)), eps(static_cast<A>(e)) {}
 };
 
 // (x - mean) * scale + bias for one channel. The coefficients are computed on every call, since

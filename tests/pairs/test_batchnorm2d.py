@@ -135,7 +135,7 @@ def test_backward_raises_instead_of_detaching(bench, problem):
         y.sum().backward()
 
 
-@pytest.mark.parametrize("problem", [INFERENCE, FROZEN])
+@pytest.mark.parametrize("problem", ALL)
 def test_off_the_gpu_it_is_torchs_own(off_gpu, problem):
     model, new = off_gpu.pair(problem, 5)
     results = []
