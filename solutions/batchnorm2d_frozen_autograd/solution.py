@@ -388,7 +388,7 @@ __device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
 }
 // <<< shared: affine
 
-// >>> shared: batch_norm_host
+// >>> shared: batch_norm_check
 // Refuses what the kernels cannot take. x is (N, C, H, W); the state is (C,), of x's dtype or
 // float32 beside 16-bit x.
 void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> state) {
@@ -408,7 +408,9 @@ void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> state) 
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// <<< shared: batch_norm_check
 
+// >>> shared: launch_sizes
 // The smallest power of two of at least `wanted` threads, from one warp to `most`.
 int threads_for(int64_t wanted, int most) {
   int threads = 32;
@@ -419,7 +421,7 @@ int threads_for(int64_t wanted, int most) {
 unsigned grid_for(int64_t jobs) {
   return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
 }
-// <<< shared: batch_norm_host
+// <<< shared: launch_sizes
 
 // The sums of two values over a block, in thread 0. Every thread must arrive.
 template <typename A>

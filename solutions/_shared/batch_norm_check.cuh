@@ -17,14 +17,3 @@ void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> state) 
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The smallest power of two of at least `wanted` threads, from one warp to `most`.
-int threads_for(int64_t wanted, int most) {
-  int threads = 32;
-  while (threads < most && threads < wanted) threads *= 2;
-  return threads;
-}
-
-unsigned grid_for(int64_t jobs) {
-  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
-}
