@@ -3,6 +3,10 @@ struct State {
   using A = typename Accumulator<T>::type;
   PerChannel<T> mean, var, weight, bias;
   A eps;
+  State(const at::Tensor& m, const at::Tensor& v, const at::Tensor& w, const at::Tensor& b,
+        double e)
+      : mean(per_channel<T>(m)), var(per_channel<T>(v)), weight(per_channel<T>(w)),
+        bias(per_channel<T>(b)), eps(static_cast<A>(e)) {}
 };
 
 // (x - mean) * scale + bias for one channel. The coefficients are computed on every call, since
@@ -26,21 +30,4 @@ struct Affine {
 __device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<unsigned>(a) % static_cast<unsigned>(b);
   return a % b;
-}
-
-template <typename T>
-State<T> state_of(const at::Tensor& mean, const at::Tensor& var, const at::Tensor& weight,
-                  const at::Tensor& bias, double eps) {
-  return {per_channel<T>(mean), per_channel<T>(var), per_channel<T>(weight), per_channel<T>(bias),
-          static_cast<typename Accumulator<T>::type>(eps)};
-}
-
-unsigned grid_for(int64_t jobs) {
-  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
-}
-
-// Threads side by side for `wide` packs of channels, and as many rows as the block has room for.
-dim3 row_block(int64_t wide, int threads) {
-  const int across = wide > 32 ? 64 : 32;
-  return dim3(across, threads / across);
 }

@@ -5,11 +5,11 @@
     dweight[c] = sum over n, h, w of g * (x - mean[c]) * r[c]   sums, not means
     dbias[c]   = sum over n, h, w of g
 
-Idea     All three gradients need g, so one pass computes them: it reads g and x, writes dx and keeps
-         two sums. Each block leaves one partial sum per channel, and `finish` adds them up in a
-         fixed order, so that gradients repeat bit for bit. Atomics would not.
-Layout   NCHW: a plane is one (n, c), H * W elements in a row, all of one channel. channels_last:
-         rows of C elements. Any other layout is first copied to NCHW.
+Idea     One pass computes all three gradients: it reads g and x, writes dx and keeps two sums. Each
+         block leaves one partial sum per channel, and `finish` adds them up in a fixed order, so
+         that gradients repeat bit for bit. Atomics would not.
+Layout   NCHW: a plane is one (n, c), H * W elements in a row, all of one channel. Any other layout,
+         channels_last included, is first copied to NCHW.
 Bytes    forward 2, backward 3 accesses per element.
 Bound    bandwidth: (16, 64, 512, 512) float32 moves 2 GiB forward and 3 GiB backward.
 
@@ -28,21 +28,17 @@ BACKWARD = r"""
 constexpr int kThreads = 256;
 constexpr int kPairs = 2;
 constexpr int kRounds = 4;
-constexpr int kRowRounds = 16;  // rows per thread in the channels_last form
 
-// What the backward kernels read and write. A null pointer: not asked for.
+// What the backward kernel reads and writes. A null pointer: not asked for.
 template <typename T>
 struct Backward {
-  using A = typename Accumulator<T>::type;
-  const T* g;
-  const T* x;
+  const T *g, *x;
   T* gx;
-  A* sum_g;   // one partial sum per block and channel of g
-  A* sum_gx;  // and of g * (x - mean)
+  typename Accumulator<T>::type *sum_g, *sum_gx;  // partial sums of g and of g * (x - mean)
 };
 
-// A job is a chunk of a plane: kRounds * kPairs * blockDim.x packs.
-// Partial sums lie at sum[c * parts + n * chunks + chunk].
+// A job is a chunk of a plane: kRounds * kPairs * blockDim.x packs. Its partial sums lie at
+// [c * parts + n * chunks + chunk].
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     backward_planes(Backward<T> pass, State<T> state, int64_t planes, int64_t channels,
@@ -112,87 +108,25 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// channels_last. A job is kRowRounds * blockDim.y rows of one tile of channels, as in
-// normalise_rows. Partial sums lie at sum[band * channels + c].
-template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
-    backward_rows(Backward<T> pass, State<T> state, int64_t rows, int64_t channels,
-                  int64_t tiles, int64_t jobs) {
-  using A = typename Accumulator<T>::type;
-  __shared__ A shared_g[kThreads * V], shared_gx[kThreads * V];
-  const bool sums = pass.sum_g != nullptr;
-  const int tile_width = blockDim.x * V;
-  for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
-    const int64_t band = job / tiles, tile = job - band * tiles;
-    const int64_t c = (tile * blockDim.x + threadIdx.x) * V;
-    A sum_g[V] = {}, sum_gx[V] = {};
-    if (c < channels) {
-      Affine<T> affine[V];
-#pragma unroll
-      for (int e = 0; e < V; ++e) affine[e] = Affine<T>(state, c + e);
-      const int64_t begin = band * blockDim.y * kRowRounds + threadIdx.y;
-      const int64_t end = std::min<int64_t>(rows, (band + 1) * blockDim.y * kRowRounds);
-#pragma unroll 2
-      for (int64_t row = begin; row < end; row += blockDim.y) {
-        const int64_t at = row * channels + c;
-        Elements<T, V> pg = *reinterpret_cast<const Elements<T, V>*>(pass.g + at), px;
-        if (sums) px = *reinterpret_cast<const Elements<T, V>*>(pass.x + at);
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-          const A gi = static_cast<A>(pg.v[e]);
-          if (sums) {
-            sum_g[e] += gi;
-            sum_gx[e] += gi * (static_cast<A>(px.v[e]) - affine[e].mean);
-          }
-          pg.v[e] = static_cast<T>(gi * affine[e].scale);
-        }
-        if (pass.gx != nullptr) *reinterpret_cast<Elements<T, V>*>(pass.gx + at) = pg;
-      }
-    }
-    if (!sums) continue;
-#pragma unroll
-    for (int e = 0; e < V; ++e) {
-      shared_g[threadIdx.y * tile_width + threadIdx.x * V + e] = sum_g[e];
-      shared_gx[threadIdx.y * tile_width + threadIdx.x * V + e] = sum_gx[e];
-    }
-    __syncthreads();
-    const int thread = threadIdx.y * blockDim.x + threadIdx.x;
-    for (int i = thread; i < tile_width; i += blockDim.x * blockDim.y) {
-      A total_g = 0, total_gx = 0;
-      for (int y = 0; y < blockDim.y; ++y) {
-        total_g += shared_g[y * tile_width + i];
-        total_gx += shared_gx[y * tile_width + i];
-      }
-      const int64_t channel = tile * tile_width + i;
-      if (channel < channels) {
-        pass.sum_g[band * channels + channel] = total_g;
-        pass.sum_gx[band * channels + channel] = total_gx;
-      }
-    }
-    __syncthreads();
-  }
-}
-
 // One block per channel adds up its partial sums, in double: there are few, and always in the
-// same order. Partial p of channel c is at c * channel_stride + p * part_stride.
+// same order.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     finish(const typename Accumulator<T>::type* sum_g,
            const typename Accumulator<T>::type* sum_gx, State<T> state, void* gweight,
-           void* gbias, bool wide, int64_t channels, int64_t parts, int64_t channel_stride,
-           int64_t part_stride) {
+           void* gbias, int64_t channels, int64_t parts) {
   using A = typename Accumulator<T>::type;
   for (int64_t c = blockIdx.x; c < channels; c += gridDim.x) {
     double g = 0, gx = 0;
     for (int64_t p = threadIdx.x; p < parts; p += blockDim.x) {
-      g += sum_g[c * channel_stride + p * part_stride];
-      gx += sum_gx[c * channel_stride + p * part_stride];
+      g += sum_g[c * parts + p];
+      gx += sum_gx[c * parts + p];
     }
     block_sum(g, gx);
     if (threadIdx.x == 0) {
       const A invstd = A(1) / sqrt(state.var.get(c, A(1)) + state.eps);
-      put<T>(gweight, wide, c, gx * invstd);
-      put<T>(gbias, wide, c, g);
+      put<T>(gweight, state.weight.wide, c, gx * invstd);
+      put<T>(gbias, state.weight.wide, c, g);
     }
   }
 }
@@ -206,56 +140,41 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(
               "batchnorm2d_frozen_autograd: the output's gradient must be like x.");
   const c10::cuda::CUDAGuard guard(x_.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor x = dense(x_);
-  const bool rows = in_rows(x);
-  const at::Tensor g = g_.contiguous(x.suggest_memory_format());
-  at::Tensor gx, gweight, gbias;
-  if (need_x) gx = at::empty_like(x);
-  if (need_weight) gweight = x.numel() == 0 ? at::zeros_like(weight) : at::empty_like(weight);
-  if (need_bias) gbias = x.numel() == 0 ? at::zeros_like(weight) : at::empty_like(weight);
-  if (x.numel() == 0) return {gx, gweight, gbias};
+  const at::Tensor x = x_.contiguous(), g = g_.contiguous();
+  if (x.numel() == 0) return {at::zeros_like(x), at::zeros_like(weight), at::zeros_like(weight)};
+  const bool sums = need_weight || need_bias;
+  const at::Tensor gx = need_x ? at::empty_like(x) : at::Tensor();
+  const at::Tensor gweight = need_weight ? at::empty_like(weight) : at::Tensor();
+  const at::Tensor gbias = need_bias ? at::empty_like(weight) : at::Tensor();
   const int64_t samples = x.size(0), channels = x.size(1), plane_size = x.size(2) * x.size(3);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "backward", [&] {
     using A = typename Accumulator<scalar_t>::type;
     constexpr int kSize = Pack<scalar_t>::kSize;
-    const auto state = state_of<scalar_t>(mean, var, weight, weight, eps);
+    const State<scalar_t> state(mean, var, weight, weight, eps);
     Backward<scalar_t> pass{g.data_ptr<scalar_t>(), x.data_ptr<scalar_t>(),
                             need_x ? gx.data_ptr<scalar_t>() : nullptr, nullptr, nullptr};
+    // Where all are aligned alike, the cut of a plane holds for each.
     const auto offset = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16; };
-    // All of them aligned alike: the cut of a plane holds for each.
-    bool vectors = offset(pass.g) == offset(pass.x) &&
-                   (!need_x || offset(pass.g) == offset(pass.gx));
-    if (rows) vectors = vectors && aligned(pass.g) && channels % kSize == 0;
-
-    const int64_t count = x.numel() / channels, wide = vectors ? channels / kSize : channels;
-    const dim3 block = rows ? row_block(wide, kThreads)
-                            : dim3(threads_for(ceil_div(plane_size, kSize * kPairs), kThreads));
+    const bool vectors = offset(pass.g) == offset(pass.x) &&
+                         (!need_x || offset(pass.g) == offset(pass.gx));
+    const int threads = threads_for(ceil_div(plane_size, kSize * kPairs), kThreads);
     const int64_t chunks =
-        ceil_div(plane_size, static_cast<int64_t>(block.x) * kPairs * kRounds * kSize);
-    const int64_t parts = rows ? ceil_div(count, static_cast<int64_t>(block.y) * kRowRounds)
-                               : samples * chunks;
+        ceil_div(plane_size, static_cast<int64_t>(threads) * kPairs * kRounds * kSize);
+    const int64_t parts = samples * chunks;
     at::Tensor partial;
-    if (need_weight || need_bias) {
+    if (sums) {
       partial = at::empty({2, parts * channels},
                           x.options().dtype(c10::CppTypeToScalarType<A>::value));
       pass.sum_g = partial.data_ptr<A>();
       pass.sum_gx = pass.sum_g + parts * channels;
     }
-    if (rows) {
-      const int64_t tiles = ceil_div(wide, block.x);
-      const auto kernel = vectors ? backward_rows<scalar_t, kSize> : backward_rows<scalar_t, 1>;
-      kernel<<<grid_for(tiles * parts), block, 0, stream>>>(pass, state, count, channels, tiles,
-                                                            tiles * parts);
-    } else {
-      backward_planes<<<grid_for(parts * channels), block, 0, stream>>>(
-          pass, state, samples * channels, channels, plane_size, chunks, vectors);
-    }
+    backward_planes<<<grid_for(parts * channels), threads, 0, stream>>>(
+        pass, state, samples * channels, channels, plane_size, chunks, vectors);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
-    if (need_weight || need_bias) {
+    if (sums) {
       finish<scalar_t><<<grid_for(channels), threads_for(parts, kThreads), 0, stream>>>(
           pass.sum_g, pass.sum_gx, state, need_weight ? gweight.data_ptr() : nullptr,
-          need_bias ? gbias.data_ptr() : nullptr, state.weight.wide, channels, parts,
-          rows ? 1 : parts, rows ? channels : 1);
+          need_bias ? gbias.data_ptr() : nullptr, channels, parts);
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     }
   });
@@ -286,7 +205,7 @@ class _FrozenBatchNorm(torch.autograd.Function):
 class ModelNew(nn.Module):
     """BatchNorm2d with frozen statistics, whatever ``.train()`` says; differentiable once.
 
-    ``bn`` holds the parameters, the buffers and the settings; its own forward is never called.
+    ``bn`` only holds the parameters, the buffers and the settings.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
@@ -305,7 +224,7 @@ class ModelNew(nn.Module):
 
 
 FORWARD = r"""
-// >>> shared: normalise
+// >>> shared: normalise_planes
 // Block (chunk, plane): a pack per thread, and the channel is found once per thread. Blocks follow
 // each other in memory, so that those which run at the same time lie close together; with four
 // packs per thread they lie four times as far apart, and DRAM is 4 % slower (docs/kernels.md).
@@ -338,81 +257,35 @@ __global__ void __launch_bounds__(kPlaneThreads)
   }
 }
 
-// channels_last: a thread owns V neighbouring channels, so that their coefficients stay in
-// registers while it walks down the rows. blockDim = (packs of channels, rows); a job is
-// kUnroll * blockDim.y rows of one tile of channels. V is a full pack where C and the addresses
-// allow it, else 1.
-constexpr int kRowThreads = 256;
-constexpr int kUnroll = 4;  // rows per thread, loaded before the first is used
-
-template <typename T, int V>
-__global__ void __launch_bounds__(kRowThreads)
-    normalise_rows(const T* __restrict__ x, T* __restrict__ y, State<T> state, int64_t rows,
-                   int64_t channels, int64_t tiles, int64_t jobs) {
-  for (int64_t job = blockIdx.x; job < jobs; job += gridDim.x) {
-    const int64_t band = job / tiles, tile = job - band * tiles;
-    const int64_t c = (tile * blockDim.x + threadIdx.x) * V;
-    if (c >= channels) continue;
-    const int64_t first = band * blockDim.y * kUnroll + threadIdx.y;
-    Elements<T, V> p[kUnroll];
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t row = first + u * static_cast<int64_t>(blockDim.y);
-      if (row < rows) p[u] = *reinterpret_cast<const Elements<T, V>*>(x + row * channels + c);
-    }
-    Affine<T> affine[V];
-#pragma unroll
-    for (int e = 0; e < V; ++e) affine[e] = Affine<T>(state, c + e);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t row = first + u * static_cast<int64_t>(blockDim.y);
-      if (row < rows) {
-#pragma unroll
-        for (int e = 0; e < V; ++e) p[u].v[e] = affine[e](p[u].v[e]);
-        *reinterpret_cast<Elements<T, V>*>(y + row * channels + c) = p[u];
-      }
-    }
-  }
+template <typename T>
+void launch_planes(const at::Tensor& x, const at::Tensor& y, const State<T>& state) {
+  const T* from = x.data_ptr<T>();
+  T* to = y.data_ptr<T>();
+  // Where x and y are aligned alike, the cut of a plane holds for both.
+  const bool vectors =
+      reinterpret_cast<uintptr_t>(from) % 16 == reinterpret_cast<uintptr_t>(to) % 16;
+  const int64_t planes = x.size(0) * x.size(1), plane_size = x.size(2) * x.size(3);
+  const int threads = threads_for(ceil_div(plane_size, Pack<T>::kSize), kPlaneThreads);
+  const dim3 grid(
+      grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * Pack<T>::kSize)),
+      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
+  normalise_planes<<<grid, threads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      from, to, state, planes, x.size(1), plane_size, vectors);
 }
+// <<< shared: normalise_planes
 
 at::Tensor normalise(const at::Tensor& x_, const at::Tensor& mean, const at::Tensor& var,
                      const at::Tensor& weight, const at::Tensor& bias, double eps) {
   check(x_, {&mean, &var, &weight, &bias});
   const c10::cuda::CUDAGuard guard(x_.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor x = dense(x_), y = at::empty_like(x);
+  const at::Tensor x = x_.contiguous(), y = at::empty_like(x);
   if (y.numel() == 0) return y;
-  const int64_t channels = x.size(1), plane_size = x.size(2) * x.size(3);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "batchnorm2d_frozen_autograd", [&] {
-    constexpr int kSize = Pack<scalar_t>::kSize;
-    const auto state = state_of<scalar_t>(mean, var, weight, bias, eps);
-    const scalar_t* from = x.data_ptr<scalar_t>();
-    scalar_t* to = y.data_ptr<scalar_t>();
-    if (in_rows(x)) {
-      const bool vectors = channels % kSize == 0 && aligned(from) && aligned(to);
-      const auto kernel =
-          vectors ? normalise_rows<scalar_t, kSize> : normalise_rows<scalar_t, 1>;
-      const int64_t rows = x.numel() / channels, wide = vectors ? channels / kSize : channels;
-      const dim3 block = row_block(wide, kRowThreads);
-      const int64_t tiles = ceil_div(wide, block.x);
-      const int64_t jobs = tiles * ceil_div(rows, static_cast<int64_t>(block.y) * kUnroll);
-      kernel<<<grid_for(jobs), block, 0, stream>>>(from, to, state, rows, channels, tiles, jobs);
-    } else {
-      // Where x and y are aligned alike, the cut of a plane holds for both.
-      const bool vectors =
-          reinterpret_cast<uintptr_t>(from) % 16 == reinterpret_cast<uintptr_t>(to) % 16;
-      const int threads = threads_for(ceil_div(plane_size, kSize), kPlaneThreads);
-      const int64_t planes = x.size(0) * channels;
-      const dim3 grid(grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * kSize)),
-                      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
-      normalise_planes<<<grid, threads, 0, stream>>>(from, to, state, planes, channels,
-                                                     plane_size, vectors);
-    }
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "forward", [&] {
+    launch_planes(x, y, State<scalar_t>(mean, var, weight, bias, eps));
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return y;
 }
-// <<< shared: normalise
 """
 
 # The compiler reads this part first.
@@ -437,14 +310,6 @@ union Pack {
 };
 // <<< shared: pack
 
-// >>> shared: elements
-// V neighbouring elements, loaded or stored by one instruction.
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Elements {
-  T v[V];
-};
-// <<< shared: elements
-
 // >>> shared: per_channel
 // One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
 template <typename T>
@@ -466,12 +331,37 @@ PerChannel<T> per_channel(const at::Tensor& t) {
 }
 // <<< shared: per_channel
 
+// >>> shared: cut
+// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
+// then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
+// differently) everything is edge.
+template <typename T>
+struct Cut {
+  int64_t head, packs, edges;
+
+  __device__ __forceinline__ Cut(const T* p, int64_t n, bool vectors) {
+    head = static_cast<int64_t>((16 - reinterpret_cast<uintptr_t>(p) % 16) % 16 / sizeof(T));
+    packs = vectors && n > head ? (n - head) / Pack<T>::kSize : 0;
+    if (packs == 0) head = 0;
+    edges = n - packs * Pack<T>::kSize;
+  }
+  // The position in the plane of edge element i.
+  __device__ __forceinline__ int64_t edge(int64_t i) const {
+    return i < head ? i : i + packs * Pack<T>::kSize;
+  }
+};
+// <<< shared: cut
+
 // >>> shared: affine
 template <typename T>
 struct State {
   using A = typename Accumulator<T>::type;
   PerChannel<T> mean, var, weight, bias;
   A eps;
+  State(const at::Tensor& m, const at::Tensor& v, const at::Tensor& w, const at::Tensor& b,
+        double e)
+      : mean(per_channel<T>(m)), var(per_channel<T>(v)), weight(per_channel<T>(w)),
+        bias(per_channel<T>(b)), eps(static_cast<A>(e)) {}
 };
 
 // (x - mean) * scale + bias for one channel. The coefficients are computed on every call, since
@@ -496,85 +386,42 @@ __device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<unsigned>(a) % static_cast<unsigned>(b);
   return a % b;
 }
-
-template <typename T>
-State<T> state_of(const at::Tensor& mean, const at::Tensor& var, const at::Tensor& weight,
-                  const at::Tensor& bias, double eps) {
-  return {per_channel<T>(mean), per_channel<T>(var), per_channel<T>(weight), per_channel<T>(bias),
-          static_cast<typename Accumulator<T>::type>(eps)};
-}
-
-unsigned grid_for(int64_t jobs) {
-  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
-}
-
-// Threads side by side for `wide` packs of channels, and as many rows as the block has room for.
-dim3 row_block(int64_t wide, int threads) {
-  const int across = wide > 32 ? 64 : 32;
-  return dim3(across, threads / across);
-}
 // <<< shared: affine
 
-// >>> shared: cut
-// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
-// then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
-// differently) everything is edge.
-template <typename T>
-struct Cut {
-  int64_t head, packs, edges;
-
-  __device__ __forceinline__ Cut(const T* p, int64_t n, bool vectors) {
-    head = static_cast<int64_t>((16 - reinterpret_cast<uintptr_t>(p) % 16) % 16 / sizeof(T));
-    packs = vectors && n > head ? (n - head) / Pack<T>::kSize : 0;
-    if (packs == 0) head = 0;
-    edges = n - packs * Pack<T>::kSize;
-  }
-  // The position in the plane of edge element i.
-  __device__ __forceinline__ int64_t edge(int64_t i) const {
-    return i < head ? i : i + packs * Pack<T>::kSize;
-  }
-};
-// <<< shared: cut
-
-// >>> shared: batch_norm_host
+// >>> shared: batch_norm_check
 // Refuses what the kernels cannot take. x is (N, C, H, W); the state is (C,), of x's dtype or
 // float32 beside 16-bit x.
 void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> state) {
+  const char* const who = "batchnorm2d_frozen_autograd: ";
   TORCH_CHECK_VALUE(x.dim() == 4, "expected 4D input (got ", x.dim(), "D input)");
-  TORCH_CHECK(x.layout() == at::kStrided && !x.is_neg(),
-              "batchnorm2d_frozen_autograd: only plain strided tensors are supported.");
-  const bool narrow = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(x.layout() == at::kStrided && !x.is_neg(), who, "x must be a plain strided tensor.");
+  const auto dtype = x.scalar_type();
+  const bool narrow = dtype == at::kHalf || dtype == at::kBFloat16;
   for (const at::Tensor* t : state) {
-    TORCH_CHECK(t->device() == x.device(), "batchnorm2d_frozen_autograd: x is on ", x.device(),
-                " and the state on ", t->device(), ". Move one.");
-    TORCH_CHECK(t->numel() == x.size(1) && t->is_contiguous(), "batchnorm2d_frozen_autograd: x has ", x.size(1),
+    TORCH_CHECK(t->device() == x.device(), who, "x is on ", x.device(), " and the state on ",
+                t->device(), ". Move one.");
+    TORCH_CHECK(t->numel() == x.size(1) && t->is_contiguous(), who, "x has ", x.size(1),
                 " channels, the state has shape ", t->sizes(), ".");
-    TORCH_CHECK(t->scalar_type() == x.scalar_type() || (narrow && t->scalar_type() == at::kFloat),
-                "batchnorm2d_frozen_autograd: x is ", x.scalar_type(), " and the state ", t->scalar_type(),
-                ". Convert one.");
+    TORCH_CHECK(t->scalar_type() == dtype || (narrow && t->scalar_type() == at::kFloat), who,
+                "x is ", dtype, " and the state ", t->scalar_type(), ". Convert one.");
   }
 }
 
-// x as the kernels walk it. channels_last stays as it lies; any other layout is copied to NCHW.
-at::Tensor dense(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x : x.contiguous();
-}
-
-// Whether a channel lies in rows of C elements, as in channels_last. With one element per plane
-// NCHW is such rows too, far longer than the planes.
-bool in_rows(const at::Tensor& x) { return !x.is_contiguous() || x.size(2) * x.size(3) == 1; }
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// <<< shared: batch_norm_check
 
+// >>> shared: launch_sizes
 // The smallest power of two of at least `wanted` threads, from one warp to `most`.
 int threads_for(int64_t wanted, int most) {
   int threads = 32;
   while (threads < most && threads < wanted) threads *= 2;
   return threads;
 }
-// <<< shared: batch_norm_host
+
+unsigned grid_for(int64_t jobs) {
+  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
+}
+// <<< shared: launch_sizes
 
 // The sums of two values over a block, in thread 0. Every thread must arrive.
 template <typename A>
@@ -626,6 +473,5 @@ extension = load_inline(
     cpp_sources=[DECLARATIONS],
     cuda_sources=[HELPERS, FORWARD, BACKWARD],
     functions=["normalise", "backward"],
-    extra_cflags=["-O3"],
     extra_cuda_cflags=["-O3"],
 )

@@ -19,7 +19,7 @@ from torch.nn.functional import batch_norm
 from torch.utils.cpp_extension import load_inline
 
 KERNELS = r"""
-// >>> shared: normalise
+// >>> shared: normalise_planes
 // Block (chunk, plane): a pack per thread, and the channel is found once per thread. Blocks follow
 // each other in memory, so that those which run at the same time lie close together; with four
 // packs per thread they lie four times as far apart, and DRAM is 4 % slower (docs/kernels.md).
@@ -52,6 +52,23 @@ __global__ void __launch_bounds__(kPlaneThreads)
   }
 }
 
+template <typename T>
+void launch_planes(const at::Tensor& x, const at::Tensor& y, const State<T>& state) {
+  const T* from = x.data_ptr<T>();
+  T* to = y.data_ptr<T>();
+  // Where x and y are aligned alike, the cut of a plane holds for both.
+  const bool vectors =
+      reinterpret_cast<uintptr_t>(from) % 16 == reinterpret_cast<uintptr_t>(to) % 16;
+  const int64_t planes = x.size(0) * x.size(1), plane_size = x.size(2) * x.size(3);
+  const int threads = threads_for(ceil_div(plane_size, Pack<T>::kSize), kPlaneThreads);
+  const dim3 grid(
+      grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * Pack<T>::kSize)),
+      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
+  normalise_planes<<<grid, threads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      from, to, state, planes, x.size(1), plane_size, vectors);
+}
+// <<< shared: normalise_planes
+
 // channels_last: a thread owns V neighbouring channels, so that their coefficients stay in
 // registers while it walks down the rows. blockDim = (packs of channels, rows); a job is
 // kUnroll * blockDim.y rows of one tile of channels. V is a full pack where C and the addresses
@@ -72,7 +89,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t row = first + u * static_cast<int64_t>(blockDim.y);
-      if (row < rows) p[u] = *reinterpret_cast<const Elements<T, V>*>(x + row * channels + c);
+      if (row < rows) p[u].load(x + row * channels + c);
     }
     Affine<T> affine[V];
 #pragma unroll
@@ -83,50 +100,51 @@ __global__ void __launch_bounds__(kRowThreads)
       if (row < rows) {
 #pragma unroll
         for (int e = 0; e < V; ++e) p[u].v[e] = affine[e](p[u].v[e]);
-        *reinterpret_cast<Elements<T, V>*>(y + row * channels + c) = p[u];
+        p[u].store(y + row * channels + c);
       }
     }
   }
+}
+
+template <typename T>
+void launch_rows(const at::Tensor& x, const at::Tensor& y, const State<T>& state) {
+  constexpr int kSize = Pack<T>::kSize;
+  const T* from = x.data_ptr<T>();
+  T* to = y.data_ptr<T>();
+  const int64_t channels = x.size(1), rows = x.numel() / channels;
+  const bool vectors = channels % kSize == 0 && aligned(from) && aligned(to);
+  const int64_t wide = vectors ? channels / kSize : channels;
+  const int across = wide > 32 ? 64 : 32;
+  const dim3 block(across, kRowThreads / across);
+  const int64_t tiles = ceil_div(wide, block.x);
+  const int64_t jobs = tiles * ceil_div(rows, static_cast<int64_t>(block.y) * kUnroll);
+  const auto kernel = vectors ? normalise_rows<T, kSize> : normalise_rows<T, 1>;
+  kernel<<<grid_for(jobs), block, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      from, to, state, rows, channels, tiles, jobs);
 }
 
 at::Tensor normalise(const at::Tensor& x_, const at::Tensor& mean, const at::Tensor& var,
                      const at::Tensor& weight, const at::Tensor& bias, double eps) {
   check(x_, {&mean, &var, &weight, &bias});
   const c10::cuda::CUDAGuard guard(x_.device());
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  const at::Tensor x = dense(x_), y = at::empty_like(x);
+  // channels_last stays as it lies; any other layout is copied to NCHW.
+  const bool last = x_.is_contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor x = last ? x_ : x_.contiguous(), y = at::empty_like(x);
   if (y.numel() == 0) return y;
-  const int64_t channels = x.size(1), plane_size = x.size(2) * x.size(3);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "batchnorm2d_inference", [&] {
-    constexpr int kSize = Pack<scalar_t>::kSize;
-    const auto state = state_of<scalar_t>(mean, var, weight, bias, eps);
-    const scalar_t* from = x.data_ptr<scalar_t>();
-    scalar_t* to = y.data_ptr<scalar_t>();
-    if (in_rows(x)) {
-      const bool vectors = channels % kSize == 0 && aligned(from) && aligned(to);
-      const auto kernel =
-          vectors ? normalise_rows<scalar_t, kSize> : normalise_rows<scalar_t, 1>;
-      const int64_t rows = x.numel() / channels, wide = vectors ? channels / kSize : channels;
-      const dim3 block = row_block(wide, kRowThreads);
-      const int64_t tiles = ceil_div(wide, block.x);
-      const int64_t jobs = tiles * ceil_div(rows, static_cast<int64_t>(block.y) * kUnroll);
-      kernel<<<grid_for(jobs), block, 0, stream>>>(from, to, state, rows, channels, tiles, jobs);
+  // With one element per plane NCHW is rows of C elements too, far longer than the planes.
+  const bool rows = !x.is_contiguous() || x.size(2) * x.size(3) == 1;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(),
+                                  "batchnorm2d_inference", [&] {
+    const State<scalar_t> state(mean, var, weight, bias, eps);
+    if (rows) {
+      launch_rows(x, y, state);
     } else {
-      // Where x and y are aligned alike, the cut of a plane holds for both.
-      const bool vectors =
-          reinterpret_cast<uintptr_t>(from) % 16 == reinterpret_cast<uintptr_t>(to) % 16;
-      const int threads = threads_for(ceil_div(plane_size, kSize), kPlaneThreads);
-      const int64_t planes = x.size(0) * channels;
-      const dim3 grid(grid_for(ceil_div(plane_size, static_cast<int64_t>(threads) * kSize)),
-                      static_cast<unsigned>(std::min<int64_t>(planes, 65535)));
-      normalise_planes<<<grid, threads, 0, stream>>>(from, to, state, planes, channels,
-                                                     plane_size, vectors);
+      launch_planes(x, y, state);
     }
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return y;
 }
-// <<< shared: normalise
 """
 
 
@@ -190,14 +208,6 @@ union Pack {
 };
 // <<< shared: pack
 
-// >>> shared: elements
-// V neighbouring elements, loaded or stored by one instruction.
-template <typename T, int V>
-struct alignas(V * sizeof(T)) Elements {
-  T v[V];
-};
-// <<< shared: elements
-
 // >>> shared: per_channel
 // One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
 template <typename T>
@@ -219,12 +229,64 @@ PerChannel<T> per_channel(const at::Tensor& t) {
 }
 // <<< shared: per_channel
 
+// >>> shared: cut
+// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
+// then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
+// differently) everything is edge.
+template <typename T>
+struct Cut {
+  int64_t head, packs, edges;
+
+  __device__ __forceinline__ Cut(const T* p, int64_t n, bool vectors) {
+    head = static_cast<int64_t>((16 - reinterpret_cast<uintptr_t>(p) % 16) % 16 / sizeof(T));
+    packs = vectors && n > head ? (n - head) / Pack<T>::kSize : 0;
+    if (packs == 0) head = 0;
+    edges = n - packs * Pack<T>::kSize;
+  }
+  // The position in the plane of edge element i.
+  __device__ __forceinline__ int64_t edge(int64_t i) const {
+    return i < head ? i : i + packs * Pack<T>::kSize;
+  }
+};
+// <<< shared: cut
+
+// V neighbouring elements: one 16-byte access, or a single element.
+template <typename T, int V>
+struct Elements {
+  T v[V];
+
+  __device__ __forceinline__ void load(const T* p) {
+    if constexpr (V == 1) {
+      v[0] = *p;
+    } else {
+      Pack<T> pack;
+      pack.raw = *reinterpret_cast<const uint4*>(p);
+#pragma unroll
+      for (int e = 0; e < V; ++e) v[e] = pack.v[e];
+    }
+  }
+  __device__ __forceinline__ void store(T* p) const {
+    if constexpr (V == 1) {
+      *p = v[0];
+    } else {
+      Pack<T> pack;
+#pragma unroll
+      for (int e = 0; e < V; ++e) pack.v[e] = v[e];
+      *reinterpret_cast<uint4*>(p) = pack.raw;
+    }
+  }
+};
+
 // >>> shared: affine
 template <typename T>
 struct State {
   using A = typename Accumulator<T>::type;
   PerChannel<T> mean, var, weight, bias;
   A eps;
+  State(const at::Tensor& m, const at::Tensor& v, const at::Tensor& w, const at::Tensor& b,
+        double e)
+      : mean(per_channel<T>(m)), var(per_channel<T>(v)), weight(per_channel<T>(w)),
+        bias(per_channel<T>(b)), eps(static_cast<A>(e)) {}
 };
 
 // (x - mean) * scale + bias for one channel. The coefficients are computed on every call, since
@@ -249,85 +311,44 @@ __device__ __forceinline__ int64_t remainder(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<unsigned>(a) % static_cast<unsigned>(b);
   return a % b;
 }
-
-template <typename T>
-State<T> state_of(const at::Tensor& mean, const at::Tensor& var, const at::Tensor& weight,
-                  const at::Tensor& bias, double eps) {
-  return {per_channel<T>(mean), per_channel<T>(var), per_channel<T>(weight), per_channel<T>(bias),
-          static_cast<typename Accumulator<T>::type>(eps)};
-}
-
-unsigned grid_for(int64_t jobs) {
-  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
-}
-
-// Threads side by side for `wide` packs of channels, and as many rows as the block has room for.
-dim3 row_block(int64_t wide, int threads) {
-  const int across = wide > 32 ? 64 : 32;
-  return dim3(across, threads / across);
-}
 // <<< shared: affine
 
-// >>> shared: cut
-// A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
-// then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
-// differently) everything is edge.
-template <typename T>
-struct Cut {
-  int64_t head, packs, edges;
-
-  __device__ __forceinline__ Cut(const T* p, int64_t n, bool vectors) {
-    head = static_cast<int64_t>((16 - reinterpret_cast<uintptr_t>(p) % 16) % 16 / sizeof(T));
-    packs = vectors && n > head ? (n - head) / Pack<T>::kSize : 0;
-    if (packs == 0) head = 0;
-    edges = n - packs * Pack<T>::kSize;
-  }
-  // The position in the plane of edge element i.
-  __device__ __forceinline__ int64_t edge(int64_t i) const {
-    return i < head ? i : i + packs * Pack<T>::kSize;
-  }
-};
-// <<< shared: cut
-
-// >>> shared: batch_norm_host
+// >>> shared: batch_norm_check
 // Refuses what the kernels cannot take. x is (N, C, H, W); the state is (C,), of x's dtype or
 // float32 beside 16-bit x.
 void check(const at::Tensor& x, std::initializer_list<const at::Tensor*> state) {
+  const char* const who = "batchnorm2d_inference: ";
   TORCH_CHECK_VALUE(x.dim() == 4, "expected 4D input (got ", x.dim(), "D input)");
-  TORCH_CHECK(x.layout() == at::kStrided && !x.is_neg(),
-              "batchnorm2d_inference: only plain strided tensors are supported.");
-  const bool narrow = x.scalar_type() == at::kHalf || x.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(x.layout() == at::kStrided && !x.is_neg(), who, "x must be a plain strided tensor.");
+  const auto dtype = x.scalar_type();
+  const bool narrow = dtype == at::kHalf || dtype == at::kBFloat16;
   for (const at::Tensor* t : state) {
-    TORCH_CHECK(t->device() == x.device(), "batchnorm2d_inference: x is on ", x.device(),
-                " and the state on ", t->device(), ". Move one.");
-    TORCH_CHECK(t->numel() == x.size(1) && t->is_contiguous(), "batchnorm2d_inference: x has ", x.size(1),
+    TORCH_CHECK(t->device() == x.device(), who, "x is on ", x.device(), " and the state on ",
+                t->device(), ". Move one.");
+    TORCH_CHECK(t->numel() == x.size(1) && t->is_contiguous(), who, "x has ", x.size(1),
                 " channels, the state has shape ", t->sizes(), ".");
-    TORCH_CHECK(t->scalar_type() == x.scalar_type() || (narrow && t->scalar_type() == at::kFloat),
-                "batchnorm2d_inference: x is ", x.scalar_type(), " and the state ", t->scalar_type(),
-                ". Convert one.");
+    TORCH_CHECK(t->scalar_type() == dtype || (narrow && t->scalar_type() == at::kFloat), who,
+                "x is ", dtype, " and the state ", t->scalar_type(), ". Convert one.");
   }
 }
 
-// x as the kernels walk it. channels_last stays as it lies; any other layout is copied to NCHW.
-at::Tensor dense(const at::Tensor& x) {
-  return x.is_contiguous(at::MemoryFormat::ChannelsLast) ? x : x.contiguous();
-}
-
-// Whether a channel lies in rows of C elements, as in channels_last. With one element per plane
-// NCHW is such rows too, far longer than the planes.
-bool in_rows(const at::Tensor& x) { return !x.is_contiguous() || x.size(2) * x.size(3) == 1; }
-
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// <<< shared: batch_norm_check
 
+// >>> shared: launch_sizes
 // The smallest power of two of at least `wanted` threads, from one warp to `most`.
 int threads_for(int64_t wanted, int most) {
   int threads = 32;
   while (threads < most && threads < wanted) threads *= 2;
   return threads;
 }
-// <<< shared: batch_norm_host
+
+unsigned grid_for(int64_t jobs) {
+  return static_cast<unsigned>(std::min<int64_t>(jobs, 2147483647));
+}
+// <<< shared: launch_sizes
+
+bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 """
 
 DECLARATION = """
@@ -340,6 +361,5 @@ extension = load_inline(
     cpp_sources=[DECLARATION],
     cuda_sources=[HELPERS, KERNELS],
     functions=["normalise"],
-    extra_cflags=["-O3"],
     extra_cuda_cflags=["-O3"],
 )

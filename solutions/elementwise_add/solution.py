@@ -196,6 +196,5 @@ extension = load_inline(
     cpp_sources=["at::Tensor add(at::Tensor a, at::Tensor b);"],
     cuda_sources=[HELPERS, KERNELS, LAUNCH],
     functions=["add"],
-    extra_cflags=["-O3"],
     extra_cuda_cflags=["-O3"],
 )

@@ -337,7 +337,6 @@ union Pack {
   __device__ Pack() {}
 };
 // <<< shared: pack
-
 // >>> shared: per_channel
 // One value per channel: of x's dtype, or float beside 16-bit x (`wide`), or absent.
 template <typename T>
@@ -358,7 +357,6 @@ PerChannel<T> per_channel(const at::Tensor& t) {
   return {t.data_ptr(), t.scalar_type() != c10::CppTypeToScalarType<T>::value};
 }
 // <<< shared: per_channel
-
 // >>> shared: cut
 // A plane of n elements cut for 16-byte accesses: `head` elements up to the first aligned address,
 // then `packs` packs, then a tail shorter than a pack. Without vectors (x and y aligned
@@ -379,7 +377,6 @@ struct Cut {
   }
 };
 // <<< shared: cut
-
 // >>> shared: chan
 // Count, mean and sum of squared deviations. The mean is mean + low, two numbers that do not
 // overlap: with values around 1e5 a float's mean alone is off by 0.004, and so is every output.
@@ -399,15 +396,17 @@ __device__ __forceinline__ Moments<A> merge(const Moments<A>& p, const Moments<A
   return {n, mean, low - (mean - p.mean), p.m2 + q.m2 + delta * delta * p.n * share};
 }
 // <<< shared: chan
-
+// >>> shared: moments
 // Merge K values: their own moments in two passes first, so one division serves K values. They are
 // taken relative to the first, which costs nothing and keeps all digits of close values.
 template <int K, typename A>
 __device__ __forceinline__ void add(Moments<A>& m, const A* v) {
   A sum = 0, m2 = 0;
-  UNROLL for (int k = 1; k < K; ++k) sum += v[k] - v[0];
+#pragma unroll
+  for (int k = 1; k < K; ++k) sum += v[k] - v[0];
   const A low = sum * (A(1) / K), mean = v[0] + low;
-  UNROLL for (int k = 0; k < K; ++k) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
     const A d = (v[k] - v[0]) - low;
     m2 += d * d;
   }
@@ -428,9 +427,7 @@ __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int 
   __shared__ A n[32], mean[32], low[32], m2[32];
   for (int step = 16; step > 0; step /= 2) m = merge(m, shuffle_down(m, step));
   const int warp = thread / 32;
-  if (thread % 32 == 0) {
-    n[warp] = m.n, mean[warp] = m.mean, low[warp] = m.low, m2[warp] = m.m2;
-  }
+  if (thread % 32 == 0) n[warp] = m.n, mean[warp] = m.mean, low[warp] = m.low, m2[warp] = m.m2;
   __syncthreads();
   if (thread == 0) {
     for (int w = 1; w < threads / 32; ++w) m = merge(m, {n[w], mean[w], low[w], m2[w]});
@@ -438,6 +435,7 @@ __device__ __forceinline__ Moments<A> block_merge(Moments<A> m, int thread, int 
   __syncthreads();  // the arrays may be written again by the block's next item
   return m;
 }
+// <<< shared: moments
 """
 
 extension = load_inline(
