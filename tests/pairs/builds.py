@@ -1,7 +1,6 @@
 """Imports the pairs' references and solutions, built for the device that a test runs on.
 
-On the CPU one build serves both ways: what `is_cuda()` answers is a switch of the runner's
-library. Those builds are kept by content under `.cache`.
+The builds of the CPU runner are kept by content under `.cache`.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def on_gpu(problem: str) -> ModuleType:
 
 @functools.cache
 def on_cpu(problem: str) -> ModuleType:
-    """The solution built by the CPU runner; `runner` says which of its paths runs."""
+    """The solution built by the CPU runner."""
     from harness.worker.build import Builder
 
     path = ROOT / "solutions" / problem / "solution.py"

@@ -1,8 +1,8 @@
 """Loads the shipped pairs' solutions for the devices at hand.
 
-``device`` runs a test on ``cpu`` (the solution's own CPU path), ``emulated`` (its CUDA source, run
-on the CPU) and, marked ``gpu``, on ``cuda``. ``pair`` gives the reference's and the solution's
-modules for that device.
+``bench`` runs a test on ``emulated`` (the solution's CUDA source, run on the CPU) and, marked
+``gpu``, on ``cuda``. ``off_gpu`` is a solution on plain CPU tensors, where it calls PyTorch and
+launches nothing. ``pair`` gives the reference's and the solution's modules for that device.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from harness.pretend_cuda import pretend
 from tests.pairs import builds
 
 NO_GPU = "needs a CUDA device: torch.cuda.is_available() is False"
@@ -86,20 +87,28 @@ def assert_call(model, new, *inputs: torch.Tensor) -> None:
             assert torch.equal(ours[name], value), name
 
 
-@pytest.fixture(params=["cpu", "emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def bench(request):
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip(NO_GPU)
         yield Bench("cuda")
         return
-    runner = builds.runner(emulated=request.param == "emulated")
-    before = runner.launches
-    yield Bench(request.param)
+    runner = builds.runner(emulated=True)
+    with pretend(answer_cuda=True):
+        yield Bench("emulated")
     findings = runner.take_findings()
     assert not findings, findings
-    if request.param == "cpu":
-        assert runner.launches == before, "the CPU path launched a kernel"
+
+
+@pytest.fixture
+def off_gpu():
+    """A bench of CPU tensors that are what they seem; a kernel launch fails the test."""
+    runner = builds.runner(emulated=False)
+    before = runner.launches
+    yield Bench("cpu")
+    assert not runner.take_findings()
+    assert runner.launches == before, "off the GPU the solution launched a kernel"
 
 
 @pytest.fixture

@@ -75,6 +75,16 @@ def test_backward_raises_instead_of_detaching(bench, new):
         y.sum().backward()
 
 
+def test_off_the_gpu_it_is_torchs_addition(off_gpu):
+    new = off_gpu.solution(PAIR).ModelNew()
+    a = torch.randn(3, 4, requires_grad=True)
+    y = new(a, torch.ones(4, dtype=torch.float64))
+    assert torch.equal(y, a.double() + 1)
+    assert y.dtype is torch.float64
+    y.sum().backward()
+    assert torch.equal(a.grad, torch.ones(3, 4))
+
+
 @pytest.mark.gpu
 def test_inputs_on_two_devices_are_refused(gpu):
     new = gpu.solution(PAIR).ModelNew()

@@ -100,6 +100,19 @@ def test_backward_raises_instead_of_detaching(bench):
         y.sum().backward()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_off_the_gpu_it_is_torchs_own(off_gpu, training):
+    model, new = off_gpu.pair(PAIR, 6, 10, (10,), momentum=None)
+    model.train(training), new.train(training)
+    x = make(off_gpu, (4, 6))
+    want, got = model(x), new(x)
+    assert torch.equal(got, want)
+    assert all(map(torch.equal, new.state_dict().values(), model.state_dict().values()))
+    got.square().sum().backward()
+    want.square().sum().backward()
+    assert torch.equal(new.gemm.weight.grad, model.gemm.weight.grad)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("training", [False, True])
 def test_graph_capture(gpu, training):

@@ -92,6 +92,16 @@ def test_backward_raises_instead_of_detaching(bench):
         y.sum().backward()
 
 
+def test_off_the_gpu_it_is_torchs_group_norm(off_gpu):
+    model, new = off_gpu.pair(PAIR, 6, 3)
+    x = make(off_gpu, (2, 6, 3, 3))
+    want, got = model(x), new(x)
+    assert torch.equal(got, want)
+    (got * x).sum().backward()
+    (want * x).sum().backward()
+    assert torch.equal(new.gn.weight.grad, model.gn.weight.grad)
+
+
 @pytest.mark.gpu
 def test_graph_capture_and_current_stream(gpu):
     model, new = gpu.pair(PAIR, 8, 2)
@@ -167,7 +177,7 @@ def test_hopper_shapes_match(hopper, checks, channels, groups, shape):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(2, 6, 9, 7), (1, 6, 93, 94), (5, 6, 256, 200)], ids=str)
 def test_hopper_dtypes_match(hopper, checks, dtype, shape):
     test_every_floating_dtype_matches(hopper, checks, dtype, shape)
@@ -202,11 +212,19 @@ def test_hopper_other_layouts_match(hopper, checks):
 def test_hopper_state_and_refusals(hopper):
     test_state_loads_strictly_and_seeds_alike(hopper)
     test_channels_must_be_divisible_by_groups(hopper)
-    test_wrong_inputs_are_refused(hopper)
     test_backward_raises_instead_of_detaching(hopper)
     _, new = hopper.pair(PAIR, 6, 3)
-    with pytest.raises(RuntimeError, match="no kernel for device cpu"):
-        new(torch.randn(2, 6, 4, 4))
+    for wrong, message in [
+        (make(hopper, (6,)), "at least 2 dimensions"),
+        (make(hopper, (2, 9, 3)), "shape"),
+        (make(hopper, (2, 6, 3), torch.float16), None),
+        (make(hopper, (2, 6, 3), torch.float64), "use solution.py"),
+        (torch.randn(2, 6, 4, 4), "use solution.py"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            new(wrong)
+    with pytest.raises(RuntimeError, match="Convert one"):
+        new.half()(make(hopper, (2, 6, 3)))
 
 
 @pytest.mark.gpu
