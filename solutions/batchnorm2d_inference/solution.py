@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kRowThreads)
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t row = first + u * static_cast<int64_t>(blockDim.y);
-      if (row < rows) p[u].load(x + row * channels + c);
+      if (row < rows) p[u].get(x + row * channels + c);
     }
     Affine<T> affine[V];
 #pragma unroll
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kRowThreads)
       if (row < rows) {
 #pragma unroll
         for (int e = 0; e < V; ++e) p[u].v[e] = affine[e](p[u].v[e]);
-        p[u].store(y + row * channels + c);
+        p[u].put(y + row * channels + c);
       }
     }
   }
@@ -255,7 +255,7 @@ template <typename T, int V>
 struct Elements {
   T v[V];
 
-  __device__ __forceinline__ void load(const T* p) {
+  __device__ __forceinline__ void get(const T* p) {
     if constexpr (V == 1) {
       v[0] = *p;
     } else {
@@ -265,7 +265,7 @@ struct Elements {
       for (int e = 0; e < V; ++e) v[e] = pack.v[e];
     }
   }
-  __device__ __forceinline__ void store(T* p) const {
+  __device__ __forceinline__ void put(T* p) const {
     if constexpr (V == 1) {
       *p = v[0];
     } else {

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int k = 0; k < kFar; ++k) {
       const unsigned pack = places.pack(j + k, thread);
-      if (j + k < mine && pack < places.packs) raw[k] = load(p.x + places.at(c, pack));
+      if (j + k < mine && pack < places.packs) raw[k] = read(p.x + places.at(c, pack));
     }
   };
   const auto add_far = [&](int j, const uint4 (&raw)[kFar]) {
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int k = 0; k < kFar; ++k) {
       const int i = f + k * kWriters;
       const unsigned pack = places.pack(kNear + i / kThreads, i % kThreads);
-      if (i < far && pack < places.packs) raw[k] = load(p.x + places.at(c, pack));
+      if (i < far && pack < places.packs) raw[k] = read(p.x + places.at(c, pack));
     }
   };
   const auto write_far = [&](unsigned c, int f, const uint4 (&raw)[kFar], const Affine<T>& affine) {
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int64_t channel = team_index;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    held[i] = load(p.x + places.at(channel, places.pack(i, thread)));
+    held[i] = read(p.x + places.at(channel, places.pack(i, thread)));
   }
 #pragma unroll 1
   for (int i = 0; i < kKept; ++i) {
@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kHeld; ++i) {
       const unsigned at = places.at(c, places.pack(i, thread));
       __stcs(p.y + at, affine(held[i]));
-      if (more) held[i] = load(p.x + at + ahead);
+      if (more) held[i] = read(p.x + at + ahead);
       if (i % kEvery == kEvery - 1) {
         const int step = i / kEvery;
         add_far(j, raw);
@@ -282,7 +282,7 @@ int team_for(int64_t units, int64_t channels, int blocks) {
 }
 
 template <typename T>
-void launch(Problem<T> p, int64_t samples, int64_t plane_size, int device) {
+void start(Problem<T> p, int64_t samples, int64_t plane_size, int device) {
   const auto stream = c10::cuda::getCurrentCUDAStream().stream();
   int blocks = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device));
@@ -346,7 +346,7 @@ at::Tensor batch_norm(const at::Tensor& x_, const at::Tensor& weight, const at::
                  running_var.data_ptr(), batches.data_ptr<int64_t>(), eps, momentum,
                  static_cast<double>(x.numel() / x.size(1)), x.size(1)};
     p.board = static_cast<ulonglong2*>(board.data_ptr());
-    launch(p, x.size(0), x.size(2) * x.size(3), x.get_device());
+    start(p, x.size(0), x.size(2) * x.size(3), x.get_device());
   };
   if (single) {
     run(float{});
@@ -633,7 +633,7 @@ struct Shared {
 static_assert(sizeof(Shared) <= 232448);
 
 // x is not wanted again soon, or not by this SM: L1 has nothing to keep.
-__device__ __forceinline__ uint4 load(const uint4* from) {
+__device__ __forceinline__ uint4 read(const uint4* from) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
