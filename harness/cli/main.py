@@ -399,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device",
         default="auto",
         help="auto (default: a GPU if there is one, else emulated), cuda, cuda:N, emulated (the "
-        "CUDA source run on the CPU) or cpu (the solution's own CPU path)",
+        "CUDA source run on the CPU) or cpu (CPU tensors; no CUDA)",
     )
     add("--mode", choices=("forward", "eval", "train"), help="check this mode only")
     add(

@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from harness.pretend_cuda import pretend
+from harness.usercode.pretend_cuda import pretend
 from tests.pairs import builds
 
 NO_GPU = "needs a CUDA device: torch.cuda.is_available() is False"
