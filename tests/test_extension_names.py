@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.domain import BuildFailed
 from harness.judge import own_kernels
 from harness.pairs.local_files import imported_files
 from harness.worker import cuda_on_cpu
@@ -55,7 +56,7 @@ def builder(
 
     monkeypatch.setattr(cuda_on_cpu, "compile_inline", compile_inline)
 
-    def make(device: str = "cpu", cache: Path = tmp_path / "none") -> Builder:
+    def make(device: str = "cpu", cache: Path = tmp_path / "none", **more: Any) -> Builder:
         return Builder(
             device=device,
             cache=cache,
@@ -63,6 +64,7 @@ def builder(
             support=tmp_path,
             solution=tmp_path / "solution.py",
             announce=lambda event, name: None,
+            **more,
         )
 
     return make
@@ -129,6 +131,32 @@ def test_extension_that_torch_renamed_is_imported_under_its_new_name(
     monkeypatch.setattr(process, "_torch_load_inline", load_inline, raising=False)
     assert process.load_inline("ext", "1").value == 1
     assert process.load_inline("ext", "2").value == 2
+
+
+def test_a_failed_build_is_not_tried_again(
+    builder: Callable[..., Builder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compilers: list[str] = []
+
+    def fails(*, name: str, **_: Any) -> None:
+        compilers.append(name)
+        raise BuildFailed("x.cu:3: error: on purpose", "all of the log")
+
+    monkeypatch.setattr(cuda_on_cpu, "compile_inline", fails)
+    first = builder()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            first.load_inline("ext", "1")
+    assert compilers == ["ext"]
+    in_another_process = builder(failed=first.failed)
+    with pytest.raises(RuntimeError, match="on purpose") as error:
+        in_another_process.load_inline("ext", "1")
+    assert error.value.log == "all of the log"  # type: ignore[attr-defined]
+    assert compilers == ["ext"]
+    assert in_another_process.failures == ["x.cu:3: error: on purpose"]
+    with pytest.raises(RuntimeError, match="on purpose"):
+        in_another_process.load_inline("ext", "2")
+    assert compilers == ["ext", "ext_v1"]
 
 
 def test_kernels_of_an_imported_module_are_the_solutions_own(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_manifest_tells_which_headers_were_used(
     builder = make(fails)
     builder.load_inline("ext", "1")
     cache = ExtensionCache(tmp_path / "cache", solution, "cuda", fast_headers=True)
-    cache.adopt(tmp_path / "staging", builder.keys, [])
+    cache.adopt(tmp_path / "staging", builder.keys, [], failed=False)
     manifest = json.loads((cache.folder / "manifest.json").read_text())
     assert list(manifest["headers"].values()) == [used]
     assert cache.complete()

@@ -51,7 +51,7 @@ def test_what_another_tool_chain_built_does_not_count_as_there(
     (build_folder / key).mkdir()
     (build_folder / key / "done").touch()
     assert not cache.complete()
-    cache.adopt(build_folder, [key], [])
+    cache.adopt(build_folder, [key], [], failed=False)
     assert cache.complete()
     _machine(monkeypatch, (8, 0))
     assert not cache.complete()

@@ -429,10 +429,12 @@ class Judge:
                 worker, problem, "ModelNew", self._pair.solution, {}, build_folder
             )
             worker.kill()
+            self._pool.failed_builds = _failed_builds(loaded.get("failed"))
             self._cache.adopt(
                 build_folder,
                 [str(k) for k in loaded.get("built", [])],
                 [*map(str, loaded.get("files", [])), *map(str, self._imported)],
+                failed=bool(self._pool.failed_builds),
             )
         except WorkerFailed as failed:
             if self._kind != "cuda" or failed.status is not Status.OUT_OF_MEMORY:
@@ -649,6 +651,16 @@ class Judge:
         )
         where = f"in trial {trial.name}: "
         return where + mismatch.message
+
+
+def _failed_builds(said: Any) -> dict[str, tuple[str, str]]:
+    """Return what a build worker says of its failed builds; what has another form is left out."""
+    pairs = said.items() if isinstance(said, dict) else ()
+    return {
+        str(key): (str(told[0]), str(told[1]))
+        for key, told in pairs
+        if isinstance(told, list) and len(told) == 2
+    }
 
 
 def judged(

@@ -38,6 +38,9 @@ _OUT_OF_MEMORY = (
     "std::bad_alloc",
 )
 
+_SAID, _SAID_BUILDS = 4000, 20
+"""Characters of a failed build's message and log, and how many builds, a worker reports."""
+
 
 class Worker:
     """Answers the judge's requests, one at a time, until the wire closes."""
@@ -221,6 +224,7 @@ class Worker:
             announce=self._announce,
             nvcc=request["nvcc"],
             fast_headers=request["fast_headers"],
+            failed={key: (message, log) for key, (message, log) in request["failed"].items()},
         )
         self._builder.install()
         if request["guarded"]:
@@ -254,6 +258,10 @@ class Worker:
         return {
             "state": modules.describe_state(module),
             "built": self._builder.keys,
+            "failed": {
+                key: (message[:_SAID], log[-_SAID:])
+                for key, (message, log) in list(self._builder.failed.items())[:_SAID_BUILDS]
+            },
             "files": sorted(self._builder.files),
             "ships_cuda": self._builder.ships_cuda,
             "nvcc": self._builder.nvcc_notes,

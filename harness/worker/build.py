@@ -21,7 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +63,8 @@ class Builder:
         announce: called with (event, extension name) around each compilation.
         nvcc: architectures for which nvcc is asked too, off the GPU.
         fast_headers: try headers first that hold only what the source names; ``cuda`` only.
+        failed: message and log of builds that failed in the build worker, by key. A solution that
+            hides a failed build tries it again in each process or call, for a minute each time.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Builder:
         announce: Callable[[str, str], None],
         nvcc: Sequence[str] = (),
         fast_headers: bool = False,
+        failed: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
         self._device = device
         self._cache = cache
@@ -89,6 +92,7 @@ class Builder:
         self.keys: list[str] = []
         self.files: set[str] = set()
         self.failures: list[str] = []
+        self.failed = dict(failed or {})
         self.unsupported: list[str] = []
         self.ships_cuda = False
         self._names: dict[str, str] = {}
@@ -283,6 +287,8 @@ class Builder:
             fast = {**content, "fast_headers": fast_headers.version()}
             keys.insert(0, content_key(name, fast, self._device))
         finished = next((f for key in keys if (f := self._finished(key)) is not None), None)
+        if finished is None and keys[-1] in self.failed:
+            raise self._failed(*self.failed[keys[-1]])
         if finished is None:
             finished = self._build(name, keys, build, units, flags)
         self.keys.append(finished.name)
@@ -347,10 +353,12 @@ class Builder:
             self.unsupported.append(str(error))
             raise
         except BuildFailed as error:
+            self.failed[own.name] = str(error), error.log
             raise self._failed(str(error), error.log) from error
         except (RuntimeError, OSError, subprocess.SubprocessError, ImportError) as error:
             log = str(error)
-            raise self._failed(self._first_error(log, own), log) from error
+            self.failed[own.name] = self._first_error(log, own), log
+            raise self._failed(*self.failed[own.name]) from error
         finally:
             self._announce("compiled", name)
         (own / "done").touch()

@@ -76,7 +76,7 @@ class ExtensionCache:
             manifest = json.loads((self.folder / "manifest.json").read_text())
         except (OSError, ValueError):
             return False
-        if manifest.get("environment") != self._environment():
+        if manifest.get("environment") != self._environment() or manifest.get("failed"):
             return False
         built = all((self.folder / key / "done").exists() for key in manifest["keys"])
         return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
@@ -96,8 +96,17 @@ class ExtensionCache:
             "fast_headers": self._fast_headers,
         }
 
-    def adopt(self, build_folder: Path, keys: Iterable[str], files: Iterable[str]) -> None:
-        """Move finished extensions out of a build folder into the cache, and remember them."""
+    def adopt(
+        self, build_folder: Path, keys: Iterable[str], files: Iterable[str], *, failed: bool
+    ) -> None:
+        """Move finished extensions out of a build folder into the cache, and remember them.
+
+        Args:
+            build_folder: where a build worker put them.
+            keys: of those that it built or found.
+            files: what went into them.
+            failed: others could not be built: the next build worker is to try again.
+        """
         known = []
         for key in dict.fromkeys(keys):
             source, target = build_folder / key, self.folder / key
@@ -113,6 +122,7 @@ class ExtensionCache:
         manifest = {
             "environment": self._environment(),
             "keys": known,
+            "failed": failed,
             "headers": {key: _headers(self.folder / key) for key in known},
             "files": {f: _digest(Path(f)) for f in files},
         }

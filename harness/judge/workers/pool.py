@@ -55,6 +55,8 @@ class WorkerPool:
         workers: all that were started and not removed.
         timeout_s: limit of one request.
         confinement: of the workers that run the solution.
+        failed_builds: message and log of builds that failed in the build worker, by key: no other
+            worker of this pair tries them again.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class WorkerPool:
         self.timeout_s = options.timeout_s * 0.75
         self.workers: list[RemoteWorker] = []
         self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
+        self.failed_builds: dict[str, tuple[str, str]] = {}
         self._sharing = threading.Lock()
         self._starved: set[str] = set()
         self._compilers: dict[str, tuple[RemoteWorker, concurrent.futures.Future[str]]] = {}
@@ -222,6 +225,7 @@ class WorkerPool:
             "support": str(self._cache.support),
             "nvcc": [] if self._kind == "cuda" else list(self._options.nvcc),
             "fast_headers": self._options.fast_headers,
+            "failed": self.failed_builds,
             "seed": derived(self._seed, "construction") % 2**31,
             "overrides": overrides,
             "class_name": class_name,
