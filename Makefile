@@ -31,7 +31,7 @@ check: venv
 	@$(PY) -m mypy
 
 bench: venv
-	@$(PY) tests/bench_eval.py $(ARGS)
+	@$(PY) benchmarks/bench_eval.py $(ARGS)
 
 nvcc: venv
 	@$(PY) -m harness.machine.packaged_nvcc --anyway

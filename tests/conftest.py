@@ -13,7 +13,7 @@ from harness.machine.environment import torch_build
 from harness.machine.gpus import find_gpus
 
 # As root, a solution runs as another user: a file that a test writes under umask 077 would be
-# closed to it, and rightly SKIPPED. tests/test_places.py has tests of such places.
+# closed to it, and rightly SKIPPED. tests/end_to_end/test_places.py has tests of such places.
 os.umask(0o022)
 
 REFERENCE = """\
