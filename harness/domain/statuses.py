@@ -109,8 +109,19 @@ BASELINES: Mapping[str, str] = {
 """Baselines beside eager: how a user asks for them, and what records call them."""
 
 
-class HarnessError(Exception):
-    """Our own fault: ends as HARNESS_ERROR, never as a verdict about a solution."""
+class Refusal(Exception):
+    """Ends the evaluation of a pair: the verdict gets this status and this message."""
+
+    def __init__(self, status: Status, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class HarnessError(Refusal):
+    """A fault of the harness. The verdict is HARNESS_ERROR and says nothing about the solution."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Status.HARNESS_ERROR, message)
 
 
 class UsageError(Exception):

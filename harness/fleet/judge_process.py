@@ -45,6 +45,7 @@ from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_
 from harness.fleet.slots import Slot
 from harness.fleet.turns import CHECK, CLOCK, Turn
 from harness.machine.environment import oom_kills
+from harness.machine.process_tree import descent, scanned_children, stat_of
 
 _POLL_S = 0.05
 _LINE_LIMIT_BYTES = 64 * 1024**2
@@ -458,20 +459,9 @@ def _kill_descendants(ancestor: int) -> None:
 
 def _descendants(ancestor: int) -> list[int]:
     """Return the living descendants of a process."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):
-                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-                children.setdefault(int(parent), []).append((int(folder.name), state))
-    found: list[int] = []
-    waiting = [ancestor]
-    while waiting:
-        for pid, state in children.get(waiting.pop(), []):
-            waiting.append(pid)
-            if state != "Z":
-                found.append(pid)
-    return found
+    children_of = scanned_children()
+    found = descent(children_of(ancestor), children_of)
+    return [pid for pid in found if (stat_of(pid) or "Z")[0] != "Z"]
 
 
 @atexit.register

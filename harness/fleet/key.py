@@ -13,8 +13,8 @@ from harness.machine.environment import torch_build
 from harness.machine.gpus import find_gpus
 from harness.pairs.local_files import READ_LIMIT_BYTES, local_files
 
-_NO_MATTER = {"device", "jobs", "fail_fast", "cache_dir", "log_dir"}
-"""Options that decide where and when a pair is evaluated, and nothing about its verdict."""
+SCHEDULING = frozenset({"jobs", "fail_fast", "cache_dir", "log_dir"})
+"""Options that decide when and beside what a pair is evaluated: no verdict depends on them."""
 
 
 def pair_key(pair: Pair, options: Options, devices: Sequence[str]) -> str | None:
@@ -28,7 +28,7 @@ def pair_key(pair: Pair, options: Options, devices: Sequence[str]) -> str | None
     matter = {
         field.name: to_json(getattr(options, field.name))
         for field in dataclasses.fields(options)
-        if field.name not in _NO_MATTER
+        if field.name not in SCHEDULING | {"device"}  # the kind of device counts, see below
     }
     build = torch_build()
     try:

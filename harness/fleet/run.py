@@ -379,27 +379,28 @@ class _Run:
             return dataclasses.replace(
                 self._failed(pair, options, result), phases=outcome.phases, log=str(log)
             )
-        seed = result.seed
         notes = list(result.notes)
         if self._options.cache_dir is None and self._cache.parent != PROJECT_ROOT:
             notes.append(f"built extensions are kept in {self._cache}: {PROJECT_ROOT} is read-only")
         return dataclasses.replace(
             result,
             notes=tuple(notes),
-            replay=result.replay or replay_command(pair, options, seed=seed),
+            replay=replay_command(
+                pair,
+                dataclasses.replace(options, seed=result.seed, size=result.size or options.size),
+            ),
             log=result.log or str(log),
         )
 
     def _failed(self, pair: Pair, options: Options, failure: Failure) -> Verdict:
-        seed = options.seed or 0
         return Verdict(
             pair=pair.name,
             status=failure.status,
             message=failure.message,
-            seed=seed,
+            seed=options.seed or 0,
             device=options.device,
             size=options.size or "",
-            replay=replay_command(pair, options, seed=seed),
+            replay=replay_command(pair, options),
         )
 
     def _unreached(self, pair: Pair) -> Verdict:

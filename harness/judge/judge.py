@@ -16,9 +16,9 @@ import torch
 
 from harness.domain import (
     CANDIDATE,
-    HarnessError,
     Options,
     Pair,
+    Refusal,
     Speed,
     SpeedOutcome,
     Status,
@@ -33,14 +33,12 @@ from harness.judge.policy import Policy
 from harness.judge.reference import state
 from harness.judge.reference.problem import InvalidReference, Problem, is_out_of_memory
 from harness.judge.reference.seeds import derived
-from harness.judge.requirements import Settled
 from harness.judge.timing import ncu, stopwatch
 from harness.judge.timing.batches import TimingConfig
 from harness.judge.timing.clock import ClockPolicy
-from harness.judge.timing.timed_outputs import TimedWrongly
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.cache import ExtensionCache
-from harness.judge.workers.pool import CannotLoad, WorkerPool
+from harness.judge.workers.pool import WorkerPool
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.pairs.local_files import imported_files, local_files
 from harness.pairs.settings import Settings
@@ -156,51 +154,54 @@ class Judge:
             torch.set_num_threads(self._pool.threads())
 
     def verdict(self) -> Verdict:
-        """Judge the pair; every way this can end is a verdict."""
+        """Return the pair's verdict; whatever ends the evaluation becomes one."""
         status, message = Status.PASSED, ""
         try:
             self._judge()
-        except Settled as settled:
-            status, message = settled.status, str(settled)
-        except CannotLoad as error:
-            status, message = Status.LOAD_FAILED, str(error)
-        except answers.Refused as refused:
-            status, message = causes.after_hidden_build(
-                self._pool.workers, self._kind, refused.mismatch.status, self._refused(refused)
-            )
-        except TimedWrongly as wrong:
-            status = wrong.mismatch.status
-            message = f"in a timed batch, {wrong}: what is checked is not what was timed"
-        except OutOfTime:
-            status, message = self._budget.verdict(self._phase)
-        except WorkerFailed as failed:
-            status, message = causes.worker_failed(self._pool.workers, self._phase, failed)
-            if status is Status.OUT_OF_MEMORY and not self._had_room():
-                status, message = self._short(message)
-        except InvalidReference as invalid:
-            status, message = Status.INVALID_REFERENCE, str(invalid)
-        except UsageError as error:
+        except Refusal as refusal:
+            status, message = self._meaning_of(refusal)
+        except UsageError as error:  # the command line is checked: the problem's file is at fault
             status, message = Status.INVALID_REFERENCE, str(error)
-        except HarnessError as error:
-            status, message = Status.HARNESS_ERROR, str(error)
-        except torch.OutOfMemoryError:
-            status, message = self._short("the judge ran out of GPU memory")
-            with self._log.open("a") as log:
-                log.write(traceback.format_exc())
-        except Exception as error:  # noqa: BLE001 - the process edge: a fault of ours gets its name
-            status = Status.HARNESS_ERROR
-            message = f"{type(error).__name__}: {error}"
-            if is_out_of_memory(error):  # CUDA itself, and not torch's allocator
-                status, message = self._short("the judge ran out of GPU memory")
-            with self._log.open("a") as log:
-                log.write(traceback.format_exc())
+        except Exception as error:  # noqa: BLE001 - the process edge: every fault gets its name
+            status, message = self._meaning_of_unforeseen(error)
         finally:
-            self._enter("")
-            for worker in self._pool.workers:
-                self._gather(worker)
-            self._facts.numeric_flags = self._pool.numeric_flags
-            self._facts.numeric_flags["judge"] = numeric_flags.flags()
-            self._pool.close()
+            self._end_workers()
+        return self._record(status, message)
+
+    def _meaning_of(self, refusal: Refusal) -> tuple[Status, str]:
+        """Return what a refusal means, given what else is known of the pair."""
+        workers = self._pool.workers
+        match refusal:
+            case answers.Refused():
+                message = self._refused(refusal)
+                return causes.after_hidden_build(workers, self._kind, refusal.status, message)
+            case OutOfTime():
+                return self._budget.verdict(self._phase)
+            case WorkerFailed():
+                status, message = causes.worker_failed(workers, self._phase, refusal)
+                if status is Status.OUT_OF_MEMORY and not self._had_room():
+                    return self._short(message)
+                return status, message
+        return refusal.status, str(refusal)
+
+    def _meaning_of_unforeseen(self, error: Exception) -> tuple[Status, str]:
+        """Return what an exception means that is no refusal; the log gets its traceback."""
+        with self._log.open("a") as log:
+            log.write("".join(traceback.format_exception(error)))
+        if is_out_of_memory(error):
+            return self._short("the judge ran out of GPU memory")
+        return Status.HARNESS_ERROR, f"{type(error).__name__}: {error}"
+
+    def _end_workers(self) -> None:
+        self._enter("")
+        for worker in self._pool.workers:
+            self._gather(worker)
+        self._facts.numeric_flags = self._pool.numeric_flags
+        self._facts.numeric_flags["judge"] = numeric_flags.flags()
+        self._pool.close()
+
+    def _record(self, status: Status, message: str) -> Verdict:
+        """Return the verdict with all that was found on the way."""
         if self._size is not None and self._size.note:
             self._facts.notes.insert(0, self._size.note)
         status, message = causes.with_findings(self._facts.findings, status, message)
@@ -335,7 +336,7 @@ class Judge:
         The last of all calls: a candidate that fails there, however badly, has been right so far.
 
         Raises:
-            Settled: it is not, and the problem demands it.
+            Refusal: it is not, and the problem demands it.
         """
         wrong = ""
         if self._kind == "cuda":
@@ -350,14 +351,14 @@ class Judge:
                     raise
                 self._facts.notes.append(
                     "not seen whether it is right on another stream: "
-                    f"{' '.join(str(error).split())[:200] or 'no time was left'}"
+                    f"{' '.join(str(error).split())[:200]}"
                 )
         elif worker.launches_without_stream:
             wrong = "its launches name no stream, or the default one"
         if not wrong:
             return
         if self._settings.streams == "any":
-            raise Settled(
+            raise Refusal(
                 Status.WRONG_VALUES,
                 f"{_IGNORES_STREAM}, and SETTINGS['streams'] asks for any stream ({wrong})",
             )
@@ -421,7 +422,7 @@ class Judge:
             with self._budget.compiling():
                 why = self._cache.prepare_support(self._log)
             if why:
-                raise Settled(Status.SKIPPED, f"an extension has to be built, but there is {why}")
+                raise Refusal(Status.SKIPPED, f"an extension has to be built, but there is {why}")
         worker = self._pool.start("build")
         build_folder = self._cache.build_folder(worker.uid)
         try:
@@ -460,9 +461,8 @@ class Judge:
                 described, loaded.get("state"), constants, training="train" in self._facts.modes
             )
         except state.StateMismatch as mismatch:
-            first, *lists = str(mismatch).splitlines()
-            self._facts.state_match = tuple(lists)
-            raise Settled(Status.STATE_MISMATCHED, first) from None
+            self._facts.state_match = mismatch.lists
+            raise
         self._facts.state_match = match.notes
         self._source = match.source
         return match

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import resource
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 from harness.domain import Check, Finding, KernelProfile, Options, Pair, Speed, Status, Verdict
 from harness.judge.check import answers, diagnose
 from harness.judge.check.precision import worst_precision
-from harness.machine.environment import PROJECT_ROOT
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 """All control characters but tab and line feed: a solution's words must not steer a terminal."""
@@ -86,34 +84,12 @@ def verdict(
         launches=facts.launches,
         speed=speed,
         ncu=facts.ncu,
-        replay=replay(pair, options, facts.size, seed),
         reproducer=facts.reproducer,
         log=str(log),
         peak_bytes=facts.peak,
         problem_hash=hashlib.sha256(pair.problem.read_bytes()).hexdigest(),
         solution_hash=hashlib.sha256(pair.solution.read_bytes()).hexdigest(),
     )
-
-
-def replay(pair: Pair, options: Options, size: str, seed: int) -> str:
-    """Return the command that repeats an evaluation: same files, device, size, mode and seed."""
-    problem, solution = pair.problem, pair.solution
-    root = PROJECT_ROOT
-    named = problem.is_relative_to(root / "problems") and solution.is_relative_to(
-        root / "solutions"
-    )
-    words = ["python", "run_eval.py"]
-    words += (
-        [pair.name.partition("@")[0]]
-        if named
-        else ["--problem", str(problem), "--solution", str(solution)]
-    )
-    words += ["--device", options.device, "--seed", str(seed)]
-    words += ["--size", size] if size else []
-    words += ["--mode", options.mode] if options.mode else []
-    words += ["--quick"] if options.quick else []
-    words += ["--precision", options.precision] if options.precision else []
-    return shlex.join(words)
 
 
 def finding(raw: dict[str, Any]) -> Finding:

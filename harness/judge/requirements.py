@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.domain import Status
+from harness.domain import Refusal, Status
 from harness.judge import own_kernels
 from harness.judge.check import causes
 from harness.judge.record import Facts
@@ -16,22 +16,14 @@ from harness.judge.workers.identity import Confinement
 from harness.judge.workers.remote import RemoteWorker
 
 
-class Settled(Exception):
-    """The verdict's status is known; carries status and message."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 def readable(confinement: Confinement) -> None:
     """See that the solution's processes may read what they need.
 
     Raises:
-        Settled: they may not (SKIPPED): that is no fault of its code.
+        Refusal: they may not (SKIPPED): that is no fault of its code.
     """
     if confinement.private is not None:
-        raise Settled(
+        raise Refusal(
             Status.SKIPPED,
             f"{confinement.private} is private: the solution runs under a user id that may not "
             f"read it. Next: {confinement.opening}",
@@ -47,18 +39,18 @@ def hardware(wanted: str | None, kind: str, device: torch.device) -> None:
         device: where the pair is judged.
 
     Raises:
-        Settled: it is not (SKIPPED).
+        Refusal: it is not (SKIPPED).
     """
     if not wanted:
         return
     if kind != "cuda":
-        raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is {kind}")
+        raise Refusal(Status.SKIPPED, f"the solution requires {wanted}; this is {kind}")
     major, minor = torch.cuda.get_device_capability(device)
     digits = re.sub(r"\D", "", wanted)
     exact = wanted[-1] in "af"
     have = major * 10 + minor
     if have < int(digits) or (exact and have != int(digits)):
-        raise Settled(Status.SKIPPED, f"the solution requires {wanted}; this is sm_{have}")
+        raise Refusal(Status.SKIPPED, f"the solution requires {wanted}; this is sm_{have}")
 
 
 def launches(
@@ -74,7 +66,7 @@ def launches(
         kind: ``cuda``, ``emulated`` or ``cpu``.
 
     Raises:
-        Settled: none ran (NO_KERNEL_LAUNCHED, SKIPPED where the runner cannot run it).
+        Refusal: none ran (NO_KERNEL_LAUNCHED, SKIPPED where the runner cannot run it).
     """
     sources = own_kernels.sources_of(text, map(str, loaded.get("files", [])))
     ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
@@ -98,10 +90,10 @@ def launches(
     if facts.launches:
         return
     if worker.unsupported:
-        raise Settled(Status.SKIPPED, causes.CANNOT + worker.unsupported[0])
+        raise Refusal(Status.SKIPPED, causes.CANNOT + worker.unsupported[0])
     why = f"; its build failed: {worker.build_failures[0]}" if worker.build_failures else ""
     calls = facts.report.calls if facts.report else 0
-    raise Settled(
+    raise Refusal(
         Status.NO_KERNEL_LAUNCHED,
         f"it ships CUDA, but none of its own kernels ran in {calls} calls{why}",
     )
@@ -111,11 +103,11 @@ def strength(survivors: Iterable[str]) -> None:
     """See that no impostor gives answers that pass.
 
     Raises:
-        Settled: one does (WEAK_PROBLEM).
+        Refusal: one does (WEAK_PROBLEM).
     """
     names = ", ".join(sorted(survivors))
     if names:
-        raise Settled(
+        raise Refusal(
             Status.WEAK_PROBLEM,
             f"an impostor passes every check: {names}; a PASSED here would mean nothing",
         )

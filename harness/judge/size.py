@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from harness.domain import Options, Pair, Status, UsageError
+from harness.domain import Options, Pair, Refusal, Status, UsageError
 from harness.judge.policy import Policy
 from harness.judge.reference import reduce
 from harness.judge.reference.reduce import Footprint
-from harness.judge.requirements import Settled
 from harness.pairs.settings import Settings, constants_of
 from harness.usercode import source
 
@@ -102,7 +101,7 @@ class Sizes:
 
         Raises:
             UsageError: the problem has no such size.
-            Settled: the problem has no such constants (SKIPPED).
+            Refusal: the problem has no such constants (SKIPPED).
         """
         if self._options.size is not None:
             return self._asked(self._options.size)
@@ -131,7 +130,7 @@ class Sizes:
             try:
                 source.overridden(source.parse(self._pair.problem), constants)
             except UsageError as error:
-                raise Settled(Status.SKIPPED, f"--size {name}: {error}") from None
+                raise Refusal(Status.SKIPPED, f"--size {name}: {error}") from None
             return Size(name=name, overrides=constants)
         if name != "small":
             known = ", ".join(["full", "small", *self._named])

@@ -17,6 +17,7 @@ import pytest
 
 from harness import ipc
 from harness.judge.workers import processes
+from harness.machine import process_tree
 
 # A child in a session of its own that no other user may look at, and that has lost its parent.
 HIDES = """
@@ -64,7 +65,7 @@ def state(pid: int) -> str:
 def test_hidden_process_stands_still_with_its_worker(
     hidden: tuple[int, int], listed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_LISTS_CHILDREN", listed and processes._LISTS_CHILDREN)
+    monkeypatch.setattr(process_tree, "_LISTS_CHILDREN", listed and process_tree._LISTS_CHILDREN)
     worker, child = hidden
     assert {worker, child} <= processes.family(worker, orphans=True).keys()
     still = processes.stop(worker, orphans=True)

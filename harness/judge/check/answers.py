@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from harness.domain import Check, Status
+from harness.domain import Check, Refusal, Status
 from harness.judge.check import compare, trials
 from harness.judge.check.compare import Mismatch
 from harness.judge.check.fingerprint import Evidence, Looks, named
@@ -25,11 +25,11 @@ BIG_BYTES = 1 << 28
 _MANY_TIMES = 1e6
 
 
-class Refused(Exception):
+class Refused(Refusal):
     """A check failed: carries the mismatch and where it happened."""
 
     def __init__(self, mismatch: Mismatch, trial: trials.Trial, case: Case) -> None:
-        super().__init__(mismatch.message)
+        super().__init__(mismatch.status, mismatch.message)
         self.mismatch = mismatch
         self.trial = trial
         self.case = case

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.domain import HarnessError, UsageError
+from harness.domain import HarnessError, Refusal, Status, UsageError
 from harness.ipc.draws import Draws
 from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import mapped, module_state, seed_everything
@@ -27,8 +27,11 @@ _LARGE_BYTES = 1 << 26
 _SCALARS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 
-class InvalidReference(Exception):
-    """The problem's own code does not do what a reference must; says what."""
+class InvalidReference(Refusal):
+    """The problem's own code does not do what a reference must do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Status.INVALID_REFERENCE, message)
 
 
 def to_double(tensor: torch.Tensor) -> torch.Tensor:

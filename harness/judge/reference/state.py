@@ -8,12 +8,22 @@ from typing import Any
 
 import torch
 
+from harness.domain import Refusal, Status
+
 _LARGE_ELEMENTS = 1 << 20
 _LARGEST_INDEX = 1 << 24
 
 
-class StateMismatch(Exception):
-    """The candidate's parameters and buffers cannot be matched; carries both lists."""
+class StateMismatch(Refusal):
+    """The judge cannot match the candidate's parameters and buffers to the reference's.
+
+    Attributes:
+        lists: the state of both sides, line by line; empty where the description is malformed.
+    """
+
+    def __init__(self, message: str, lists: str = "") -> None:
+        super().__init__(Status.STATE_MISMATCHED, " ".join(message.split()))
+        self.lists = tuple(lists.splitlines())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +102,13 @@ def match(
         if entry.shape != origin.shape:
             raise StateMismatch(
                 f"{entry.name} is {list(entry.shape)}, the reference's {origin.name} is "
-                f"{list(origin.shape)}\n" + side_by_side(ours, theirs)
+                f"{list(origin.shape)}",
+                side_by_side(ours, theirs),
             )
         if not _kinds_agree(entry, origin, training):
             raise StateMismatch(
-                f"{entry.name} is a {entry.kind}, the reference's {origin.name} is a "
-                f"{origin.kind}\n" + side_by_side(ours, theirs)
+                f"{entry.name} is a {entry.kind}, the reference's {origin.name} is a {origin.kind}",
+                side_by_side(ours, theirs),
             )
         source[entry.name] = origin.name
         used.add(origin.name)
@@ -110,7 +121,8 @@ def match(
         if len(origins) > 1:
             raise StateMismatch(
                 f"{' and '.join(entry.names)} are one tensor, but the reference holds "
-                f"{' and '.join(origins)} apart\n" + side_by_side(ours, theirs)
+                f"{' and '.join(origins)} apart",
+                side_by_side(ours, theirs),
             )
         if origins:
             take(entry, next(iter(origins.values())), "")
@@ -143,7 +155,7 @@ def match(
         if extra:
             names = ", ".join(e.name for e in extra)
             what.append(f"nothing of the reference gives the candidate's {names}")
-        raise StateMismatch("; ".join(what) + "\n" + side_by_side(ours, theirs))
+        raise StateMismatch("; ".join(what), side_by_side(ours, theirs))
     notes += [f"{e.name}: a buffer of the candidate's own" for e in left]
     notes += [f"{n}: constant of the reference that the candidate does not hold" for n in unheld]
     return Match(source=source, unheld=tuple(unheld), notes=tuple(notes))

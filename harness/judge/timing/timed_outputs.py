@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from harness.domain import Status
+from harness.domain import Refusal, Status
 from harness.ipc import mailbox
 from harness.judge.check import compare
 from harness.judge.check.compare import Mismatch
@@ -38,12 +38,14 @@ Part = tuple[torch.Tensor | None, torch.Tensor]
 """Which elements of a tensor were read, None for all, and what they were."""
 
 
-class TimedWrongly(Exception):
-    """An output of a timed batch is wrong; carries the mismatch."""
+class TimedWrongly(Refusal):
+    """An output of a timed batch is wrong."""
 
     def __init__(self, mismatch: Mismatch) -> None:
-        super().__init__(mismatch.message)
-        self.mismatch = mismatch
+        super().__init__(
+            mismatch.status,
+            f"in a timed batch, {mismatch.message}: what is checked is not what was timed",
+        )
 
 
 class OutputCheck:

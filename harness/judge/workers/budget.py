@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from harness.domain import Status
+from harness.domain import Refusal, Status
 
 _GRACE_S = 2.0
 """So much later than the judge the fleet looks at the time: the judge knows more about it."""
 _NEXT = "Next: a smaller --size, or a longer --time-limit"
 
 
-class OutOfTime(Exception):
-    """The pair's time is over."""
+class OutOfTime(Refusal):
+    """The pair's time is over. ``Budget.verdict`` says whether solution or problem is to blame."""
+
+    def __init__(self) -> None:
+        super().__init__(Status.TIMED_OUT, "no time was left")
 
 
 class Budget:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from harness.domain import BASELINES, REFERENCE, Options, Pair, Status
+from harness.domain import BASELINES, REFERENCE, Options, Pair, Refusal, Status
 from harness.judge.policy import Policy
 from harness.judge.reference.problem import InvalidReference, Problem
 from harness.judge.reference.seeds import derived
@@ -32,8 +32,11 @@ _LAST = 19
 _COMPILED = "torch.compile"
 
 
-class CannotLoad(Exception):
-    """A file raised when it was imported, or its constructor did."""
+class CannotLoad(Refusal):
+    """The import of a file raised, or its module's constructor did."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Status.LOAD_FAILED, message)
 
 
 class WorkerPool:

@@ -13,33 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.judge.workers import prefork
+from harness.machine.process_tree import children, descent, every_process, read_proc, stat_of
 
 live: set[int] = set()
 """Process ids of workers that have not been ended: the judge's only rightful children."""
-_LISTS_CHILDREN = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists()
 _STAND_S = 2.0
 """For a thread that is in the driver's hands to come to its stop."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 births = threading.Lock()
 """Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
-
-
-def _read(path: str) -> str:
-    """Return what one of the kernel's files says; names of processes may be any bytes.
-
-    There are hundreds of these for each timed batch: pathlib takes several times as long.
-
-    Raises:
-        OSError: there is no such file, or what it tells of is gone.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts).decode("utf-8", "replace")
 
 
 def resident_bytes(pid: int) -> int:
@@ -49,7 +31,7 @@ def resident_bytes(pid: int) -> int:
     ours included.
     """
     try:
-        status = _read(f"/proc/{pid}/status")
+        status = read_proc(f"/proc/{pid}/status")
     except OSError:
         return 0
     found = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE)
@@ -66,28 +48,23 @@ def family(pid: int, *, orphans: bool) -> dict[int, float]:
         pid: the worker.
         orphans: whether what the judge has adopted belongs to it: it runs a solution's code.
     """
-    children = _children if _LISTS_CHILDREN else _parents().get
-    todo = [pid]
+    children_of = children()
+    roots = [pid]
     if orphans:
         # A worker's session is its own, and nobody can join another: what shares the judge's was
         # started by the judge, or by the problem's code in it.
         rightful = live | prefork.waiting_pids()
         ours = str(os.getsid(0))
-        todo += [
+        roots += [
             child
-            for child in children(os.getpid()) or ()
-            if child not in rightful and (_stat(child) or ["", "", "", ours])[3] != ours
+            for child in children_of(os.getpid())
+            if child not in rightful and (stat_of(child) or ["", "", "", ours])[3] != ours
         ]
-    found: dict[int, float] = {}
-    while todo:
-        member = todo.pop()
-        if member in found:
-            continue
-        stat = _stat(member)
-        if stat:
-            found[member] = sum(int(ticks) for ticks in stat[11:15]) / _TICKS_PER_S
-            todo += children(member) or ()
-    return found
+    return {
+        member: sum(int(ticks) for ticks in stat[11:15]) / _TICKS_PER_S
+        for member in descent(roots, children_of)
+        if (stat := stat_of(member))
+    }
 
 
 class Restless(Exception):
@@ -142,7 +119,7 @@ def stood_still(pid: int, since: Standstill, *, orphans: bool) -> bool:
     A process can wake itself: a timer whose signal is SIGCONT ends a stop. Time spent shows it.
     """
     found = family(pid, orphans=orphans)
-    members = frozenset(m for m in found if (_stat(m) or "X")[0] not in "ZX")
+    members = frozenset(m for m in found if (stat_of(m) or "X")[0] not in "ZX")
     if not members <= since.members:
         return False
     before = {thread: spent for thread, spent in since.spent.items() if thread[0] in members}
@@ -166,7 +143,7 @@ def _threads(members: Iterable[int]) -> list[tuple[int, int]]:
 
 def _stands(process: int, thread: int) -> bool:
     try:
-        text = _read(f"/proc/{process}/task/{thread}/stat")
+        text = read_proc(f"/proc/{process}/task/{thread}/stat")
     except OSError:
         return True  # it is gone
     return text.rpartition(")")[2].split()[0] in "TtZX"
@@ -178,43 +155,14 @@ def _spent(members: Iterable[int]) -> dict[tuple[int, int], str]:
     for process, thread in _threads(members):
         folder = f"/proc/{process}/task/{thread}"
         with contextlib.suppress(OSError):
-            fields = _read(f"{folder}/stat").rpartition(")")[2].split()
+            fields = read_proc(f"{folder}/stat").rpartition(")")[2].split()
             if fields[0] in "ZX":
                 continue
             turns = " ".join(fields[11:13])
             with contextlib.suppress(OSError):  # a kernel without scheduler statistics
-                run_ns, _, slices = _read(f"{folder}/schedstat").split()
+                run_ns, _, slices = read_proc(f"{folder}/schedstat").split()
                 turns = f"{run_ns} {slices}"
             found[process, thread] = turns
-    return found
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of a process from its state on; none where it is gone."""
-    try:
-        return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _children(pid: int) -> list[int]:
-    """Return a process's children; complete where they are stopped."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.scandir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                found += map(int, _read(f"{task.path}/children").split())
-    return found
-
-
-def _parents() -> dict[int, list[int]]:
-    """Return all processes by their parent: where the kernel does not list children."""
-    found: dict[int, list[int]] = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            stat = _stat(int(entry.name))
-            if stat:
-                found.setdefault(int(stat[1]), []).append(int(entry.name))
     return found
 
 
@@ -237,17 +185,14 @@ def _kill_once(uid: int | None) -> bool:
     me = os.getpid()
     rightful = live | prefork.waiting_pids()
     found = False
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) in rightful:
+    for pid, stat in every_process():
+        if pid in rightful:
             continue
-        pid = int(entry.name)
         try:
-            stat = _read(f"/proc/{pid}/stat")
-            owner = entry.stat().st_uid
+            owner = Path(f"/proc/{pid}").stat().st_uid
         except OSError:
             continue
-        fields = stat.rpartition(")")[2].split()
-        state, parent = fields[0], int(fields[1])
+        state, parent = stat[0], int(stat[1])
         if parent != me and (uid is None or owner != uid):
             continue
         found = found or state != "Z" or parent == me

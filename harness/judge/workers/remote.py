@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from harness import ipc
-from harness.domain import HarnessError, Status
+from harness.domain import HarnessError, Refusal, Status
 from harness.judge.workers import prefork, processes
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.drain import Drain
@@ -29,8 +29,8 @@ _START_TIMEOUT_S = 60.0
 """For a worker to come up and give away its rights: our work, not the solution's."""
 
 
-class WorkerFailed(Exception):
-    """A worker's request ended without an answer that can be used.
+class WorkerFailed(Refusal):
+    """A request to a worker ended without a usable answer.
 
     Args:
         status: the verdict that follows where the candidate's worker failed.
@@ -39,8 +39,7 @@ class WorkerFailed(Exception):
     """
 
     def __init__(self, status: Status, message: str, error: Mapping[str, Any] | None = None):
-        super().__init__(message)
-        self.status = status
+        super().__init__(status, message)
         self.error = dict(error or {})
 
 

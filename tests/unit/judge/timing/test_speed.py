@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.domain import SpeedOutcome, Status
+from harness.domain import Refusal, SpeedOutcome, Status
 from harness.judge import requirements
 from harness.judge.timing import clock
 from harness.judge.timing.clock import (
@@ -280,6 +280,6 @@ def test_required_hardware_is_that_or_later_and_a_suffix_means_exactly(
     if fits:
         requirements.hardware(wanted, "cuda", torch.device("cpu"))
         return
-    with pytest.raises(requirements.Settled, match=f"requires {wanted}") as settled:
+    with pytest.raises(Refusal, match=f"requires {wanted}") as refusal:
         requirements.hardware(wanted, "cuda", torch.device("cpu"))
-    assert settled.value.status is Status.SKIPPED
+    assert refusal.value.status is Status.SKIPPED
