@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 import time
@@ -114,10 +115,7 @@ class _Session:
 
             return doctor()
         if arguments.new is not None:
-            from harness.pairs.new_pair import write_pair
-
-            print(write_pair(arguments.new, self._root))
-            return OK
+            return self._write_new_pair(arguments.new)
         if arguments.list:
             return self._list()
         if arguments.report:
@@ -163,6 +161,21 @@ class _Session:
             outputs.keep(run, self._root)
         return code
 
+    @property
+    def _root_option(self) -> str:
+        """The ``--root`` that a later command needs to find the same pairs."""
+        root = self._arguments.root
+        return "" if root is None else f" --root {shlex.quote(str(root))}"
+
+    def _write_new_pair(self, name: str) -> int:
+        from harness.pairs.new_pair import write_pair
+
+        for path in write_pair(name, self._root):
+            print(f"wrote {path}")
+        command = f"python run_eval.py {name}{self._root_option}"
+        print(f"next: {command}; once it passes, {command} --update-baseline")
+        return OK
+
     def _chosen_pairs(self) -> tuple[Pair, ...]:
         arguments = self._arguments
         if arguments.problem or arguments.solution:
@@ -173,7 +186,10 @@ class _Session:
             return self._sized((pair_from_files(arguments.problem, arguments.solution),))
         pairs = select(self._discover().pairs, arguments.patterns)
         if not pairs:
-            raise UsageError("no pairs found. Next: run_eval.py --new NAME writes a first one")
+            raise UsageError(
+                "no pairs found. Next: write a first one with "
+                f"run_eval.py --new NAME{self._root_option}"
+            )
         return self._sized(pairs)
 
     def _sized(self, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:

@@ -3,11 +3,11 @@
 Nothing that arrives is ever unpickled or executed. A message is one JSON object of limited size.
 Tensor bytes lie in an *arena*, memory that the judge allocates and shares: a sealed memfd for CPU
 tensors (a peer cannot shrink it under the reader), a CUDA allocation of its own for GPU tensors.
-A message describes tensors in the arena by dtype, shape, strides and offset; every description
-that comes from a worker is checked against the arena before a byte is read, and the bytes are
-copied out before they are looked at.
+A message describes each tensor by a ``TensorSpec``: dtype, shape, strides and offset. The judge
+checks a description against the arena before it reads a byte, and copies the bytes before it looks
+at them.
 
-Values are encoded as one-key objects, so that no user value can be taken for a description:
+Values travel as objects with one key, so that no user value can be taken for a description:
 ``{"v": scalar}``, ``{"f": "nan"}``, ``{"l": [...]}``, ``{"u": [...]}`` (tuple),
 ``{"d": [[key, value], ...]}``, ``{"t": index}`` (tensor), ``{"dtype": name}``,
 ``{"x": type name}`` for anything that cannot travel.
@@ -16,25 +16,22 @@ Values are encoded as one-key objects, so that no user value can be taken for a 
 from __future__ import annotations
 
 from harness.ipc.arena import Arena, HostArena, aligned
-from harness.ipc.channel import MAX_MESSAGE_BYTES, Channel
+from harness.ipc.channel import Channel
 from harness.ipc.errors import TooSmall, WireClosed, WireTimeout, WireViolation
-from harness.ipc.places import Placed, Placer
+from harness.ipc.tensor_spec import DTYPES, TensorSpec, address, described, form
 from harness.ipc.values import (
-    DTYPES,
-    MAX_DEPTH,
-    MAX_TENSORS,
     Decoder,
     Encoder,
+    Placed,
+    Placer,
     Untransferable,
-    restride,
 )
-from harness.ipc.views import Form, address, described, form
+
+Form = TensorSpec
+"""The name of a TensorSpec at an address, in the judge."""
 
 __all__ = [
     "DTYPES",
-    "MAX_DEPTH",
-    "MAX_MESSAGE_BYTES",
-    "MAX_TENSORS",
     "Arena",
     "Channel",
     "Decoder",
@@ -43,6 +40,7 @@ __all__ = [
     "HostArena",
     "Placed",
     "Placer",
+    "TensorSpec",
     "TooSmall",
     "Untransferable",
     "WireClosed",
@@ -52,5 +50,4 @@ __all__ = [
     "aligned",
     "described",
     "form",
-    "restride",
 ]

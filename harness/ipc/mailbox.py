@@ -24,7 +24,7 @@ import torch
 
 from harness.domain import HarnessError
 from harness.ipc.arena import HostArena, aligned
-from harness.ipc.views import Form, address, described, form
+from harness.ipc.tensor_spec import TensorSpec, address
 
 MAX_CALLS = 1000
 MAX_TENSORS = 64
@@ -231,28 +231,28 @@ class PackedOutputs:
         given = [t for t in tensors if t is not None and t.numel() and address(t)]
         forms = [(t.dtype, t.shape) for t in given]
         if forms != self._forms:
-            known = [form(described(t)) for t in given]
-            self._places = [t for t in packed(self._pages, known) if t is not None]
+            specs = [TensorSpec.of(t) for t in given]
+            self._places = [t for t in packed(self._pages, specs) if t is not None]
             self._forms = forms
         for place, tensor in zip(self._places, given, strict=True):
             place.copy_(tensor.detach(), non_blocking=True)
 
 
-def packed_bytes(form: Form | None) -> int:
-    """Return how many bytes a tensor of a form takes in the mailbox."""
-    return 0 if form is None else form.elements * form.dtype.itemsize
+def packed_bytes(spec: TensorSpec | None) -> int:
+    """Return how many bytes a tensor takes in the mailbox."""
+    return 0 if spec is None else spec.dense_bytes
 
 
-def packed(pages: torch.Tensor, forms: Sequence[Form | None]) -> list[torch.Tensor | None]:
-    """Return the tensors of such forms that lie one behind the other on pages.
+def packed(pages: torch.Tensor, specs: Sequence[TensorSpec | None]) -> list[torch.Tensor | None]:
+    """Return the tensors of such descriptions that lie one behind the other on pages.
 
-    None for a form without memory, and for one that does not fit: forms are claims.
+    None for a tensor without memory, and for one that does not fit: descriptions are claims.
     """
     found: list[torch.Tensor | None] = []
     at = 0
-    for one in forms:
-        end = at + packed_bytes(one)
-        there = one is not None and at < end <= len(pages)
-        found.append(pages[at:end].view(one.dtype).view(one.shape) if one and there else None)
+    for spec in specs:
+        end = at + packed_bytes(spec)
+        there = spec is not None and at < end <= len(pages)
+        found.append(spec.dense(pages[at:end]) if spec and there else None)
         at = aligned(end)
     return found

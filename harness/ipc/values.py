@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from harness.ipc.arena import ALIGN, Arena, aligned
+from harness.ipc.arena import Arena, aligned
 from harness.ipc.errors import TooSmall, WireViolation
+from harness.ipc.tensor_spec import DTYPE_NAMES, DTYPES, TensorSpec, tensor_type
 
 MAX_DEPTH = 32
 MAX_TENSORS = 100_000
-
-# Taken once, so that a candidate which patches torch later does not reach the wire.
-_tensor_type = torch.Tensor
-
-DTYPES: dict[str, torch.dtype] = {
-    str(d).removeprefix("torch."): d
-    for d in (
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-        torch.complex64,
-        torch.complex128,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    )
-}
-DTYPE_NAMES = {d: n for n, d in DTYPES.items()}
 
 
 class Encoder:
@@ -46,7 +26,7 @@ class Encoder:
     def __init__(self, arena: Arena | None) -> None:
         self._arena = arena
         self._offset = 0
-        self._copies: list[tuple[torch.Tensor, int, int]] = []
+        self._copies: list[tuple[torch.Tensor, TensorSpec]] = []
         self.table: list[dict[str, Any]] = []
 
     def encode(self, value: Any, depth: int = 0) -> dict[str, Any]:
@@ -73,33 +53,25 @@ class Encoder:
         if isinstance(value, torch.dtype):
             name = DTYPE_NAMES.get(value)
             return {"dtype": name} if name else {"x": str(value)}
-        if isinstance(value, _tensor_type):
+        if isinstance(value, tensor_type):
             return self._tensor(value)
         return {"x": f"{kind.__module__}.{kind.__qualname__}"}
 
     def _tensor(self, tensor: torch.Tensor) -> dict[str, Any]:
-        tensor = tensor.detach()
-        name = DTYPE_NAMES.get(tensor.dtype)
-        if name is None or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        tensor = tensor.detach().resolve_conj().resolve_neg()
+        spec = TensorSpec.of(tensor)
+        if spec is None or tensor.device.type == "meta":
             where = f" on {tensor.device.type}" if tensor.device.type == "meta" else ""
             return {"x": f"{tensor.layout} tensor of {tensor.dtype}{where}"}
-        if tensor.is_conj():
-            tensor = tensor.resolve_conj()
-        if tensor.is_neg():
-            tensor = tensor.resolve_neg()
-        nbytes = tensor.numel() * tensor.element_size()
-        self.table.append(
-            {
-                "dtype": name,
-                "shape": list(tensor.shape),
-                "strides": list(tensor.stride()),
-                "offset": self._offset,
-                "nbytes": nbytes,
-            }
-        )
-        self._copies.append((tensor, self._offset, nbytes))
-        self._offset += aligned(nbytes)
+        self._copies.append((tensor, self._add(spec, spec.dense_bytes)))
         return {"t": len(self.table) - 1}
+
+    def _add(self, spec: TensorSpec, nbytes: int) -> TensorSpec:
+        """Give a tensor the next bytes of the arena; return its description with their offset."""
+        placed = dataclasses.replace(spec, offset=self._offset, on_gpu=False)
+        self.table.append(placed.to_json())
+        self._offset += aligned(nbytes)
+        return placed
 
     @property
     def needed_bytes(self) -> int:
@@ -118,9 +90,9 @@ class Encoder:
         if self._arena is None or self._offset > self._arena.size_bytes:
             raise TooSmall(self._offset)
         flat = self._arena.flat()
-        for tensor, offset, nbytes in self._copies:
-            if nbytes:
-                target = flat[offset : offset + nbytes].view(tensor.dtype).view(tensor.shape)
+        for tensor, spec in self._copies:
+            if spec.elements:
+                target = spec.dense(flat[spec.offset : spec.offset + spec.dense_bytes])
                 target.copy_(tensor)  # also between devices: a host tensor of a GPU pair
         self._copies.clear()
 
@@ -164,7 +136,7 @@ class Decoder:
                 k is None or isinstance(k, (str, int)) for k, _ in pairs
             ):
                 return {k: self.decode(v, depth + 1) for k, v in pairs}
-        if key == "dtype" and body in DTYPES:
+        if key == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
         if key == "x" and isinstance(body, str):
             return Untransferable(body[:200])
@@ -173,23 +145,64 @@ class Decoder:
         raise WireViolation(f"malformed value description {key!r}")
 
     def _tensor(self, entry: Any) -> torch.Tensor:
-        shape, strides, offset, nbytes, dtype = checked_entry(entry)
-        count = math.prod(shape)
-        if count * dtype.itemsize != nbytes:
-            raise WireViolation("tensor bytes do not fit its shape")
-        if self._arena is None or offset + nbytes > self._arena.size_bytes:
-            if nbytes:
-                raise WireViolation("tensor lies outside the arena")
-            return torch.empty(shape, dtype=dtype)
-        raw = self._arena.flat()[offset : offset + nbytes]
+        spec = TensorSpec.parse(entry)
+        spec.check_inside(self._arena, spec.dense_bytes)
+        if self._arena is None or not spec.elements:
+            return torch.empty(spec.shape, dtype=spec.dtype)
+        raw = self._arena.flat()[spec.offset : spec.offset + spec.dense_bytes]
         if self._private:
             raw = raw.clone()
-        if dtype is torch.bool:
+        if spec.dtype is torch.bool:
             # Bytes other than 0 and 1 in a bool tensor are undefined behaviour in its readers.
-            tensor = raw.ne(0).view(shape)
-        else:
-            tensor = raw.view(dtype).view(shape) if nbytes else torch.empty(shape, dtype=dtype)
-        return restride(tensor, strides)
+            raw = raw.ne(0)
+        return restride(spec.dense(raw), spec.strides)
+
+
+class Placer(Encoder):
+    """Describes values whose tensors stay in the arena for both ends to use in place.
+
+    Args:
+        arena: holds them; None only adds up the bytes.
+        offset: where the first one goes.
+
+    Attributes:
+        places: one tensor over the arena per tensor of the values, in their order.
+    """
+
+    def __init__(self, arena: Arena | None, offset: int = 0) -> None:
+        super().__init__(arena)
+        self._offset = offset
+        self.places: list[torch.Tensor] = []
+
+    def _tensor(self, tensor: torch.Tensor) -> dict[str, Any]:
+        spec = TensorSpec.of(tensor)
+        assert spec is not None, "the judge stages tensors that travel"
+        # The judge writes the values in place, so they lie there as they are.
+        plain = dataclasses.replace(spec, conjugate=False, negative=False)
+        placed = self._add(plain, plain.span_bytes)
+        if self._arena is not None:
+            self.places.append(_in_place(self._arena, placed))
+        return {"t": len(self.table) - 1}
+
+
+class Placed(Decoder):
+    """Reads what a Placer described: tensors over the arena itself, strides and all."""
+
+    def __init__(self, arena: Arena, table: Any) -> None:
+        super().__init__(arena, table, private=False)
+
+    def _tensor(self, entry: Any) -> torch.Tensor:
+        assert self._arena is not None
+        return _in_place(self._arena, TensorSpec.parse(entry))
+
+
+def _in_place(arena: Arena, spec: TensorSpec) -> torch.Tensor:
+    spec.check_inside(arena, spec.span_bytes)
+    if not spec.elements:
+        return torch.empty_strided(
+            spec.shape, spec.strides, dtype=spec.dtype, device=arena.flat().device
+        )
+    return spec.over(arena.piece(spec.offset, spec.span_bytes))
 
 
 class Untransferable:
@@ -200,27 +213,6 @@ class Untransferable:
 
     def __repr__(self) -> str:
         return f"<{self.kind}>"
-
-
-def checked_entry(entry: Any) -> tuple[list[int], list[int], int, int, torch.dtype]:
-    """Return shape, strides, offset, bytes and dtype of a described tensor.
-
-    Raises:
-        WireViolation: the description is not one that an Encoder writes.
-    """
-    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
-        raise WireViolation("tensor of unknown dtype")
-    shape, strides = entry.get("shape"), entry.get("strides")
-    offset, nbytes = entry.get("offset"), entry.get("nbytes")
-    if not (isinstance(shape, list) and isinstance(strides, list) and len(shape) <= 64):
-        raise WireViolation("tensor without shape or strides")
-    numbers = [*shape, *strides, offset, nbytes]
-    if len(shape) != len(strides) or not all(type(n) is int and 0 <= n < 1 << 56 for n in numbers):
-        raise WireViolation("tensor with impossible numbers")
-    assert isinstance(offset, int) and isinstance(nbytes, int)
-    if offset % ALIGN:
-        raise WireViolation("tensor at an unaligned offset")
-    return shape, strides, offset, nbytes, DTYPES[entry["dtype"]]
 
 
 def restride(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:

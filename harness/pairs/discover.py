@@ -10,6 +10,7 @@ import ast
 import difflib
 import fnmatch
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,8 @@ def discover(root: Path) -> Catalogue:
     problems = root / "problems"
     if not problems.is_dir():
         raise UsageError(
-            f"{problems}: no such folder. Next: run_eval.py --new NAME writes a first pair"
+            f"{problems}: no such folder. Next: write a first pair with "
+            f"run_eval.py --new NAME --root {shlex.quote(str(root))}"
         )
     pairs: list[Pair] = []
     warnings: list[str] = []
@@ -67,7 +69,9 @@ def discover(root: Path) -> Catalogue:
 
 
 def select(pairs: Sequence[Pair], patterns: Iterable[str]) -> tuple[Pair, ...]:
-    """Return the pairs that any pattern names, in their own order; all where there is none.
+    """Return the pairs that the patterns name, each once; all pairs if there is no pattern.
+
+    The pairs keep the order of the patterns. Pairs of one pattern keep their own order.
 
     Args:
         pairs: what was discovered.
@@ -79,16 +83,16 @@ def select(pairs: Sequence[Pair], patterns: Iterable[str]) -> tuple[Pair, ...]:
     wanted = list(patterns)
     if not wanted:
         return tuple(pairs)
-    chosen: set[str] = set()
+    chosen: dict[str, Pair] = {}
     for pattern in wanted:
-        matched = {pair.name for pair in pairs if _matches(pair.name, pattern)}
+        matched = {pair.name: pair for pair in pairs if _matches(pair.name, pattern)}
         if not matched:
             names = {pair.name for pair in pairs} | {p.name.split("/")[0] for p in pairs}
             close = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0.4)
             hint = f"did you mean {', '.join(close)}?" if close else "--list shows all pairs"
             raise UsageError(f"no pair matches {pattern!r}; {hint}")
-        chosen |= matched
-    return tuple(pair for pair in pairs if pair.name in chosen)
+        chosen.update(matched)
+    return tuple(chosen.values())
 
 
 def pair_from_files(problem: Path, solution: Path) -> Pair:

@@ -117,7 +117,7 @@ class ModelNew(nn.Module):
 '''
 
 
-def write_pair(name: str, root: Path) -> str:
+def write_pair(name: str, root: Path) -> tuple[Path, Path]:
     """Write ``problems/NAME/reference.py`` and ``solutions/NAME/solution.py``.
 
     Args:
@@ -125,7 +125,7 @@ def write_pair(name: str, root: Path) -> str:
         root: folder with problems/ and solutions/; they are created where they are missing.
 
     Returns:
-        What was written and what to do next.
+        The two files, the reference first.
 
     Raises:
         UsageError: the name is not valid, or one of the files is there already or cannot be
@@ -154,7 +154,4 @@ def write_pair(name: str, root: Path) -> str:
                 "folder for pairs"
             ) from error
     reference, solution = files
-    return (
-        f"wrote {reference}\nwrote {solution}\nnext: python run_eval.py {name}; once it passes, "
-        f"python run_eval.py {name} --update-baseline"
-    )
+    return reference, solution

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import harness
+from harness.cli.main import main
 from harness.domain import Status, UsageError
 from harness.pairs.discover import discover
 from harness.pairs.new_pair import write_pair
@@ -24,13 +27,37 @@ def test_new_pair_on_a_read_only_file_system_is_one_clear_line() -> None:
 
 
 def test_new_pair_is_found_and_has_settings(tmp_path: Path) -> None:
-    said = write_pair("scaled_relu", tmp_path)
+    written = write_pair("scaled_relu", tmp_path)
     (pair,) = discover(tmp_path).pairs
     assert pair.name == "scaled_relu/solution"
-    assert str(pair.solution) in said
+    assert written == (pair.problem, pair.solution)
     assert {"small", "odd"} <= read_settings(pair.problem).sizes.keys()
     assert "NAME" not in pair.solution.read_text() + pair.problem.read_text()
     ast.parse(pair.solution.read_text())
+
+
+def test_next_command_finds_the_new_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my pairs").mkdir()
+    assert main(["--new", "scaled_relu", "--root", "my pairs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    commands = re.findall(r"python run_eval\.py (.*?)(?=; |$)", said.partition("next: ")[2])
+    assert len(commands) == 2
+    for command in commands:
+        argv = [a for a in shlex.split(command) if a != "--update-baseline"]
+        assert main([*argv, "--list"]) == 0
+        assert capsys.readouterr().out == "scaled_relu/solution\n"
+
+
+def test_advice_on_an_empty_root_names_that_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for make in (lambda: None, (tmp_path / "problems").mkdir):
+        make()
+        assert main(["--root", str(tmp_path)]) == 2
+        assert f"run_eval.py --new NAME --root {tmp_path}" in capsys.readouterr().err
 
 
 def test_new_pair_is_clean(tmp_path: Path) -> None:

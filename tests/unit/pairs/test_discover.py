@@ -60,8 +60,19 @@ def test_globs_choose(tree: Path, pattern: str, count: int) -> None:
 
 def test_several_patterns_choose_each_pair_once(tree: Path) -> None:
     assert names(tree, "gemm/solution", "gemm/s*", "*training") == [
+        "gemm/solution",
+        "batchnorm2d_training/solution",
+    ]
+
+
+def test_pairs_come_in_the_order_of_the_patterns(tree: Path) -> None:
+    assert names(tree, "gemm/hopper", "batchnorm*", "gemm/[as]*") == [
+        "gemm/hopper",
+        "batchnorm2d_inference/solution",
         "batchnorm2d_training/solution",
         "gemm/solution",
+        "gemm/alias",
+        "gemm/ampere",
     ]
 
 
