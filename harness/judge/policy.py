@@ -38,6 +38,9 @@ class Policy:
         function_factor, function_part: on inputs that the problem does not draw, an error beyond
             this multiple of the roundings (half of float32's 24 bits) or this part of the result is
             another function's. relu for a leaky_relu of slope 0.01: 1.7e5, 0.01.
+        least_in_slice: samples and columns of at least so many elements are judged by their own
+            sizes too. The reference's own error in fewer is too often zero by chance.
+        slices_elements: and only in tensors of at most so many elements: it takes further passes.
         look_s: seconds in which errors of one pair are compared with other arithmetic; the first
             such call and one with signs flipped always are.
         atol, rtol: allclose tolerances for float32.
@@ -89,6 +92,8 @@ class Policy:
     order_factor: float = 16.0
     function_factor: float = 4096.0
     function_part: float = 0.0625
+    least_in_slice: int = 8
+    slices_elements: int = 1 << 24
     look_s: float = 20.0
     atol: float = 1e-4
     rtol: float = 1e-4

@@ -10,10 +10,10 @@ import torch
 
 from harness.domain import Check, Refusal, Status
 from harness.judge.check import compare, trials
-from harness.judge.check.compare import Mismatch
 from harness.judge.check.fingerprint import Evidence, Looks, named
 from harness.judge.check.impostors import IMPOSTORS
 from harness.judge.check.precision import Standard
+from harness.judge.check.structure import Mismatch, structure
 from harness.judge.reference import similarity, state
 from harness.judge.reference.dataflow import matters
 from harness.judge.reference.oracle import Oracle
@@ -124,7 +124,7 @@ class AnswerJudge:
         odd = answer.get("odd")
         if odd:
             refuse(Mismatch(status=Status.WRONG_STRUCTURE, message=str(odd[0])[:300]))
-        refuse(compare.structure(values.get("output"), case.reference.output))
+        refuse(structure(values.get("output"), case.reference.output))
         self._compare_all(
             values.get("output"),
             case.reference.output,
@@ -137,7 +137,7 @@ class AnswerJudge:
         self._check_aliases(answer, trial, case)
         if "inputs" in values:
             returned = values["inputs"]
-            found = compare.structure(
+            found = structure(
                 list(returned) if isinstance(returned, (list, tuple)) else returned,
                 [similarity.plain(v) for v in case.reference.inputs],
                 "input",
@@ -331,7 +331,7 @@ class AnswerJudge:
             raise Refused(
                 Mismatch(status=Status.WRONG_GRADIENTS, message=f"{name} is missing"), trial, case
             )
-        found = compare.structure(got, reference, name)
+        found = structure(got, reference, name)
         if found is None:
             truth = to_double(reference) if oracle is None else to_double(oracle)
             self._compare_all(

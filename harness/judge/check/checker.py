@@ -15,6 +15,7 @@ from harness.judge.check.diagnose import pattern
 from harness.judge.check.experiments import UNLIKE, Experiments
 from harness.judge.check.impostors import IMPOSTORS
 from harness.judge.check.precision import Standard
+from harness.judge.check.structure import structure
 from harness.judge.reference import similarity, state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem
@@ -466,7 +467,7 @@ class Checker:
             if name == "a bfloat16 downcast" and _same(fake, expected):
                 self.report.survivors.discard(name)  # the reference rounds to bfloat16 itself
                 continue
-            if compare.structure(fake, similarity.plain(expected)) is not None:
+            if structure(fake, similarity.plain(expected)) is not None:
                 self.report.survivors.discard(name)
                 continue
             triples = similarity.triples(fake, expected, case.oracle.output, "output")

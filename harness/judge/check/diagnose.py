@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from harness.domain import Pair, Status
-from harness.judge.check.compare import Mismatch
+from harness.judge.check.structure import Mismatch
 from harness.usercode.modules import tensors_of
 
 _MAX_MESSAGE = 1500

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from harness.judge.check import compare
+from harness.judge.check.structure import structure
 from harness.judge.reference import similarity
 
 _PAUSE_S = 0.2
@@ -71,7 +71,7 @@ class Experiments:
     def repeats_differently(self) -> bool:
         """Return whether two more calls give unlike results."""
         outputs = [tried[0] for tried in (self._again(0.0, 0.0), self._again(0.0, 0.0)) if tried]
-        if len(outputs) < 2 or compare.structure(*outputs) is not None:
+        if len(outputs) < 2 or structure(*outputs) is not None:
             return False
         return not similarity.near(outputs[0], outputs[1], 1e-6)
 
@@ -84,7 +84,7 @@ class Experiments:
         if self._got is None:
             return ""
         for meaning, other in alternatives:
-            if compare.structure(self._got, similarity.plain(other)) is None and similarity.near(
+            if structure(self._got, similarity.plain(other)) is None and similarity.near(
                 self._got, other, _ALIKE
             ):
                 return meaning

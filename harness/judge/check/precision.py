@@ -11,7 +11,6 @@ from harness.judge.policy import Policy
 from harness.judge.reference.similarity import all_finite, largest
 
 CHUNK = 1 << 25
-_LEAST_IN_SLICE = 8
 UNIT_ROUNDOFF = {
     "fp64": 2.0**-53,
     "fp32": 2.0**-24,
@@ -130,15 +129,19 @@ def budget_of(sums: Sums, dtype: torch.dtype, declared: str, standard: Standard)
     return max(factor * sums.max_reference_error, floor * eps * sums.max_value)
 
 
-def slices(values: torch.Tensor) -> list[torch.Tensor]:
-    """Return the largest absolute values of each sample and of each column, where there are some.
+def slices(values: torch.Tensor, least: int) -> list[torch.Tensor]:
+    """Return the largest absolute values of each sample and of each column.
 
-    The bounds of a whole tensor follow its largest element: small columns could be anything below
-    that.
+    The bounds of a whole tensor follow its largest element. Below them a column of small values
+    could hold anything.
+
+    Args:
+        values: any shape; none of one dimension has samples or columns.
+        least: elements of a sample or column; of fewer nothing is returned.
     """
     found = []
     for dim in sorted({0, values.dim() - 1}) if values.dim() > 1 else []:
-        if values.shape[dim] > 0 and values.numel() // values.shape[dim] >= _LEAST_IN_SLICE:
+        if values.shape[dim] > 0 and values.numel() // values.shape[dim] >= least:
             found.append(values.abs().amax([d for d in range(values.dim()) if d != dim]))
     return found
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from harness.domain import CANDIDATE, REFERENCE, Status
-from harness.judge.check.compare import Mismatch
 from harness.judge.check.precision import Standard
+from harness.judge.check.structure import Mismatch
 from harness.judge.timing import clock
 from harness.judge.timing.input_pool import InputPool, Values
 from harness.judge.timing.isolated_calls import SLOT, CallInputs, IsolatedCalls

@@ -20,7 +20,6 @@ import numpy as np
 from harness.domain import CANDIDATE, REFERENCE, SpeedOutcome
 from harness.judge.timing import intervals
 
-_LOUDEST = 0.03
 _FURTHER = 1.1
 """Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
 it was asked last: resampling takes milliseconds in which nothing is measured."""
@@ -47,6 +46,8 @@ class ClockPolicy:
         short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
             as its own copy (20 evaluations on two cores, 2026-11-29): from process to process, so
             more blocks do not tell.
+        same_floor: SAME needs a noise floor of at most this. On a machine that strays by more from
+            itself, a slower solution would lie within the floor.
         batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
             would not fit into cap_s, never less than the second.
         short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
@@ -104,6 +105,7 @@ class ClockPolicy:
     short_call_ms: float = 0.05
     short_batch_ms: float = 12.0
     short_floor: float = 0.03
+    same_floor: float = 0.03
     latency_batches: int = 15
     latency_s: float = 1.0
     latency_least: int = 5
@@ -299,17 +301,17 @@ def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
     return max(least, abs(low - 1), abs(high - 1))
 
 
-def outcome(low: float, high: float, floor: float) -> SpeedOutcome:
-    """Return what an interval of the speedup says.
+def outcome(low: float, high: float, floor: float, policy: ClockPolicy) -> SpeedOutcome:
+    """Return the outcome that an interval of the speedup supports.
 
-    FASTER or SLOWER only if the whole interval lies beyond the noise floor, SAME only if the
-    whole interval lies within it and the floor is low: a noisy machine says nothing.
+    FASTER and SLOWER need the whole interval beyond the noise floor. SAME needs the whole interval
+    within a floor that is low: on a noisy machine nothing can be called the same.
     """
     if low > 1 + floor:
         return SpeedOutcome.FASTER
     if high < 1 - floor:
         return SpeedOutcome.SLOWER
-    if low >= 1 - floor and high <= 1 + floor and floor <= _LOUDEST:
+    if low >= 1 - floor and high <= 1 + floor and floor <= policy.same_floor:
         return SpeedOutcome.SAME
     return SpeedOutcome.UNDECIDED
 

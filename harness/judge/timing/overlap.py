@@ -1,4 +1,4 @@
-"""What isolated calls say of batched calls: whether batched calls overlap."""
+"""Do a candidate's batched calls overlap? Its isolated calls tell."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from harness.judge.timing.clock import Blocks
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """What calls take that are alone.
+    """Times of isolated calls.
 
     Attributes:
-        taken_ms: by role, in pairs that ran within a moment of each other.
-        over_ms: how much of that is no part of a call.
-        part: a candidate's calls may take so much longer, of what they take back to back, before
-            that says something.
-        least_ms: and this much.
-        hides: kernels of a batched call hide the host's work for the next one: what its
-            kernels take an honest call may take longer, too.
-        hidden_times: but not more than so many times what the reference's take.
-        sharp: there can be as many as it takes to tell: what they leave open is not decided.
+        taken_ms: milliseconds by role; entries of one index ran within a moment of each other.
+        over_ms: overhead contained in each of them.
+        part: an isolated call of the candidate may take longer than a batched one by this part of
+            the batched one's time.
+        least_ms: or by this much, if that is more.
+        hides: on a GPU, kernels of a batched call hide the host's work for the next call. So an
+            isolated call may also take the time of its kernels longer.
+        hidden_times: the candidate's kernels count up to so many times the reference's.
+        sharp: more rounds can be run until they tell. So if they leave it open, it is undecided.
     """
 
     taken_ms: Mapping[str, Sequence[float]]
@@ -38,13 +38,13 @@ class Latency:
 
     @property
     def agrees(self) -> bool:
-        """Return whether isolated calls say of two solutions what batched calls should say."""
+        """Return whether isolated and batched calls must have the same outcome: on a CPU."""
         return self.sharp and not self.hides
 
     def is_drowned(self, part: float) -> bool:
-        """Return whether a call takes less than this part of what is subtracted from its time.
+        """Return whether some call takes less than this part of the overhead subtracted from it.
 
-        Sharp ones are not: what is subtracted from them was measured in the same rounds.
+        Sharp calls never do: their overhead was measured in the same rounds.
         """
         return not self.sharp and any(
             float(np.median(taken)) - self.over_ms < part * self.over_ms
@@ -52,7 +52,7 @@ class Latency:
         )
 
     def own_ms(self) -> dict[str, list[float]]:
-        """Return what calls take themselves, by role."""
+        """Return the times of calls without their overhead, by role."""
         return {
             role: [max(ms - self.over_ms, 1e-6) for ms in taken]
             for role, taken in self.taken_ms.items()
@@ -64,33 +64,35 @@ def calls_overlap(
 ) -> bool | None:
     """Return whether the candidate's batched calls overlap.
 
-    They run side by side, or the first has seen the inputs of all. Back to back a call takes far
-    less then than one that is alone: by more than being alone costs, which the reference shows.
-
-    In a few blocks the host can change its pace: so the most that the candidate's calls may take is
-    held against it. But whose figure isolated calls contradict, on the whole, is not cleared: it
-    chooses, perhaps, in which blocks and which of these calls it is slow.
+    Overlapping calls run side by side, or the first one computes for all. Then a batched call
+    takes far less than an isolated one: by more than the isolation costs the reference.
 
     Args:
         blocks: of batched calls.
         latency: of isolated calls.
-        kernels_ms: of a call, by role; what the candidate's take is a claim.
+        kernels_ms: kernel time of a call, by role; the candidate's is a claim.
 
     Returns:
         None where isolated calls leave it open.
     """
     reference_ms = blocks.figures()[REFERENCE]
     ratio, low, _ = blocks.ratio(REFERENCE, CANDIDATE)
+    # The host can change its pace within a few blocks. So a proof has to hold even for the longest
+    # time of a batched call within the interval.
     _, least, most = _too_long(reference_ms, reference_ms / low, latency, kernels_ms)
     if least > 0.0:
+        # On a host that is too busy for isolated calls the proof is worth nothing.
         return True if latency.sharp or _is_steady(latency) else None
-    # The ratio is the figure: of a candidate's times another third may be trimmed.
+    if latency.sharp and most > 0.0:
+        return None
+    # The candidate can choose in which blocks and isolated calls it is slow. So the figure itself
+    # (from the ratio: a third of a candidate's times may be trimmed) must not be contradicted.
     middle, _, _ = _too_long(reference_ms, reference_ms / ratio, latency, kernels_ms)
-    return None if middle > 0.0 or (latency.sharp and most > 0.0) else False
+    return None if middle > 0.0 else False
 
 
 def _is_steady(latency: Latency) -> bool:
-    """Return whether the reference's isolated calls agree with each other as far as is needed."""
+    """Return whether the reference's isolated calls vary by less than the candidate is allowed."""
     _, low, high = intervals.interval(np.asarray(latency.taken_ms[REFERENCE]), 0)
     own_ms = (low + high) / 2 - latency.over_ms
     return (high - low) / 2 <= max(latency.part * own_ms, latency.least_ms)
@@ -115,7 +117,7 @@ def _too_long(
     """
     taken_ms = {role: np.asarray(ms) for role, ms in latency.taken_ms.items()}
     alone_ms = float(intervals.middle_mean(taken_ms[REFERENCE])) - latency.over_ms
-    # Round by round: where the host changes its pace, both change theirs.
+    # Round by round: if the host changes its pace, it changes for both roles.
     longer = taken_ms[CANDIDATE] - taken_ms[REFERENCE] + reference_ms - candidate_ms
     longer += min(alone_ms - reference_ms, 0.0)
     allowed = max(latency.part * candidate_ms, latency.least_ms)

@@ -15,7 +15,7 @@ import torch
 
 from harness.domain import CANDIDATE, REFERENCE, HarnessError, Speed, Status
 from harness.ipc import mailbox
-from harness.judge.check.compare import Mismatch
+from harness.judge.check.structure import Mismatch
 from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Problem

@@ -12,9 +12,9 @@ import torch
 from harness.domain import Refusal, Status
 from harness.ipc import mailbox
 from harness.judge.check import compare
-from harness.judge.check.compare import Mismatch
 from harness.judge.check.fingerprint import Evidence, Looks, real_double
 from harness.judge.check.precision import Standard
+from harness.judge.check.structure import Mismatch
 from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem

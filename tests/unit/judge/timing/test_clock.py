@@ -53,7 +53,7 @@ class Machine:
 
 def said(blocks: Blocks, policy: ClockPolicy = POLICY) -> SpeedOutcome:
     _, low, high = blocks.ratio(REFERENCE, CANDIDATE)
-    return clock.outcome(low, high, clock.noise_floor(blocks, policy))
+    return clock.outcome(low, high, clock.noise_floor(blocks, policy), policy)
 
 
 def test_blocks_are_paired_and_their_order_is_random() -> None:
@@ -119,8 +119,8 @@ def test_floor_of_short_calls_is_what_processes_differ_by() -> None:
 
 
 def test_same_is_not_said_on_a_loud_machine() -> None:
-    assert clock.outcome(0.95, 1.05, 0.2) is SpeedOutcome.UNDECIDED
-    assert clock.outcome(0.999, 1.001, 0.005) is SpeedOutcome.SAME
+    assert clock.outcome(0.95, 1.05, 0.2, ClockPolicy()) is SpeedOutcome.UNDECIDED
+    assert clock.outcome(0.999, 1.001, 0.005, ClockPolicy()) is SpeedOutcome.SAME
 
 
 def test_throttled_block_is_discarded_and_counted() -> None:
