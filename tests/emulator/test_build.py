@@ -73,6 +73,26 @@ def test_compiler_error_names_the_solutions_own_line(
     assert "error" in failure.value.log
 
 
+def test_cpp_and_cuda_sources_are_two_units(build: Any) -> None:
+    cpp = (
+        "#define WIDTH 8\nstatic int helper() { return WIDTH; }\nnamespace { struct Part {}; }\n"
+        "torch::Tensor f(torch::Tensor x, double a = 2.0, int64_t n = helper());"
+    )
+    cuda = (
+        GOOD.replace("torch::Tensor x)", "torch::Tensor x, double a = 2.0, int64_t n = 4)")
+        + "#define WIDTH 4\nstatic int helper() { return WIDTH; }\nnamespace { class Part {}; }\n"
+    )
+    assert build(cuda, cpp=cpp).is_file()
+
+
+def test_function_of_the_cpp_sources_that_the_cuda_sources_do_not_declare_is_unknown_there(
+    build: Any,
+) -> None:
+    cpp = "static int helper() { return 4; }\n" + DECLARED
+    with pytest.raises(BuildFailed, match=r"solution\.py:5: .*helper.*was not declared"):
+        build(GOOD.replace("<<<1, 4>>>", "<<<1, helper()>>>"), cpp=cpp)
+
+
 def test_function_in_the_list_that_is_not_declared_fails(build: Any) -> None:
     with pytest.raises(BuildFailed, match=r"functions=:\d+: .*forward"):
         build(GOOD, functions=["forward"])

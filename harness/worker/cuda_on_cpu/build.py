@@ -98,9 +98,8 @@ def compile_inline(
     With architectures in ``nvcc``, nvcc compiles the CUDA source as well; what it says of each
     kernel is left in ``nvcc.json`` beside the library.
 
-    Where ``cpp_sources`` only declares, everything is one translation unit: declarations,
-    bindings, CUDA. Where it defines functions (a CPU path), it is a unit of its own, compiled
-    without checks as the user's flags say, as on the real tool chain.
+    ``cpp_sources`` with the bindings and ``cuda_sources`` are two translation units, as on the
+    real tool chain. The first is compiled without checks.
 
     Raises:
         BuildFailed: the compiler's first error, at the solution's own line where it can be found.
@@ -117,20 +116,14 @@ def compile_inline(
     cuda_text = "".join(_rewritten(cuda, solution_file, f"{name} cuda_sources", host=False))
     bindings = _bindings(functions, with_pytorch_error_handling)
     units: list[tuple[Path, bool, list[str]]] = []
-    if cuda and not any(has_definitions(s) for s in cpp):
-        unit = build_dir / "extension.cpp"
-        head = _prefix_for_cuda() + "#include <torch/extension.h>\n"
-        unit.write_text(head + cpp_text + bindings + cuda_text)
-        flags = _macros(extra_cflags) + toolchain.cuda_flags(extra_cuda_cflags)
-        units.append((unit, True, flags))
-    else:
+    if (cpp_text + bindings).strip():
         unit = build_dir / "main.cpp"
         unit.write_text(_HOST_PREFIX + cpp_text + bindings)
-        units.append((unit, False, _host_flags(extra_cflags)))
-        if cuda:
-            unit = build_dir / "cuda.cpp"
-            unit.write_text(_prefix_for_cuda() + cuda_text)
-            units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
+        units.append((unit, False, _flags_of_main(cpp, extra_cflags)))
+    if cuda:
+        unit = build_dir / "cuda.cpp"
+        unit.write_text(_prefix_for_cuda() + cuda_text)
+        units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
     full = _unit_flags([*cpp, *cuda])
     library = _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
                      extra_include_paths, extra_ldflags)  # fmt: skip
@@ -186,9 +179,16 @@ def _rewritten(
     return out
 
 
-def _macros(flags: Sequence[str]) -> list[str]:
-    """Return what a declarations-only unit needs of the C++ flags."""
-    return [f for f in _host_flags(flags) if f.startswith(("-D", "-U", "-I"))]
+def _flags_of_main(sources: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Return the C++ flags of load_inline's first unit.
+
+    Declarations and bindings need only what changes the text: -march=native would make the
+    precompiled header useless, and the optimiser has nothing to do.
+    """
+    words = _host_flags(flags)
+    if any(has_definitions(s) for s in sources):
+        return words
+    return ["-O1", *(w for w in words if w.startswith(("-D", "-U", "-I")))]
 
 
 def compile_files(
