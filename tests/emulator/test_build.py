@@ -9,7 +9,6 @@ import pytest
 
 from harness.domain import BuildFailed, Unsupported
 from harness.worker.cuda_on_cpu import compile_files, compile_inline
-from harness.worker.cuda_on_cpu.toolchain import cuda_flags
 
 pytestmark = pytest.mark.slow
 
@@ -106,25 +105,6 @@ def test_missing_declaration_in_cpp_sources_fails(build: Any) -> None:
 def test_return_type_in_a_function_name_fails(build: Any) -> None:
     with pytest.raises(BuildFailed):
         build(GOOD, functions=["torch::Tensor f"])
-
-
-def test_unknown_option_of_nvcc_fails() -> None:
-    with pytest.raises(BuildFailed, match="--fast-as-light"):
-        cuda_flags(["-O3", "--use_fast_math", "--fast-as-light"])
-
-
-def test_options_of_nvcc_are_understood() -> None:
-    given = [
-        "-O3",
-        "-arch=sm_90a",
-        "-Xptxas",
-        "-v",
-        "--expt-relaxed-constexpr",
-        "-DN=4",
-        "-lineinfo",
-    ]
-    assert "-DN=4" in cuda_flags(given)
-    assert not [f for f in cuda_flags(given) if "arch" in f or "ptxas" in f]
 
 
 def test_unsupported_construct_is_refused_with_its_line(build: Any) -> None:

@@ -72,10 +72,6 @@ def _unit_flags(sources: Sequence[str]) -> list[str]:
     return ["-DEMU_FULL_TORCH"] if any(_FULL_TORCH.search(s) for s in sources) else []
 
 
-def _host_flags(flags: Sequence[str]) -> list[str]:
-    return [part for f in flags for part in f.split()]
-
-
 def compile_inline(
     *,
     name: str,
@@ -185,7 +181,7 @@ def _flags_of_main(sources: Sequence[str], flags: Sequence[str]) -> list[str]:
     Declarations and bindings need only what changes the text: -march=native would make the
     precompiled header useless, and the optimiser has nothing to do.
     """
-    words = _host_flags(flags)
+    words = toolchain.words(flags)
     if any(has_definitions(s) for s in sources):
         return words
     return ["-O1", *(w for w in words if w.startswith(("-D", "-U", "-I")))]
@@ -235,7 +231,7 @@ def compile_files(
             # precompiled prefix holds what <torch/extension.h> would bring.
             head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
             unit.write_text(head + directive + rewrite_host(text))
-            units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
+            units.append((unit, False, [*full, *toolchain.words(extra_cflags)]))
     library = _build(name, units, build_dir, support, includes, extra_ldflags)
     kernels = [Path(s) for s in sources if Path(s).suffix == ".cu"]
     if nvcc and kernels:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.domain import BuildFailed
+from harness.worker.cuda_on_cpu.nvcc_options import read_flags
 from harness.worker.cuda_on_cpu.support import (
     PREFIX_FLAGS,
     RUNTIME,
@@ -61,47 +63,42 @@ _CUDA_LIBRARY = re.compile(
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
 
-def _words(flags: Sequence[str]) -> list[str]:
-    """Return flags as a build file's line would hold them: split at blanks, "" is nothing."""
-    return [word for flag in flags for word in flag.split()]
+# nvcc's options that a host compiler has too.
+_KEPT = {
+    "define-macro": "-D",
+    "undefine-macro": "-U",
+    "include-path": "-I",
+    "system-include": "-isystem",
+    "pre-include": "-include",
+}
+
+
+def words(flags: Sequence[str]) -> list[str]:
+    """Return flags as the shell splits them that runs a build file's line; "" is nothing.
+
+    Raises:
+        BuildFailed: a quote is not closed.
+    """
+    try:
+        return shlex.split(" ".join(flags))
+    except ValueError as error:
+        raise BuildFailed(f"compiler flags {flags!r}: {error}") from error
 
 
 def cuda_flags(flags: Sequence[str]) -> list[str]:
     """Return what a host compiler can use of nvcc's flags.
 
     Raises:
-        BuildFailed: an option that nvcc does not know either.
+        BuildFailed: nvcc refuses one of them.
     """
     kept = list(_TORCH_CUDA_DEFINES)
-    takes_value = {
-        "-gencode", "-arch", "-code", "-Xptxas", "-Xcompiler", "-Xcudafe", "-Xlinker", "-Xnvlink",
-        "-maxrregcount", "--maxrregcount", "-ccbin", "--threads", "-t", "-diag-suppress",
-        "--generate-code", "--gpu-architecture", "--compiler-options", "--ptxas-options",
-    }  # fmt: skip
-    known = re.compile(
-        r"-O[0-3]|-lineinfo|--generate-line-info|-G|-g|--?use_fast_math|--?expt-\S+|--?extended-lambda"
-        r"|--?relaxed-constexpr|-w|-v|--verbose|--?fmad=\S+|--?ftz=\S+|--?prec-\S+|--?std=\S+|-rdc=\S+"
-        r"|--?restrict|--?diag-suppress=?\S*|-diag-error\S*|-W\S*|--?maxrregcount=\S+|-arch=\S+"
-        r"|--gpu-architecture=\S+|-gencode=\S+|--generate-code=\S+|-code=\S+|-Xptxas=\S+"
-        r"|-Xcompiler=\S+|--ptxas-options=\S*|--compiler-options=\S*|--threads=?\S*|-t=?\d+|-dc|-c"
-        r"|--?keep\S*|--?source-in-ptx|--?resource-usage|-res-usage|--?default-stream\S*|-Xcudafe=\S+"
-        r"|--?forward-unknown-\S+|--?Wno-\S+|-m64|-l\S+|-L\S+|-f\S+|--?allow-unsupported-compiler"
-        r"|--?split-compile\S*|--?Ofast-compile\S*|--?extra-device-vectorization|--?optimize\S*"
-    )
-    i = 0
-    flags = _words(flags)
-    while i < len(flags):
-        flag = flags[i]
-        if flag.startswith(("-D", "-U", "-I", "-isystem", "--define-macro", "-include")):
-            kept.append(flag)
-            if flag in ("-D", "-U", "-I", "-isystem", "-include") and i + 1 < len(flags):
-                i += 1
-                kept.append(flags[i])
-        elif flag in takes_value:
-            i += 1
-        elif not known.fullmatch(flag):
-            raise BuildFailed(f"nvcc fatal: Unknown option {flag!r} in extra_cuda_cflags")
-        i += 1
+    for flag in read_flags(words(flags)):
+        if flag.name == "compiler-options":
+            kept += [v for v in flag.value.split(",") if re.match(r"-[DUI].|-fopenmp$", v)]
+        elif flag.name in _KEPT:
+            spelling = _KEPT[flag.name]
+            for value in flag.value.split(","):
+                kept += [spelling + value] if len(spelling) == 2 else [spelling, value]
     return kept
 
 
@@ -147,7 +144,7 @@ def link(
     command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     command += ["-ltorch_python"] if python else []
     kept = []
-    for flag in _words(flags):
+    for flag in words(flags):
         if _CUDA_LIBRARY.match(flag):
             continue  # CUDA's own: the run-time library stands for it
         kept.append(flag)
