@@ -30,7 +30,7 @@ import torch
 
 from harness.domain import BuildFailed, Unsupported
 from harness.machine.toolchain import toolchain
-from harness.worker import fast_headers
+from harness.worker import fast_headers, inputs
 
 Build = Callable[[Path, str, Sequence[str]], None]
 """Builds into a folder, under a name, with folders in front of torch's include folders."""
@@ -142,6 +142,8 @@ class Builder:
             "with_pytorch_error_handling": with_pytorch_error_handling,
         }
 
+        headers = self._headers_in(request["extra_include_paths"])
+        content = {"inline": request, "headers": headers}
         self._look_for_kernels(request["cuda_sources"])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
@@ -179,7 +181,7 @@ class Builder:
             fast_headers.Source(text="\n".join([*request["cpp_sources"], bindings]), cuda=False),
             fast_headers.Source(text="\n".join(request["cuda_sources"]), cuda=True),
         ]
-        return self._obtain(name, {"inline": request}, build, is_python_module, units, request)
+        return self._obtain(name, content, build, is_python_module, units, request)
 
     def load(  # the signature of torch.utils.cpp_extension.load
         self,
@@ -206,8 +208,10 @@ class Builder:
             "extra_ldflags": _strings(extra_ldflags),
             "extra_include_paths": _strings(extra_include_paths),
         }
-        contents = self._contents(files, flags["extra_include_paths"])
-        self._look_for_kernels(Path(f).read_text(errors="replace") for f in contents)
+        contents = self._contents(files)
+        folders = [*flags["extra_include_paths"], *(str(Path(f).parent) for f in files)]
+        headers = self._headers_in(folders)
+        self._look_for_kernels(Path(f).read_text(errors="replace") for f in [*files, *headers])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device == "cuda":
@@ -239,10 +243,9 @@ class Builder:
             fast_headers.Source(text=Path(f).read_text(errors="replace"), cuda=f.endswith(".cu"))
             for f in files
         ]
-        folders = [*flags["extra_include_paths"], *(str(Path(f).parent) for f in files)]
         return self._obtain(
             name,
-            {"files": contents, "flags": flags},
+            {"files": contents, "headers": headers, "flags": flags},
             build,
             is_python_module,
             units,
@@ -261,14 +264,15 @@ class Builder:
             raise self._failed(f"{self._solution}: no source file {source!r}", "")
         return path.resolve()
 
-    def _contents(self, files: Sequence[str], include_paths: Sequence[str]) -> dict[str, str]:
-        """Return the hash of each source and of the headers beside them, and remember the files."""
-        seen = {Path(f) for f in files}
-        for folder in {p.parent for p in seen} | {Path(i) for i in include_paths}:
-            if folder.is_dir():
-                seen |= {p for p in folder.iterdir() if p.suffix in _HEADERS}
-        self.files |= {str(p) for p in seen}
-        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
+    def _contents(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the hash of each source, and remember the files."""
+        self.files |= set(files)
+        return {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
+
+    def _headers_in(self, folders: Iterable[str]) -> list[str]:
+        """Return the headers in folders: a new one may be read in the place of another."""
+        found = (p for f in dict.fromkeys(folders) if Path(f).is_dir() for p in Path(f).iterdir())
+        return sorted(str(p) for p in found if p.suffix in _HEADERS)
 
     def _obtain(
         self,
@@ -292,6 +296,7 @@ class Builder:
         if finished is None:
             finished = self._build(name, keys, build, units, flags)
         self.keys.append(finished.name)
+        self.files |= inputs.noted(finished).keys()
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
             raise self._failed(f"extension {name!r} was built but left no library", "")
@@ -304,8 +309,8 @@ class Builder:
         return self._import(library.stem, library)
 
     def _finished(self, key: str) -> Path | None:
-        places = (self._cache / key, self._build_folder / key)
-        return next((place for place in places if (place / "done").exists()), None)
+        places = (self._cache, self._build_folder)
+        return next((f for p in places if (f := inputs.finished(p, key)) is not None), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
         """Return the name under which an extension is built: one name never stands for two.
@@ -344,11 +349,12 @@ class Builder:
             for folder in fast:
                 why = self._build_fast(name, folder, build, units, flags)
                 if not why:
-                    return folder
+                    return inputs.finish(folder)
             own.mkdir(parents=True, exist_ok=True)
             build(own, name, [])
             if self._device == "cuda":
                 (own / "headers").write_text(f"torch\n{why}\n")
+                inputs.note(own, inputs.known_to_ninja(own))
         except Unsupported as error:
             self.unsupported.append(str(error))
             raise
@@ -361,8 +367,7 @@ class Builder:
             raise self._failed(*self.failed[own.name]) from error
         finally:
             self._announce("compiled", name)
-        (own / "done").touch()
-        return own
+        return inputs.finish(own)
 
     def _build_fast(
         self,
@@ -388,6 +393,7 @@ class Builder:
                 flags=[*flags["extra_cflags"], *flags["extra_cuda_cflags"]],
             )
             build(folder, name, [str(headers)])
+            inputs.note(folder, inputs.known_to_ninja(folder))
         except (
             fast_headers.NotFast,
             RuntimeError,
@@ -401,7 +407,6 @@ class Builder:
             cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
             return str(error)
         (folder / "headers").write_text("fast\n")
-        (folder / "done").touch()
         return ""
 
     def _import(self, name: str, library: Path) -> ModuleType:

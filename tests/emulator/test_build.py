@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from harness.domain import BuildFailed, Unsupported
+from harness.worker import inputs
 from harness.worker.cuda_on_cpu import compile_files, compile_inline
+from harness.worker.cuda_on_cpu.unsupported import CUDA_HEADER
 
 pytestmark = pytest.mark.slow
 
@@ -119,6 +121,60 @@ def test_half_operators_come_back_with_their_macro_and_limits_need_no_header(bui
     macro = ["-U__CUDA_NO_HALF_OPERATORS__"]
     empty = {"extra_cflags": [""], "extra_ldflags": [""]}
     assert build(source, extra_cuda_cflags=["", *macro], **empty).is_file()
+
+
+@pytest.mark.parametrize("how", ["path", "flag"])
+def test_headers_that_are_reached_are_rewritten_and_noted(
+    build: Any, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "inc" / "deep").mkdir(parents=True)
+    (tmp_path / "inc" / "stage.cuh").write_text('#pragma once\n#include "deep/kernel.cuh"\n')
+    (tmp_path / "inc" / "deep" / "kernel.cuh").write_text(
+        '#include "../size.h"\n#include "../stage.cuh"\n'
+        "__global__ void k(float* o) { __shared__ float s[SIZE]; s[0] = 1; o[threadIdx.x] = s[0]; }\n"
+        "inline void start(float* o) { k<<<1, SIZE>>>(o); }\n"
+    )
+    (tmp_path / "inc" / "size.h").write_text("#define SIZE 4\n")
+    (tmp_path / "inc" / "never.cuh").write_text('__device__ void f() { asm("nop;"); }\n')
+    source = "#include <stage.cuh>\n" + GOOD.replace(
+        "__global__ void k(float* o) { o[threadIdx.x] = 1; }", "#if 0\n#include <never.cuh>\n#endif"
+    ).replace("k<<<1, 4>>>", "start")
+    inc = str(tmp_path / "inc")
+    more = {"extra_include_paths": [inc]} if how == "path" else {"extra_cuda_cflags": ["-I" + inc]}
+    library = build(source, **more)
+    wanted = {"stage.cuh", "deep/kernel.cuh", "size.h"}
+    assert inputs.noted(library.parent).keys() == {str(tmp_path / "inc" / n) for n in wanted}
+
+
+def test_error_in_a_header_names_the_headers_own_line(build: Any, tmp_path: Path) -> None:
+    (tmp_path / "part.cuh").write_text("\n\ninline int f() { return undeclared; }\n")
+    with pytest.raises(BuildFailed, match=r"part\.cuh:3: .*undeclared"):
+        build('#include "part.cuh"\n' + GOOD, extra_include_paths=[str(tmp_path)])
+    (tmp_path / "part.cuh").write_text('\n__device__ void f() { asm("nop;"); }\n')
+    with pytest.raises(Unsupported, match=r"part\.cuh:2: inline PTX"):
+        build('#include "part.cuh"\n' + GOOD, extra_include_paths=[str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "header", ["ATen/cuda/cub.cuh", "ATen/cuda/CUDAApplyUtils.cuh", "nvToolsExt.h", "cuComplex.h"]
+)
+def test_cuda_header_that_the_runner_lacks_is_unsupported(build: Any, header: str) -> None:
+    with pytest.raises(Unsupported, match=rf"solution\.py:2: <{header}> .* lacks"):
+        build(f"#include <{header}>\n{GOOD}")
+
+
+@pytest.mark.parametrize("header", ["ATen/cuda/CUDAContexts.h", "cuda_fp61.h", "missing.h"])
+def test_header_that_does_not_exist_anywhere_fails_the_build(build: Any, header: str) -> None:
+    with pytest.raises(BuildFailed, match=rf"solution\.py:2: {header}: No such file"):
+        build(f"#include <{header}>\n{GOOD}")
+
+
+def test_every_header_of_the_toolkit_is_known_as_one() -> None:
+    folder = Path("/usr/local/cuda/include")
+    if not folder.is_dir():
+        pytest.skip("no CUDA toolkit is installed here")
+    names = [p.name for p in folder.iterdir() if p.is_file()]
+    assert [n for n in names if not CUDA_HEADER.fullmatch(n)] == []
 
 
 def test_files_with_their_own_bindings_build(support: Path, tmp_path: Path) -> None:

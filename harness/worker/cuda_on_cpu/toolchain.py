@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.domain import BuildFailed
+from harness.domain import BuildFailed, Unsupported
 from harness.worker.cuda_on_cpu.nvcc_options import read_flags
 from harness.worker.cuda_on_cpu.support import (
     PREFIX_FLAGS,
@@ -19,6 +20,8 @@ from harness.worker.cuda_on_cpu.support import (
     torch_include_flags,
     torch_library_folder,
 )
+from harness.worker.cuda_on_cpu.unsupported import CUDA_HEADER
+from harness.worker.inputs import of_the_tool_chain
 
 # Instrumentation without libtsan: the run-time library supplies the callbacks. The macro that the
 # option defines is undefined again, or the precompiled header would not fit.
@@ -59,6 +62,11 @@ _ERROR = re.compile(
 )
 _CUDA_LIBRARY = re.compile(
     r"-l(cuda|cudart|cublas|cublasLt|cudnn|c10_cuda|torch_cuda|nvToolsExt)\b"
+)
+_FROM = re.compile(r"^(?:In file included from |\s+from )?([^\s:][^:]*):(\d+)[:,]")
+# Headers of torch that need CUDA, and those of a CUDA toolkit.
+_OF_CUDA = re.compile(
+    r"/torch/include/.*(?:cuda|cudnn|cublas)|/cuda[^/]*/(?:.*/)?include/", re.IGNORECASE
 )
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
@@ -123,10 +131,16 @@ def compile_object(
     command += [f"-DTORCH_EXTENSION_NAME={name}", "-w", "-fdiagnostics-color=never"]
     command += ["-I", str(support.prefix.parent), "-I", str(RUNTIME / "include")]
     command += [f"-I{p}" for p in include_paths]
-    command += [*torch_include_flags(), *flags, "-c", str(source), "-o", str(output)]
+    command += [*torch_include_flags(), *flags, "-MD", "-c", str(source), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     log = " ".join(command) + "\n" + done.stdout + done.stderr
     if done.returncode != 0:
+        missing = missing_cuda_header(done.stderr, source)
+        if missing:
+            raise Unsupported(
+                f"{missing}, which the CPU runner lacks; "
+                "next: evaluate it on a GPU with --device cuda"
+            )
         raise BuildFailed(first_error(done.stderr, source), log)
     return log
 
@@ -158,27 +172,61 @@ def link(
 
 def first_error(text: str, source: Path) -> str:
     """Return the compiler's first error as ``file:line: message``."""
+    found = _first_error(text)
+    if found is None:
+        return f"{source.name}: the compiler failed: {text.strip()[:300]}"
+    file, number, message, around = found
+    # An error inside our headers: what led there is the solution's line.
+    if not _is_own(file):
+        file, number = _required_from(around) or (file, number)
+    return f"{file}:{number}: {message}"
+
+
+def missing_cuda_header(text: str, source: Path) -> str:
+    """Return which header of CUDA the first error is about, after ``file:line: ``, or "".
+
+    A header that is not found, or one of torch's or the toolkit's for CUDA that does not compile
+    without the rest of CUDA.
+    """
+    found = _first_error(text)
+    if found is None:
+        return ""
+    file, number, message, around = found
+    absent = re.match(r"(\S+): No such file or directory", message)
+    if absent and _is_own(file):
+        name = absent.group(1)
+        return f"{file}:{number}: <{name}> is a part of CUDA" * bool(CUDA_HEADER.fullmatch(name))
+    # What the solution itself includes comes last before its own line.
+    chain = [file, *(m.group(1) for line in around if (m := _FROM.match(line)))]
+    theirs = list(itertools.takewhile(lambda f: not _is_own(f), chain))
+    for header in reversed(theirs):
+        name = re.sub(r".*/include/", "", header)
+        if _OF_CUDA.search(header):
+            file, number = _required_from(around) or (source.name, "1")
+            return f"{file}:{number}: <{name}> needs a part of CUDA"
+    return ""
+
+
+def _first_error(text: str) -> tuple[str, str, str, list[str]] | None:
+    """Return file, line and message of the first error, and the lines around it."""
     lines = text.split("\n")
     for i, line in enumerate(lines):
         match = _ERROR.match(line)
-        if not match:
-            continue
-        file, number = match.group("file"), match.group("line")
-        # An error inside our headers: what led there is the solution's line.
-        if str(RUNTIME) in file or "/torch/include/" in file or "/include/c++/" in file:
-            own = _required_from(lines[max(0, i - 40) : i + 12], source)
-            if own:
-                file, number = own
-        return f"{file}:{number}: {match.group('text')}"
-    return f"{source.name}: the compiler failed: {text.strip()[:300]}"
+        if match:
+            around = lines[max(0, i - 40) : i + 12]
+            return match.group("file"), match.group("line"), match.group("text"), around
+    return None
 
 
-def _required_from(lines: list[str], source: Path) -> tuple[str, str] | None:
+def _is_own(file: str) -> bool:
+    parts = (str(RUNTIME), "/torch/include/", "/include/c++/")
+    return not any(part in file for part in parts) and not of_the_tool_chain(Path(file))
+
+
+def _required_from(lines: list[str]) -> tuple[str, str] | None:
     for line in lines:
-        match = re.match(r"^(?:In file included from |\s+from )?([^\s:][^:]*):(\d+):", line)
-        if match and not any(
-            part in match.group(1) for part in (str(RUNTIME), "/torch/include/", "/include/c++/")
-        ):
+        match = _FROM.match(line)
+        if match and _is_own(match.group(1)):
             return match.group(1), match.group(2)
     return None
 
