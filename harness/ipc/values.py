@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,10 +23,15 @@ class Encoder:
     """Writes values into an arena and describes them.
 
     Several values may share one arena: offsets go on counting until reset().
+
+    Args:
+        arena: where the bytes go; None only adds them up.
+        names: describe a NamedTuple with the names of its fields, else as a tuple.
     """
 
-    def __init__(self, arena: Arena | None) -> None:
+    def __init__(self, arena: Arena | None, *, names: bool = True) -> None:
         self._arena = arena
+        self._names = names
         self._offset = 0
         self._copies: list[tuple[torch.Tensor, TensorSpec]] = []
         self.table: list[dict[str, Any]] = []
@@ -47,7 +54,10 @@ class Encoder:
         if isinstance(value, tuple) and (
             hasattr(value, "_fields") or kind.__module__ == "torch.return_types"
         ):
-            return {"u": [self.encode(v, depth + 1) for v in value]}
+            items = [self.encode(v, depth + 1) for v in value]
+            if self._names and hasattr(value, "_fields"):
+                return {"n": [kind.__name__, list(value._fields), items]}
+            return {"u": items}
         if kind is dict and all(type(k) in (str, int, bool, type(None)) for k in value):
             return {"d": [[k, self.encode(v, depth + 1)] for k, v in value.items()]}
         if isinstance(value, torch.dtype):
@@ -104,7 +114,8 @@ class Decoder:
         arena: where the bytes lie; None only where no tensor has any.
         table: the Encoder's table, as it arrived.
         private: copy the bytes out before they are looked at, so that a peer cannot change them
-            afterwards. A worker may read in place what the judge wrote.
+            afterwards. A worker may read in place what the judge wrote, and make its types of
+            named tuples.
     """
 
     def __init__(self, arena: Arena | None, table: Any, *, private: bool = True) -> None:
@@ -130,6 +141,10 @@ class Decoder:
         if key in ("l", "u") and isinstance(body, list):
             items = [self.decode(v, depth + 1) for v in body]
             return items if key == "l" else tuple(items)
+        if key == "n" and not self._private:
+            name, fields, described = body
+            named = _named_tuple(str(name), tuple(str(f) for f in fields))
+            return named(*(self.decode(v, depth + 1) for v in described))
         if key == "d" and isinstance(body, list):
             pairs = [(p[0], p[1]) for p in body if isinstance(p, list) and len(p) == 2]
             if len(pairs) == len(body) and all(
@@ -203,6 +218,12 @@ def _in_place(arena: Arena, spec: TensorSpec) -> torch.Tensor:
             spec.shape, spec.strides, dtype=spec.dtype, device=arena.flat().device
         )
     return spec.over(arena.piece(spec.offset, spec.span_bytes))
+
+
+@functools.cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    """Return a type like the problem's NamedTuple, which the solution's process does not have."""
+    return collections.namedtuple(name, fields)  # noqa: PYI024 - made at run time
 
 
 class Untransferable:

@@ -24,7 +24,7 @@ from harness import ipc
 from harness.domain import BuildFailed, Unsupported, UsageError, to_json
 from harness.ipc import mailbox
 from harness.ipc.draws import Draws
-from harness.usercode import modules, numeric_flags, pretend_cuda
+from harness.usercode import modules, numeric_flags, packages, pretend_cuda
 from harness.worker import calls, heap, launches, sandbox
 from harness.worker.build import Builder
 from harness.worker.model import LoadError, load_module
@@ -478,7 +478,7 @@ class Worker:
 
     def _encoded(self, values: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         self._last = (values, answer)
-        encoder = ipc.Encoder(self._outbox)
+        encoder = ipc.Encoder(self._outbox, names=False)
         described = {name: encoder.encode(value) for name, value in values.items()}
         try:
             encoder.finish()
@@ -501,6 +501,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     text = f"{type(error).__name__}: {error}"
     lowered = text.lower()
     kind = "raised"
+    if missing := packages.missing(error):
+        return {"kind": "unsupported", "message": missing}
     if isinstance(error, Unsupported):
         kind = "unsupported"
     elif isinstance(error, BuildFailed):

@@ -131,7 +131,7 @@ def test_headers_that_are_reached_are_rewritten_and_noted(
     (tmp_path / "inc" / "stage.cuh").write_text('#pragma once\n#include "deep/kernel.cuh"\n')
     (tmp_path / "inc" / "deep" / "kernel.cuh").write_text(
         '#include "../size.h"\n#include "../stage.cuh"\n'
-        "__global__ void k(float* o) { __shared__ float s[SIZE]; s[0] = 1; o[threadIdx.x] = s[0]; }\n"
+        "__global__ void k(float* o) { __shared__ float s[SIZE]; o[0] = s[0] = 1; }\n"
         "inline void start(float* o) { k<<<1, SIZE>>>(o); }\n"
     )
     (tmp_path / "inc" / "size.h").write_text("#define SIZE 4\n")

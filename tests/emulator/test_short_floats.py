@@ -1,4 +1,4 @@
-"""The CPU runner's half and bfloat16 have every function and operator that CUDA's headers declare."""
+"""The CPU runner's half and bfloat16 have every function that CUDA's headers declare."""
 
 from __future__ import annotations
 
@@ -97,14 +97,14 @@ extern "C" int from_float(float v, int to) {
 }
 extern "C" int to_integer(float v, int to) {
     const __half h = __float2half(v);
-    const int n[] = {__half2short_rn(h), __half2short_rd(h), __half2short_ru(h), __half2short_rz(h)};
-    return n[to];
+    const int nearest = __half2short_rn(h), down = __half2short_rd(h), up = __half2short_ru(h);
+    return to == 0 ? nearest : to == 1 ? down : to == 2 ? up : __half2short_rz(h);
 }
 extern "C" int compared(float x, float y) {
     const __half a = __float2half(x), b = __float2half(y);
     const __half2 p = __halves2half2(a, b), q = __halves2half2(b, b);
-    return __heq(a, b) | __hne(a, b) << 1 | __hneu(a, b) << 2 | __hltu(a, b) << 3 | __hgeu(a, b) << 4
-        | (p == q) << 5 | (p != q) << 6 | (p <= q) << 7 | (__hlt2_mask(p, q) == 0xffffu) << 8;
+    return __heq(a, b) | __hne(a, b) << 1 | __hneu(a, b) << 2 | __hltu(a, b) << 3
+        | __hgeu(a, b) << 4 | (p == q) << 5 | (p != q) << 6 | (p <= q) << 7 | (__hlt2_mask(p, q) == 0xffffu) << 8;
 }
 """
 

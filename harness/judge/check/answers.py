@@ -263,6 +263,17 @@ class AnswerJudge:
                     trial,
                     case,
                 )
+            asked = f"write into input {i} what the reference writes there"
+            if similarity.identical(g, b):
+                raise Refused(
+                    Mismatch(
+                        status=Status.INPUT_MUTATED,
+                        message=f"the reference changes input {i} in place; the solution leaves it "
+                        f"as it was. Next: {asked}, or let the reference change a copy",
+                    ),
+                    trial,
+                    case,
+                )
             compared = compare.tensor(
                 g,
                 r,
@@ -273,7 +284,9 @@ class AnswerJudge:
             )
             self._record(compared.check)
             if compared.mismatch is not None:
-                raise Refused(recast(compared.mismatch, Status.INPUT_MUTATED, ""), trial, case)
+                found = recast(compared.mismatch, Status.INPUT_MUTATED, "")
+                found = dataclasses.replace(found, message=f"{found.message}. Next: {asked}")
+                raise Refused(found, trial, case)
 
     def _check_previous(self, got: Any, trial: trials.Trial, case: Case) -> None:
         expected = tensors_of(self._accepted)

@@ -157,7 +157,7 @@ jobserver =
 help h
 version V
 options-file optf *,
-"""
+"""  # noqa: E501
 
 # What nvcc takes and its help does not list.
 _UNLISTED = """
