@@ -104,7 +104,8 @@ extern "C" int compared(float x, float y) {
     const __half a = __float2half(x), b = __float2half(y);
     const __half2 p = __halves2half2(a, b), q = __halves2half2(b, b);
     return __heq(a, b) | __hne(a, b) << 1 | __hneu(a, b) << 2 | __hltu(a, b) << 3
-        | __hgeu(a, b) << 4 | (p == q) << 5 | (p != q) << 6 | (p <= q) << 7 | (__hlt2_mask(p, q) == 0xffffu) << 8;
+        | __hgeu(a, b) << 4 | (p == q) << 5 | (p != q) << 6 | (p <= q) << 7
+        | (__hlt2_mask(p, q) == 0xffffu) << 8;
 }
 """
 

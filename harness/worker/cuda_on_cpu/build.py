@@ -253,9 +253,9 @@ def compile_files(
     library = _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
     kernels = [Path(s) for s in sources if Path(s).suffix == ".cu"]
     if nvcc and kernels:
-        beside = list(dict.fromkeys(str(p.parent) for p in kernels))
+        own_folders = list(dict.fromkeys(str(p.parent) for p in kernels))
         texts = [([p.read_text(errors="replace")], str(p), False) for p in kernels]
-        folders = [*beside, *extra_include_paths]
+        folders = [*own_folders, *extra_include_paths]
         _ask_nvcc(texts, nvcc, build_dir, flags=extra_cuda_cflags, include_paths=folders)
     return library
 
