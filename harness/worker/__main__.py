@@ -3,8 +3,8 @@
 The same code serves the reference and the candidate; they differ in what they load. The worker
 holds no expected value and no seed of the judge's, and decides nothing.
 
-The requests are the ``do_`` methods of three classes, in the order of a pair's life: ``Preparation``,
-``CheckedCalls``, ``TimedCalls``.
+The requests are the ``do_`` methods of three classes, in the order of a pair's life:
+``Preparation``, ``CheckedCalls``, ``TimedCalls``.
 """
 
 from __future__ import annotations
