@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.acceptance import json_lines
+from benchmarks.verdicts import json_lines
 from harness.domain import Pair, UsageError
 from harness.pairs.discover import discover, select
 
