@@ -41,6 +41,10 @@ class Policy:
         least_in_slice: samples and columns of at least so many elements are judged by their own
             sizes too. The reference's own error in fewer is too often zero by chance.
         slices_elements: and only in tensors of at most so many elements: it takes further passes.
+        gross_part: an impostor is refused by a sample of a large tensor where an element is off by
+            more than this part of the largest sampled value. Slack follows the reference's rounding
+            errors, which stay below a thousandth of that value unless other elements are hundreds
+            of times larger.
         look_s: seconds in which errors of one pair are compared with other arithmetic; the first
             such call and one with signs flipped always are.
         atol, rtol: allclose tolerances for float32.
@@ -94,6 +98,7 @@ class Policy:
     function_part: float = 0.0625
     least_in_slice: int = 8
     slices_elements: int = 1 << 24
+    gross_part: float = 0.1
     look_s: float = 20.0
     atol: float = 1e-4
     rtol: float = 1e-4

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 
 from harness.domain import Status
-from harness.judge.check import compare, trials
+from harness.judge.check import impostors, trials
 from harness.judge.check.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
 from harness.judge.check.diagnose import pattern
 from harness.judge.check.experiments import UNLIKE, Experiments
-from harness.judge.check.impostors import IMPOSTORS
 from harness.judge.check.precision import Standard
-from harness.judge.check.structure import structure
+from harness.judge.check.structure import same_bits
 from harness.judge.reference import similarity, state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem
@@ -24,17 +23,11 @@ from harness.judge.workers.budget import OutOfTime
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.usercode.modules import describe_state, differentiable, nbytes, tensors_of, write_state
 
-REDUCED = ("tf32", "bf16", "fp16")
 ORDERS = ("forward", "reverse", "shuffled")
 _HOARD_BYTES = 8 << 30
 _FOLDED = "what it computed from that once is not computed again when it changes"
 _FOLDS = 12
 """Tensors of the state that are tried on their own: each takes a call of the reference."""
-_SAMPLE = 1 << 20
-"""Elements of a tensor, evenly spread, on which most impostors are struck out."""
-_GROSS = 0.1
-"""Share of the largest sampled value. Slack follows the reference's rounding errors, which are
-below a thousandth of it unless other elements are hundreds of times larger."""
 
 
 class Checker:
@@ -144,13 +137,21 @@ class Checker:
             answer.clear()
         except Refused as refused:
             raise self._explained(refused, answer.get("decoded", {}).get("output")) from None
-        self._impostors(trial, case)
+        impostors.expose(
+            self.report.survivors,
+            case.reference.output,
+            case.oracle.output,
+            case.inputs,
+            None if trial.variant == "same" else self._previous,
+            self.standard,
+            trial.name,
+        )
         self.report.calls += 1
         small = sum(map(nbytes, tensors_of(case.reference.output))) < BIG_BYTES
         self._last_output = case.reference.output if small else None
         # Kept only for as long as an impostor may still use it: it can be gigabytes.
         self._previous = None
-        if "the previous output" in self.report.survivors:
+        if impostors.PREVIOUS in self.report.survivors:
             self._previous = case.reference.output
         self._infinite_is_normal = self._infinite_is_normal or similarity.has_infinity(
             case.reference.output
@@ -452,66 +453,10 @@ class Checker:
                 which = kept[0] if len(kept) == 1 else "all parameters and buffers"
                 yield f"it answers with {which} as constructed: {_FOLDED}", outcome.output
 
-    def _impostors(self, trial: trials.Trial, case: Case) -> None:
-        """Strike out every impostor that this trial exposes."""
-        expected = case.reference.output
-        for name in sorted(self.report.survivors):
-            if name == "the previous output" and self._previous is None:
-                continue
-            if trial.variant == "same" and name == "the previous output":
-                continue
-            if name == "a bfloat16 downcast" and self.standard.precision in REDUCED:
-                self.report.survivors.discard(name)  # what this solution is allowed to be
-                continue
-            fake = IMPOSTORS[name](expected, case.inputs, self._previous)
-            if name == "a bfloat16 downcast" and _same(fake, expected):
-                self.report.survivors.discard(name)  # the reference rounds to bfloat16 itself
-                continue
-            if structure(fake, similarity.plain(expected)) is not None:
-                self.report.survivors.discard(name)
-                continue
-            triples = similarity.triples(fake, expected, case.oracle.output, "output")
-            exposed = any(self._grossly_wrong(g, r, o) for _, g, r, o in triples)
-            if exposed or any(
-                compare.tensor(g, r, o, self.standard, trial.name, w).mismatch is not None
-                for w, g, r, o in triples
-            ):
-                self.report.survivors.discard(name)
-
-    def _grossly_wrong(
-        self, fake: torch.Tensor, reference: torch.Tensor, oracle: torch.Tensor
-    ) -> bool:
-        """Return whether some elements of a large tensor are enough to refuse it.
-
-        A whole comparison reads gigabytes some fifty times. What is refused here is refused there:
-        an element is too far off for any slack that the whole tensor's rounding errors could give.
-        """
-        step = fake.numel() // _SAMPLE
-        if step < 2 or self.standard.precision in REDUCED:
-            return False
-        got, want, exact = (t.reshape(-1)[::step] for t in (fake, reference, oracle))
-        found = compare.tensor(got, want, exact, self.standard, "sample", "output").mismatch
-        if found is None or found.got is None or found.expected is None:
-            return False
-        if found.status is Status.NOT_FINITE or not differentiable(reference):
-            return True
-        largest = float(torch.where(torch.isfinite(exact), exact.abs(), 0.0).max())
-        return (
-            found.status is Status.WRONG_VALUES
-            and abs(found.got - found.expected) > _GROSS * largest
-        )
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two outputs of one structure hold the same bits."""
-    return all(
-        similarity.identical(x, y) for x, y in zip(tensors_of(a), tensors_of(b), strict=True)
-    )
-
 
 def _share_unchanged(outcome: Outcome, inputs: list[Any]) -> None:
     """Let an outcome's inputs be the given ones where the call left them alone: memory."""
-    if similarity.same_shapes(outcome.inputs, inputs) and _same(outcome.inputs, inputs):
+    if similarity.same_shapes(outcome.inputs, inputs) and same_bits(outcome.inputs, inputs):
         outcome.inputs = inputs
 
 

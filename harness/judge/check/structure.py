@@ -12,7 +12,8 @@ import torch
 from harness.domain import Status
 from harness.ipc import Untransferable
 from harness.judge.check.precision import CHUNK
-from harness.judge.reference.similarity import all_finite
+from harness.judge.reference import similarity
+from harness.usercode.modules import tensors_of
 
 _NUMBER_TOLERANCE = 1e-4
 """Of numbers that are no tensors, relative and absolute: that of float32 tensors."""
@@ -94,6 +95,12 @@ def _parts(got: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
         yield from ((str(i), *pair) for i, pair in enumerate(zip(got, expected, strict=True)))
 
 
+def same_bits(a: Any, b: Any) -> bool:
+    """Return whether two values of one structure hold the same tensors, bit by bit."""
+    pairs = zip(tensors_of(a), tensors_of(b), strict=True)
+    return all(similarity.identical(x, y) for x, y in pairs)
+
+
 def _same_number(got: Any, expected: Any) -> bool:
     if got == expected or (got != got and expected != expected):
         return True
@@ -114,7 +121,7 @@ def non_finite(
     shape, whole = tuple(got.shape), (got.reshape(-1), reference.reshape(-1), oracle.reshape(-1))
     for start in range(0, whole[0].numel(), CHUNK):
         parts = [t[start : start + CHUNK] for t in whole]
-        if all(map(all_finite, parts)):
+        if all(map(similarity.all_finite, parts)):
             continue
         mine, theirs, exact = map(_class_of, parts)
         bad = (theirs == exact) & (mine != theirs)

@@ -27,7 +27,6 @@ from harness.judge.timing.timed_worker import Timed, TimedWorker
 from harness.judge.workers.remote import KilledBesideSolution, WorkerFailed
 
 _FLUSH_TIMES = 4
-_BUSY_S = 3.0
 
 
 class BaselineFailed(Exception):
@@ -162,14 +161,14 @@ class Batches:
         torch.cuda.synchronize(device)
         if self._flush is None:
             return
-        until = time.monotonic() + _BUSY_S
+        policy, until = self._policy, time.monotonic() + self._policy.busy_s
         while time.monotonic() < until:
             began = time.perf_counter()
             self._flush.add_(1)
             torch.cuda.synchronize(device)
             taken_ms = (time.perf_counter() - began) * 1e3
             self._quiet_ms = min(self._quiet_ms, taken_ms)
-            if taken_ms < 3 * self._quiet_ms + 0.2:
+            if taken_ms < policy.busy_times * self._quiet_ms + policy.busy_ms:
                 return
             time.sleep(0.002)
         if not self._watch.other_processes():

@@ -34,65 +34,88 @@ HOST_DELAYED = "the host was busy"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockPolicy:
-    """Thresholds of the clock.
+    """Thresholds of a speed outcome, and of what is checked while it is measured.
 
     Attributes:
         cap_s: seconds for all blocks of one pair.
-        min_blocks, max_blocks: blocks; in each every role runs once, reference and candidate twice.
-        target_half_width: stop when the interval of the ratio is this narrow (relative), the
-            batch overhead, which is known at the end, still in it.
-        least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
-            quiet the reference is against itself.
+        min_blocks, max_blocks: blocks. In each block reference and candidate run twice, every
+            further role once.
+        target_half_width: measuring ends when the interval of the ratio is this narrow (relative).
+            The batch overhead, which is known only at the end, is still contained in it then.
+        least_floor: least noise floor: ratios nearer to 1 are never called FASTER or SLOWER,
+            however well the reference agrees with itself.
         short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
-            as its own copy (20 evaluations on two cores, 2026-11-29): from process to process, so
-            more blocks do not tell.
-        same_floor: SAME needs a noise floor of at most this. On a machine that strays by more from
-            itself, a slower solution would lie within the floor.
-        batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
-            would not fit into cap_s, never less than the second.
-        short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
-            changes within a second: batches take the second then. More blocks, each within one
-            pace, are worth more than a small part of the batch overhead.
-        latency_batches, latency_s, latency_least: batches of an isolated call, of reference and
-            candidate each: at most so many, and at least the last where they take more than so
-            many seconds.
-        claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
-            milliseconds per batch) in most blocks is a lie.
-        overlap_gpu_ms: overlap_ms on a GPU, where kernels hide the host's work for the next call
-            back to back: a torch.compile call's took 0.17 ms (H200, 2026-11-30).
-        overlap_part, overlap_ms: an isolated call above throughput by more than the reference's and
-            this (relative, milliseconds) means that batched calls overlap. Medians of isolated
-            calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
-            2026-11-29; by 0.2 ms while only the candidate was treated as it is).
-        isolated_below_ms, isolated_bytes: of references quicker than the first, whose inputs and
-            outputs take no more than the second, isolated calls get their inputs one at a time. Of
-            others batches of one call tell enough.
-        isolated_least, isolated_rounds, isolated_s: what takes the place of latency_least,
+            as its own copy (20 evaluations on two cores, 2026-11-29). That differs from process to
+            process, so more blocks do not help.
+        same_floor: SAME needs a noise floor of at most this. On a noisier machine a slower solution
+            would lie within the floor.
+        batch_ms, least_batch_ms: a batch takes the first, less if min_blocks would not fit into
+            cap_s, but never less than the second.
+        short_call_ms, short_batch_ms: if the reference's calls take less than the first, the host
+            decides how long they take, and its pace changes within a second. Their batches take
+            the second: more blocks, each within one pace, outweigh a larger part of overhead.
+        latency_batches, latency_s, latency_least: reference and candidate each run at most so many
+            batches of one call, for about so many seconds, but at least the last.
+        claim_part, claim_ms, claim_share: the worker's CUDA events lie if they differ from the
+            clock by more than the first (relative) and the second, in more than this share of the
+            batches. One hiccup of the host is no lie.
+        overlap_part, overlap_ms: batched calls overlap if isolated calls are slower by more than
+            the reference explains and by more than both (relative, milliseconds). Medians of
+            isolated calls of the same code differed by up to 0.03 ms (six evaluations on two
+            cores, 2026-11-29), and by 0.2 ms while only the candidate was treated as it is.
+        overlap_gpu_ms: overlap_ms on a GPU. There kernels hide the host's work for the next batched
+            call: that of a torch.compile call took 0.17 ms (H200, 2026-11-30).
+        isolated_below_ms, isolated_bytes: isolated calls get their inputs one at a time if the
+            reference is quicker than the first and a call's inputs and outputs are no larger than
+            the second. For all others batches of one call tell enough.
+        isolated_least, isolated_rounds, isolated_s: take the place of latency_least,
             latency_batches and latency_s there. After the least, rounds end when they tell.
-        isolated_calls: of a round, about.
-        isolated_part, isolated_ms: what takes the place of overlap_part and overlap_ms there; the
-            second on a CPU: isolated calls of the same code took no more than batched calls
-            said (69 references on two cores, 2026-11-29).
-        isolated_gpu_ms: the second on a GPU: isolated calls of references and of honest solutions
-            took 1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
+        isolated_calls, isolated_first: calls of a round, about, and how many before them do not
+            count: the worker wakes up.
+        isolated_checked: calls of a round whose outputs are checked.
+        isolated_part, isolated_ms: take the place of overlap_part and overlap_ms there; the second
+            on a CPU. Isolated calls of the same code took no longer than batched ones (69
+            references on two cores, 2026-11-29).
+        isolated_gpu_ms: isolated_ms on a GPU. Isolated calls of references and of honest solutions
+            took at most 1 us more than is explained, surely -0.4 us (35 evaluations on H200s,
             2026-11-29).
-        hidden_times: kernels of the candidate hide so many times what the reference's take, at
-            most: what its own take is a claim.
-        drowned_batch: no figure is given of batches whose overhead takes so many times as long as
-            their calls.
-        drowned_part: a time that is less than this part of the overhead subtracted from it is no
-            figure: the overhead varies by as much. Batches of one call of 0.08 ms had an overhead
-            of 1.0 ms, and the rest came out as zero (H200, 2026-11-30).
-        discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
-            than this part were host-delayed, the host is like that, and they count.
-        claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
-        late_part: where the batch overhead is more than this part of the candidate's batches,
-            nothing is decided: a candidate that is slow until its calls are counted would get
-            short batches.
-        host_delay_part, host_delay_ms: a batch was host-delayed where its clock ran on by more than
-            both (relative, milliseconds) beyond what its events claim, against the role's best
-            batch: the GPU was done, and the host did not notice. Batches of short calls never are:
-            all their time is the host's, and there are blocks enough to trim.
+        hidden_times: the candidate's kernel time is a claim. It counts up to so many times the
+            reference's.
+        profiled_ms: the profiler measures kernel times of shorter calls, since their host work may
+            hide the kernels. For longer ones CUDA events do.
+        drowned_batch: no figure is given if the batch overhead takes so many times as long as the
+            calls.
+        drowned_part: a time below this part of the overhead subtracted from it is no figure: the
+            overhead varies by as much. Batches of one call of 0.08 ms had an overhead of 1.0 ms,
+            and the rest came out as zero (H200, 2026-11-30).
+        discard_part: the speed is UNDECIDED if more than this part of the blocks were throttled. If
+            more than this part were host-delayed, that is what this host is like: they count.
+        claimed_part: at most this part of the blocks (or one) is put aside on the candidate's word.
+        late_part: the speed is UNDECIDED if the batch overhead is more than this part of the
+            candidate's calls: a candidate that is slow until its calls are counted gets short
+            batches.
+        host_delay_part, host_delay_ms: a batch is host-delayed if the clock ran on by more than
+            both (relative, milliseconds) after its events ended, against the role's best batch:
+            the GPU was done, and the host did not notice. Batches of short calls never are: all of
+            their time is the host's, and there are enough blocks to trim.
+        busy_s, busy_times, busy_ms: the GPU is busy while overwriting a buffer takes longer than so
+            many times the quickest so far and so many milliseconds more. If it stays busy for so
+            many seconds, although the worker stands, the candidate left work behind: TAMPERED.
+        new_memory_batches, new_memory_counted: so many batches of the candidate are run again if
+            its outputs lie in memory that the judge did not know yet: while batches are prepared,
+            and when they count. The candidate may choose which.
+        outputs_read, large_outputs_read: outputs of a batch whose elements are read; the second if
+            they take gigabytes.
+        whole_part: part of the batches of which one output is read whole, if outputs take
+            gigabytes. Of all others it is read in every batch.
+        element_part, element_size_part: elements may be off, root mean square, by the first part of
+            their tensor's spread, but at least by the second part of its size and at most by the
+            first. They show work that is late, stale or left out. Precision is judged by whole
+            outputs: coarse formats round by up to a hundredth of the size.
+        plausible_times: if the reference never gives the same again, the size of outputs may differ
+            by this factor.
+        alike_part: two outputs of the reference are the same if they differ by no more than this,
+            root mean square.
     """
 
     cap_s: float = 8.0
@@ -100,17 +123,18 @@ class ClockPolicy:
     max_blocks: int = 500
     target_half_width: float = 0.005
     least_floor: float = 0.005
+    short_floor: float = 0.03
+    same_floor: float = 0.03
     batch_ms: float = 200.0
     least_batch_ms: float = 50.0
     short_call_ms: float = 0.05
     short_batch_ms: float = 12.0
-    short_floor: float = 0.03
-    same_floor: float = 0.03
     latency_batches: int = 15
     latency_s: float = 1.0
     latency_least: int = 5
     claim_part: float = 0.10
     claim_ms: float = 0.5
+    claim_share: float = 0.8
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     overlap_gpu_ms: float = 0.25
@@ -120,10 +144,13 @@ class ClockPolicy:
     isolated_rounds: int = 150
     isolated_s: float = 6.0
     isolated_calls: int = 40
+    isolated_first: int = 10
+    isolated_checked: int = 4
     isolated_part: float = 0.1
     isolated_ms: float = 0.0003
     isolated_gpu_ms: float = 0.0015
     hidden_times: float = 2.0
+    profiled_ms: float = 1.0
     drowned_batch: float = 1.0
     drowned_part: float = 0.25
     discard_part: float = 0.5
@@ -131,6 +158,18 @@ class ClockPolicy:
     late_part: float = 0.25
     host_delay_part: float = 0.01
     host_delay_ms: float = 0.5
+    busy_s: float = 3.0
+    busy_times: float = 3.0
+    busy_ms: float = 0.2
+    new_memory_batches: int = 20
+    new_memory_counted: int = 2
+    outputs_read: int = 4
+    large_outputs_read: int = 2
+    whole_part: float = 0.25
+    element_part: float = 0.05
+    element_size_part: float = 0.01
+    plausible_times: float = 4.0
+    alike_part: float = 1e-3
 
 
 @dataclass(slots=True)
@@ -349,7 +388,7 @@ def lying(
     more = [c - t > max(policy.claim_part * t, policy.claim_ms) for t, c in pairs]
     for found, word in ((less if alone else [], "less"), (more, "more")):
         off = [f for f in found if f]
-        if len(off) > 0.8 * len(pairs):
+        if len(off) > policy.claim_share * len(pairs):
             clocked = float(np.median(own if word == "less" else [t for t, _ in pairs]))
             claimed = float(np.median([c for _, c in pairs]))
             return (

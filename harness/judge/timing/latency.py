@@ -19,12 +19,9 @@ from harness.judge.timing.input_pool import InputPool
 from harness.judge.timing.isolated_calls import CallInputs, out_bytes
 from harness.judge.timing.overlap import Latency
 
-_FIRST = 10
-"""Calls of a round that do not count: the worker wakes up."""
 _MORE = 4
 """A round has up to so many calls less one beyond those that are wanted: nobody is to know which
 is the last, whose inputs are looked at."""
-_CHECKED = 4
 _FURTHER = 1.2
 """Whether rounds tell is asked when there are so many times as many as when it was asked last."""
 _DRAW_S, _CALLS_S = 0.03, 0.1
@@ -162,9 +159,14 @@ class IsolatedRounds:
         And as many that are none, in the reference's worker, for what the way takes.
         """
         new = self._fresh_inputs(max(self._wanted, 1) + self._secret.randrange(_MORE))
-        first = self._used or self._fresh_inputs(min(_FIRST, len(new)))
+        first = self._used or self._fresh_inputs(min(self._policy.isolated_first, len(new)))
         self._used = (new + first)[: len(first)]
-        run = partial(self._batches.run_alone, given=first + new, first=len(first), keep=_CHECKED)
+        run = partial(
+            self._batches.run_alone,
+            given=first + new,
+            first=len(first),
+            keep=self._policy.isolated_checked,
+        )
         taken = {role: self._unless_baselines_fail(run, role) for role in roles}
         taken[_WAY] = self._unless_baselines_fail(partial(run, empty=True), REFERENCE)
         return {role: float(intervals.middle_mean(np.array(ms))) for role, ms in taken.items()}

@@ -13,6 +13,7 @@ import torch
 from harness.judge.reference.problem import Problem
 from harness.judge.reference.seeds import derived
 from harness.judge.timing import roofline
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_outputs import alike
 from harness.usercode.modules import differentiable, tensors_of, write_state
 
@@ -48,7 +49,7 @@ class Probe:
     peaks: roofline.Peaks | None
 
 
-def probe(problem: Problem, mode: str, seed: int, precision: str) -> Probe:
+def probe(problem: Problem, mode: str, seed: int, precision: str, policy: ClockPolicy) -> Probe:
     """Call the reference a few times and measure the device's peaks.
 
     Args:
@@ -56,6 +57,7 @@ def probe(problem: Problem, mode: str, seed: int, precision: str) -> Probe:
         mode: forward, eval or train.
         seed: of the inputs.
         precision: what the candidate is held to: decides which matrix rate counts.
+        policy: says when two outputs are the same.
     """
     inputs = problem.inputs(derived(seed, "timed", 0, 0))
     outcome = problem.call(problem.reference, mode, inputs, 0, None)
@@ -67,8 +69,8 @@ def probe(problem: Problem, mode: str, seed: int, precision: str) -> Probe:
     before = {n: t.detach().clone() for n, t in problem.state().items()}
     calling = partial(_outputs, problem, mode, inputs, private=large)
     calling(1)  # a state that is carried over moves on
-    draws = not _same(outputs, calling(2))
-    repeats = not draws or _same(outputs, calling(0))
+    draws = not _same(outputs, calling(2), policy)
+    repeats = not draws or _same(outputs, calling(0), policy)
     write_state(problem.reference, before)
     del outputs, outcome, calling
     draw = _drawing(problem.device, forms) if mode == "train" else None
@@ -104,9 +106,9 @@ def _outputs(
     return tensors_of(called.output)
 
 
-def _same(outputs: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+def _same(outputs: list[torch.Tensor], others: list[torch.Tensor], policy: ClockPolicy) -> bool:
     pairs = zip(outputs, others, strict=True)
-    return all(alike(a, b) for a, b in pairs if differentiable(a))
+    return all(alike(a, b, policy) for a, b in pairs if differentiable(a))
 
 
 def settle(device: torch.device) -> None:

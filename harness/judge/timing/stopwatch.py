@@ -33,11 +33,6 @@ from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, Wor
 
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
-_UNSEEN, _UNSEEN_COUNTED = 20, 2
-"""Batches of a candidate that are run again because outputs lay in memory new to the judge: while
-they are prepared, and when they count. It may choose which."""
-_PROFILED_MS = 1.0
-"""Below this a call's host time may hide its kernels' time: the profiler separates them."""
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 
@@ -97,7 +92,7 @@ class Stopwatch:
             self._secret,
             alive=lambda: progress(self._step),
         )
-        self._batches.reruns = _UNSEEN
+        self._batches.reruns = policy.new_memory_batches
 
     def run(self) -> Speed:
         """Measure, and return the record.
@@ -133,7 +128,7 @@ class Stopwatch:
         self._enter("stage")
         self._send_state()
         config, problem = self._config, self._problem
-        self._probe = probe(problem, config.mode, config.seed, config.precision)
+        self._probe = probe(problem, config.mode, config.seed, config.precision, self._policy)
         self._input_pool = InputPool(problem, self._probe.draw_grads, config.seed)
         self._checks = OutputCheck(
             problem,
@@ -141,6 +136,7 @@ class Stopwatch:
             self._input_pool,
             self._match,
             config.standard,
+            self._policy,
             config.mode,
             repeats=self._probe.repeats,
             large=self._probe.large,
@@ -291,7 +287,7 @@ class Stopwatch:
         self._choose_calls()
         settle(self._problem.device)
         self._batches.begin_anew()
-        self._batches.reruns = _UNSEEN_COUNTED
+        self._batches.reruns = self._policy.new_memory_counted
 
     def _pin_workers(self, cores: set[int]) -> bool:
         """Have the main thread of every worker move to some cores; return whether all did."""
@@ -405,7 +401,7 @@ class Stopwatch:
         if not self._on_gpu:
             return None
         claimed = self._claimed_ms(role)
-        if figure_ms >= _PROFILED_MS and claimed is not None:
+        if figure_ms >= self._policy.profiled_ms and claimed is not None:
             return claimed
         few = [i % self._input_pool.count for i in range(min(self._batches.calls_of(role), 3))]
         self._batches.running = role

@@ -19,6 +19,7 @@ from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem
 from harness.judge.reference.similarity import triples
+from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.input_pool import InputPool, Values, flat
 from harness.judge.timing.timed_worker import Seen, Timed
 from harness.judge.workers.peer_memory import Layout
@@ -27,12 +28,6 @@ from harness.usercode.modules import differentiable, given_tensors, tensors_of, 
 _SAMPLE = 1 << 22
 _PART = 1 << 20
 """Elements of an input that are looked at: all of it where there are no more."""
-_WHOLE_PART = 0.25
-_SLICE_PART = 0.05
-"""Elements may be off by this part of their tensor's root mean square: they are there to
-see work that is late, stale or left out; precision is judged on whole outputs."""
-_ROUNDING_PART = 0.01
-_PLAUSIBLE = 4.0
 
 Part = tuple[torch.Tensor | None, torch.Tensor]
 """Which elements of a tensor were read, None for all, and what they were."""
@@ -57,6 +52,7 @@ class OutputCheck:
         stage: gives the inputs of a slot once more.
         match: how the candidate's state was matched.
         standard: bounds for whole outputs.
+        policy: bounds for elements, and how much is looked at.
         mode: forward, eval or train.
         repeats: whether the reference gives the same outputs again; where not, form and size are
             all.
@@ -71,6 +67,7 @@ class OutputCheck:
         stage: InputPool,
         match: state.Match,
         standard: Standard,
+        policy: ClockPolicy,
         mode: str,
         *,
         repeats: bool,
@@ -84,6 +81,7 @@ class OutputCheck:
         # The oracle may be too large for the moment: the reference then stands in for it. What
         # rounds differently has been found by the checked calls.
         self._standard = dataclasses.replace(standard, oracle_precision="itself")
+        self._policy = policy
         self._mode = mode
         self._repeats = repeats
         self._large = large
@@ -94,12 +92,15 @@ class OutputCheck:
     @property
     def wants_whole(self) -> bool:
         """Return whether one output of the next batch is to be read whole."""
-        return not self._large or self._batches == 0 or self._secret.random() < _WHOLE_PART
+        return (
+            not self._large or self._batches == 0 or self._secret.random() < self._policy.whole_part
+        )
 
     @property
     def most(self) -> int:
         """Return how many outputs of a batch are looked at."""
-        return 2 if self._large else 4
+        policy = self._policy
+        return policy.large_outputs_read if self._large else policy.outputs_read
 
     def check_next_whole(self) -> None:
         """Have the next batch checked whole, whatever its turn."""
@@ -136,13 +137,11 @@ class OutputCheck:
             whole = seen.whole if judged else None
             slot = timed.order[position]
             staged = self._input_pool.values(slot) if inputs is None else inputs[slot]
-            touched = seen.inputs is not None and not _untouched(
-                seen.inputs[slot], staged, exact=True
-            )
+            touched = seen.inputs is not None and not _untouched(seen.inputs[slot], staged)
             rng = timed.seed + position if timed.seed else 0
             expected, oracle, evidence = self._expected(staged, whole is not None, rng)
             # Where the reference writes into its inputs, too, they are as it left them.
-            if touched and not _untouched(seen.inputs[slot], staged, exact=False):
+            if touched and not _untouched(seen.inputs[slot], staged, self._policy):
                 raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
             wanted = self._wanted(expected, seen.layout)
             self._check_forms(wanted, seen.layout)
@@ -193,7 +192,7 @@ class OutputCheck:
             if got is None:
                 wrong = True
             elif not self._repeats:
-                wrong = differentiable(tensor) and not _plausible(got, want)
+                wrong = differentiable(tensor) and not self._plausible(got, want)
             elif differentiable(tensor):
                 wide = torch.complex128 if tensor.is_complex() else torch.float64
                 got, want = got.to(want.device, wide), want.to(wide)
@@ -201,7 +200,7 @@ class OutputCheck:
                 off = torch.where(there, (got - want).abs(), 0.0)
                 # NaN and infinity are nowhere near: memory that nobody wrote holds NaN.
                 wrong = not bool(torch.isfinite(off).all())
-                wrong = wrong or not rms(off) <= _slice_bound(tensor, want)
+                wrong = wrong or not rms(off) <= self._bound(tensor, want)
             else:
                 wrong = not torch.equal(got.to(want.device), want)
             if wrong:
@@ -259,8 +258,28 @@ class OutputCheck:
 
         It sums over the whole batch: the reference's own rounding is far above an element's.
         """
-        if not rms(got.to(want.device) - want) <= _SLICE_PART * rms(want):
+        if not rms(got.to(want.device) - want) <= self._policy.element_part * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
+
+    def _plausible(self, got: torch.Tensor, want: torch.Tensor) -> bool:
+        """Return whether elements have the size of a reference's that never gives them again."""
+        if bool(torch.isfinite(want).all()) and not bool(torch.isfinite(got).all()):
+            return False
+        times = self._policy.plausible_times
+        return rms(want) <= times * rms(got) and rms(got) <= times * rms(want)
+
+    def _bound(self, tensor: torch.Tensor, want: torch.Tensor) -> float:
+        """Return how far elements may be off, root mean square.
+
+        A part of the tensor's size, and of its spread where that is smaller: otherwise a constant
+        would do for a tensor that varies little.
+        """
+        size = max(rms(tensor), rms(want))
+        spread = size
+        if want.numel() > 1:
+            spread = max(rms(want - want[torch.isfinite(want)].mean()), 0.0)
+        part, least = self._policy.element_part, self._policy.element_size_part
+        return min(part * size, max(part * spread, least * size))
 
     def _expected(
         self, staged: Values, whole: bool, rng: int
@@ -298,24 +317,6 @@ class OutputCheck:
         return outcome, exact, evidence
 
 
-def _plausible(got: torch.Tensor, want: torch.Tensor) -> bool:
-    """Return whether elements could be what a reference gives that never gives the same again."""
-    if bool(torch.isfinite(want).all()) and not bool(torch.isfinite(got).all()):
-        return False
-    return rms(want) <= _PLAUSIBLE * rms(got) and rms(got) <= _PLAUSIBLE * rms(want)
-
-
-def _slice_bound(tensor: torch.Tensor, want: torch.Tensor) -> float:
-    """Return how far elements may be off, root mean square.
-
-    A part of the tensor's size, and of its spread where that is smaller: a constant must not do for
-    what varies little. Coarse formats round by up to a hundredth of the size.
-    """
-    size = max(rms(tensor), rms(want))
-    spread = max(rms(want - want[torch.isfinite(want)].mean()), 0.0) if want.numel() > 1 else size
-    return min(_SLICE_PART * size, max(_SLICE_PART * spread, _ROUNDING_PART * size))
-
-
 def parts(places: Sequence[torch.Tensor]) -> list[Part]:
     """Return what is found at places now: all of it, or elements of much."""
     return [_part(place) for place in places]
@@ -328,13 +329,13 @@ def _part(place: torch.Tensor) -> Part:
     return chosen, torch.take(place, chosen)
 
 
-def _untouched(found: Sequence[Part], staged: Values, *, exact: bool) -> bool:
-    """Return whether inputs are as they were staged, or alike."""
+def _untouched(found: Sequence[Part], staged: Values, policy: ClockPolicy | None = None) -> bool:
+    """Return whether inputs are as they were staged; with a policy, up to rounding."""
     for (chosen, got), tensor in zip(found, flat(staged[0], staged[1] or []), strict=True):
         want = tensor if chosen is None else torch.take(tensor, chosen.to(tensor.device))
         got = got.to(want.device)
         same = torch.equal(_bits(got), _bits(want))
-        if not same and (exact or not differentiable(want) or not alike(got, want)):
+        if not same and not (policy and differentiable(want) and alike(got, want, policy)):
             return False
     return True
 
@@ -348,14 +349,14 @@ def _wrong(status: Status, message: str) -> TimedWrongly:
     return TimedWrongly(Mismatch(status=status, message=message))
 
 
-def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+def alike(a: torch.Tensor, b: torch.Tensor, policy: ClockPolicy) -> bool:
     """Return whether two outputs are the same but for rounding, by a sample of their elements."""
     if a.shape != b.shape:
         return False
     if a.numel() > _SAMPLE:
         chosen = torch.randint(a.numel(), (_SAMPLE,), device=a.device)
         a, b = torch.take(a, chosen), torch.take(b, chosen)
-    return torch.equal(a, b) or rms(a - b) <= 1e-3 * rms(b)
+    return torch.equal(a, b) or rms(a - b) <= policy.alike_part * rms(b)
 
 
 def rms(t: torch.Tensor) -> float:
