@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from harness.cli import guard, outputs
+from harness.cli.secret import hide_seed
 from harness.domain import Options, Pair, Run, Status, UsageError, Verdict
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
@@ -65,6 +66,7 @@ def main(
         root: folder with problems/ and solutions/; ``--root`` names another.
         judge_command: starts one judge; None is the real one.
     """
+    hide_seed()
     arguments = _parser().parse_args(argv)
     session = _Session(arguments, (arguments.root or root).resolve(), judge_command)
     code, error = HARNESS_FAILED, None
@@ -433,7 +435,11 @@ def _parser() -> argparse.ArgumentParser:
         help="evaluate each pair at several sizes: names with commas, or all that it has",
     )
     add("--quick", action="store_true", help="small size, fewest trials")
-    add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
+    add(
+        "--seed",
+        type=int,
+        help="replay the checks of this seed; timed inputs are always new (default: a secret one)",
+    )
     add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
     add(

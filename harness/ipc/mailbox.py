@@ -27,8 +27,10 @@ from harness.ipc.arena import HostArena, aligned
 from harness.ipc.tensor_spec import TensorSpec, address
 
 MAX_CALLS = 1000
-MAX_TENSORS = 64
-"""Tensors of one call that are read: outputs, gradients of inputs, gradients of parameters."""
+MAX_WORDS = 64_000
+"""Addresses and numbers of all calls of a batch."""
+MAX_TENSORS = 4000
+"""Tensors of one call that are known: outputs, gradients of inputs, gradients of parameters."""
 END = -1
 """What a worker receives in place of a seed when no call follows."""
 
@@ -36,9 +38,9 @@ _GO, _DONE, _SEED = range(0, 24, 8)  # a cache line each
 _READY, _COUNT, _WIDTH = range(24, 48, 8)
 _ORDER_AT = 48
 _WHERE_AT = _ORDER_AT + MAX_CALLS
-BATCH_BYTES = (_WHERE_AT + MAX_CALLS * MAX_TENSORS) * 8
+BATCH_BYTES = (_WHERE_AT + MAX_WORDS) * 8
 _CALL_WHERE_AT = 64
-_CALL_HEAD_BYTES = 4096
+_CALL_HEAD_BYTES = 64 * 1024
 _SPINS = 2000
 
 
@@ -117,8 +119,9 @@ class BatchMailbox(_Page):
 
         Args:
             number: of the batch.
-            where: addresses, call by call; 0 for a tensor without memory.
-            width: addresses of one call, MAX_TENSORS at most.
+            where: words, call by call: the address of each tensor, 0 for one without memory, then
+                what word_of made of each other value. MAX_WORDS at most.
+            width: words of one call.
         """
         words = self._words
         words[_WIDTH] = width
@@ -140,14 +143,14 @@ class BatchMailbox(_Page):
         self._words[_GO] = number
 
     def where(self, count: int) -> np.ndarray:
-        """Return addresses by call and tensor, as they are now.
+        """Return words by call, as they are now: addresses of tensors, then other values.
 
         Args:
             count: calls of the batch.
         """
         words = self._words
         width = int(words[_WIDTH])
-        if not 0 < width <= MAX_TENSORS:
+        if not 0 < width * count <= MAX_WORDS:
             return np.zeros((count, 0), dtype=np.int64)
         found: np.ndarray = words[_WHERE_AT : _WHERE_AT + count * width].copy()
         return found.reshape(count, width)
@@ -193,7 +196,7 @@ class CallMailbox(_Page):
 
         Args:
             number: of the call.
-            where: addresses, MAX_TENSORS at most.
+            where: words as for a batch.
         """
         words = self._words
         if where:
@@ -201,7 +204,7 @@ class CallMailbox(_Page):
         words[_DONE] = number
 
     def where(self, count: int) -> np.ndarray:
-        """Return the first addresses, as they are now."""
+        """Return the first words, as they are now."""
         found: np.ndarray = self._words[_CALL_WHERE_AT : _CALL_WHERE_AT + count].copy()
         return found
 

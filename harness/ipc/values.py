@@ -48,7 +48,8 @@ class Encoder:
             hasattr(value, "_fields") or kind.__module__ == "torch.return_types"
         ):
             return {"u": [self.encode(v, depth + 1) for v in value]}
-        if kind is dict and all(type(k) in (str, int, bool, type(None)) for k in value):
+        # OrderedDict and other subclasses: what they hold counts.
+        if isinstance(value, dict) and all(type(k) in (str, int, bool, type(None)) for k in value):
             return {"d": [[k, self.encode(v, depth + 1)] for k, v in value.items()]}
         if isinstance(value, torch.dtype):
             name = DTYPE_NAMES.get(value)

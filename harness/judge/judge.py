@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import os
 import re
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -506,7 +507,8 @@ class Judge:
             match,
             TimingConfig(
                 mode=self._timed_mode(),
-                seed=self._seed,
+                # Not the pair's, which a user may have chosen: it tells what the inputs are.
+                seed=secrets.randbits(63),
                 precision=str(self._precision() or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,

@@ -6,7 +6,9 @@ Neutral ground below both: it knows tensors and torch.nn.Module, and nothing of 
 from __future__ import annotations
 
 import random
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +17,14 @@ import torch
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Return the tensors in a nesting of lists, tuples and dicts, depth first."""
+    """Return the tensors in a nesting of lists, tuples and dicts, depth first.
+
+    A dict is taken in the order of its keys' text: equal dicts may have been filled in any order.
+    """
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [t for v in value.values() for t in tensors_of(v)]
+        return [t for key in sorted(value, key=repr) for t in tensors_of(value[key])]
     if isinstance(value, (list, tuple)):
         return [t for v in value for t in tensors_of(v)]
     return []
@@ -126,6 +131,31 @@ def given_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor
     """Return what one timed call gave, in a fixed order: outputs, gradients of inputs, of state."""
     given: list[torch.Tensor | None] = list(tensors_of(output))
     return given if gradients is None else [*given, *gradients.inputs, *gradients.state.values()]
+
+
+def values_of(output: Any) -> list[Any]:
+    """Return what an output holds beside tensors, in the order in which tensors_of goes."""
+    if isinstance(output, torch.Tensor):
+        return []
+    if isinstance(output, dict):
+        return [v for key in sorted(output, key=repr) for v in values_of(output[key])]
+    if isinstance(output, (list, tuple)):
+        return [v for one in output for v in values_of(one)]
+    return [output]
+
+
+def word_of(value: Any) -> int:
+    """Return 63 bits that stand for a value: of a float its own, else a checksum."""
+    if isinstance(value, float):
+        (word,) = struct.unpack("<Q", struct.pack("<d", value))
+        return int(word >> 1)
+    return zlib.crc32(repr(value).encode())
+
+
+def float_of(word: int) -> float:
+    """Return the float that word_of made a word of, but for its last bit."""
+    (number,) = struct.unpack("<d", struct.pack("<Q", (word & ((1 << 63) - 1)) << 1))
+    return float(number)
 
 
 def differentiate(

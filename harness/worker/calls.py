@@ -158,11 +158,13 @@ def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[to
     return held
 
 
-def _addresses(output: Any, gradients: modules.Gradients | None) -> list[int]:
+def _words(output: Any, gradients: modules.Gradients | None) -> list[int]:
+    """Return where the tensors of a call lie, and its other values as words."""
     # Most modules return one tensor, and calls can be short: no detour for them.
     if gradients is None and type(output) is torch.Tensor and output.layout is torch.strided:
         return [output.data_ptr()]
-    return [ipc.address(t) for t in modules.given_tensors(output, gradients)[: mailbox.MAX_TENSORS]]
+    given = modules.given_tensors(output, gradients)[: mailbox.MAX_TENSORS]
+    return [*map(ipc.address, given), *map(modules.word_of, modules.values_of(output))]
 
 
 class Batch:
@@ -222,12 +224,12 @@ class Batch:
                 with torch.no_grad():
                     output = module(*self._inputs[slot])
                 kept.append((output, None))
-                where += _addresses(output, None)
+                where += _words(output, None)
             else:
                 output = module(*self._inputs[slot])
                 found = modules.differentiate(output, self._inputs[slot], module, grads)
                 kept.append((modules.mapped(output, torch.Tensor.detach), found))
-                where += _addresses(output, found)
+                where += _words(output, found)
                 del found
             del output
             if position >= keep:
@@ -276,20 +278,26 @@ class Batch:
                 output = modules.mapped(output, torch.Tensor.detach)
             if packed is not None:
                 packed.put(modules.given_tensors(output, found)[: mailbox.MAX_TENSORS])
+                said = [modules.word_of(v) for v in modules.values_of(output)]
                 synchronize(device)
-                pages.done(number)
+                pages.done(number, said)
             else:
-                pages.done(number, _addresses(output, found))
+                pages.done(number, _words(output, found))
             number += 1
 
-    def forms(self) -> dict[str, Any]:
+    def forms(self, moving: Sequence[torch.Tensor | None]) -> dict[str, Any]:
         """Describe the tensors of the last call, in the order of their addresses.
 
         The last ones are gradients of the module's state; their names come with them.
+
+        Args:
+            moving: tensors of the module's state that its calls change: described, too.
         """
         output, gradients = self.outputs[-1] or (None, None)
         given = modules.given_tensors(output, gradients)
         return {
             "forms": [ipc.described(t) for t in given[: mailbox.MAX_TENSORS]],
             "state": list(gradients.state) if gradients else [],
+            "moving": [ipc.described(t) for t in moving],
+            "moving_at": [0 if t is None else ipc.address(t) for t in moving],
         }

@@ -19,7 +19,7 @@ def triples(
     if isinstance(reference, torch.Tensor):
         return [(path, got, reference, oracle)]
     if isinstance(reference, dict):
-        keys = [(k, f"{path}[{k!r}]") for k in reference]
+        keys = [(k, f"{path}[{k!r}]") for k in sorted(reference, key=repr)]
     elif isinstance(reference, (list, tuple)):
         keys = [(i, f"{path}[{i}]") for i in range(len(reference))]
     else:

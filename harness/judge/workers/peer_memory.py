@@ -17,6 +17,7 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError
+from harness.ipc.mailbox import MAX_TENSORS
 
 _MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
@@ -31,10 +32,14 @@ class Layout:
     Attributes:
         forms: of outputs, gradients of inputs, gradients of state; None for what has no memory.
         state: the names that the last of them belong to.
+        moving: of tensors of the module's state that its calls change.
+        moving_at: where they lie.
     """
 
     forms: tuple[ipc.Form | None, ...] = ()
     state: tuple[str, ...] = ()
+    moving: tuple[ipc.Form | None, ...] = ()
+    moving_at: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Layout:
@@ -46,9 +51,22 @@ class Layout:
         said, names = answer.get("forms"), answer.get("state")
         if not isinstance(said, list) or not isinstance(names, list):
             raise ipc.WireViolation("no description of what a call gave")
-        if len(said) > 1000 or any(type(n) is not str for n in names):
+        moving, moving_at = answer.get("moving", []), answer.get("moving_at", [])
+        if not isinstance(moving, list) or not isinstance(moving_at, list):
+            raise ipc.WireViolation("no description of the state that calls change")
+        if (
+            max(len(said), len(moving)) > MAX_TENSORS
+            or len(moving) != len(moving_at)
+            or any(type(n) is not str for n in names)
+            or any(type(at) is not int for at in moving_at)
+        ):
             raise ipc.WireViolation("a malformed description of what a call gave")
-        return cls(forms=tuple(ipc.form(f) for f in said), state=tuple(names))
+        return cls(
+            forms=tuple(ipc.form(f) for f in said),
+            state=tuple(names),
+            moving=tuple(ipc.form(f) for f in moving),
+            moving_at=tuple(moving_at),
+        )
 
 
 class PeerMemory:
