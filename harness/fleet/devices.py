@@ -1,4 +1,4 @@
-"""From ``--device`` and ``--jobs`` to what each pair runs on and how many run at once."""
+"""Decides from ``--device`` and ``--jobs`` where pairs run, and how many run at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from harness.machine.environment import torch_build
 from harness.machine.gpus import Gpu, Gpus, find_gpus
 
 _BYTES_PER_JOB = 3 * 1024**3
-"""What one job may need: a judge, two workers and a compiler that reads torch's headers
+"""Memory that one job may need: a judge, two workers and a compiler that reads torch's headers
 (1.4 GiB of g++ at its peak; torch 2.13, g++ 12, 2026-11-21)."""
 _CHECK_SIDE_BY_SIDE = 4
-"""Pairs that check on one GPU at once. Their loading keeps about four cores busy each."""
+"""So many pairs check on one GPU at once. Loading a pair keeps about four cores busy."""
 _CORES_PER_CHECK = 4
 
 
@@ -67,7 +67,7 @@ class Plan:
 
         Args:
             device: one of ``devices``.
-            alone: share it with nobody, the checks neither.
+            alone: have the device alone for the checks, too.
         """
         if device in self._shared:
             return self._shared[device].turn(alone=alone)
@@ -132,7 +132,7 @@ def default_jobs(*, on_gpu: bool) -> int:
 
 
 def available_bytes() -> int:
-    """Return the memory that new processes can have without swapping."""
+    """Return how much memory new processes can use without swapping."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

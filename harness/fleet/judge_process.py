@@ -4,23 +4,24 @@ Protocol, one JSON object a line:
 
 ========================================  =====================================================
 fleet to judge, on stdin                  the request, then ``{"grant": W}`` for each W asked for;
-                                          ``bytes``: of the device's memory what others need not
+                                          ``bytes``: the device's memory that others do not need
 judge to fleet, on stdout
-  ``{"event": "phase", "phase": P}``      what it does now; also a sign of life
-  ``{"event": "await", "what": "device"}``  built; waits for the device to check on;
+  ``{"event": "phase", "phase": P}``      the judge enters a phase; also a sign of life
+  ``{"event": "await", "what": "device"}``  the judge has built, and waits for the device;
                                           ``bytes``: how much of its memory the pair needs
-  ``{"event": "await", "what": "clock"}``   checked; waits for the device alone, to measure
+  ``{"event": "await", "what": "clock"}``   it has checked, and waits for the device alone
   ``{"event": "problem_code"}``           the reference's code runs in the judge from here on;
                                           ``left_s``: the pair's time ends in so many seconds
-  ``{"event": "harness_code"}``           and no longer
+  ``{"event": "harness_code"}``           the reference's code has returned
   ``{"event": "solution_code"}``          a solution runs under the judge's own user id from here on
   ``{"event": "verdict", "verdict": V}``  the end; the judge exits with 0
 ========================================  =====================================================
 
-Its stderr is appended to the pair's log. A judge that dies, lies or hangs costs its own pair a
-HARNESS_ERROR, or an INVALID_REFERENCE while the reference's code was running, and nothing else.
-Where a solution runs under the judge's user id it may signal the judge. A judge ignores all signals
-that can be ignored; one that is killed or stopped then means CRASHED, blamed on the solution.
+The judge's stderr goes to the pair's log. A judge that dies, lies or hangs costs its own pair a
+HARNESS_ERROR, or an INVALID_REFERENCE while the reference's code was running. Other pairs go on.
+A solution that runs under the judge's user id can send the judge signals. The judge ignores all
+signals that a process can ignore. If it is then killed or stopped, the pair is CRASHED and the
+solution is to blame.
 """
 
 from __future__ import annotations
@@ -52,9 +53,7 @@ _LINE_LIMIT_BYTES = 64 * 1024**2
 _FAREWELL_S = 10.0
 """How long a judge may take to exit after its verdict: a CUDA context needs a second or two."""
 _ENDING_S = 2.0
-"""How long a judge whose output has ended may take to exit."""
-_STOPPED_S = 5.0
-"""How long a judge may stand stopped (SIGSTOP) beside a solution that could have stopped it."""
+"""How long a judge may take to exit after the end of its output."""
 _ROUNDS = 100
 _FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSYS"}
 """Signals that a process brings on itself."""
@@ -62,34 +61,36 @@ _FAULTS = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP", "SIGSY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a judge may take; it keeps tighter limits itself, these catch one that does not.
+    """How long a judge may take. The judge keeps tighter limits itself; these catch its faults.
 
     Attributes:
         silence_s: between two of its messages.
-        problem_code_s: for the reference's code at one stretch.
-        total_s: for everything but waiting for a device.
+        problem_code_s: for the reference's code without a break.
+        total_s: for everything except waiting for a device.
+        stopped_s: stopped by SIGSTOP, while a solution runs that could have sent the signal.
     """
 
     silence_s: float
     problem_code_s: float
     total_s: float
+    stopped_s: float = 5.0
 
     @classmethod
     def from_options(cls, options: Options) -> Deadlines:
-        """Return the deadlines that follow from the user's limits for a phase and for a pair."""
+        """Return the deadlines that follow from the user's limits per phase and per pair."""
         timeout_s = options.timeout_s
         return cls(
             silence_s=3 * timeout_s + 720,  # a build may be silent for ten minutes
             problem_code_s=2 * timeout_s + 30,
-            # Ten minutes of compilers, and as many for what the timing has begun by then, such as
-            # a torch.compile.
+            # Ten minutes for compilers, and ten for what the timing has begun by then, such as a
+            # torch.compile.
             total_s=options.time_limit_s + 3 * timeout_s + 1200,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A judge that came to no verdict."""
+    """The fleet's verdict on a pair whose judge has none."""
 
     status: Status
     message: str
@@ -97,11 +98,11 @@ class Failure:
 
 @dataclass(slots=True, kw_only=True)
 class Outcome:
-    """What became of one judge.
+    """How one judge ended.
 
     Attributes:
-        verdict: its verdict; a failure or, where the run was stopped, None.
-        phases: seconds per phase that it announced, in order.
+        verdict: its verdict, or a failure; None where the run was stopped.
+        phases: seconds per phase that the judge announced, in order.
     """
 
     verdict: Verdict | Failure | None = None
@@ -109,7 +110,7 @@ class Outcome:
 
 
 class _Ended(Exception):
-    """The judge will say nothing more; carries what it came to."""
+    """The judge says nothing more; carries the verdict."""
 
     def __init__(self, verdict: Verdict | Failure | None) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class JudgeProcess:
         env: its environment.
         deadlines: when to give up.
         build_slot: the right to build, already taken; released when the judge asks for a device.
-        turn: the right to the device it asks for; None where it needs no other.
+        turn: the right to the device; None where the right to build is enough.
         on_phase: called with each phase.
         stop: set when the run is to end.
         clock: seconds that only grow.
@@ -174,7 +175,7 @@ class JudgeProcess:
         self._oom_kills = oom_kills()
 
     def run(self) -> Outcome:
-        """Return what became of the judge; its process group is ended and reaped by then.
+        """Return how the judge ended. Its process group is ended and reaped by then.
 
         Raises:
             HarnessError: the judge could not be started.
@@ -212,7 +213,7 @@ class JudgeProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _talk(self) -> None:
-        """Send the request, then answer what the judge says; always raises _Ended."""
+        """Send the request, then answer the judge's messages; always raises _Ended."""
         self._send(self._request)
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
@@ -293,19 +294,19 @@ class JudgeProcess:
         return verdict
 
     def _check_stopped(self) -> None:
-        """End a judge that a solution has stopped: it would never come to a verdict."""
+        """End a judge that a solution has stopped: it would never reach a verdict."""
         if not self._beside_solution:
             return
         flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
         try:
             stopped = os.waitid(os.P_PID, self._process.pid, flags) is not None
         except ChildProcessError:
-            return  # it has ended: the end of its output says so
+            return  # it has ended, and the end of its output says so
         if not stopped:
             self._stopped_since = None
         elif self._stopped_since is None:
             self._stopped_since = self._clock()
-        elif self._clock() - self._stopped_since > _STOPPED_S:
+        elif self._clock() - self._stopped_since > self._deadlines.stopped_s:
             raise _Ended(self._signalled("stopped (SIGSTOP)"))
 
     def _check_deadlines(self) -> None:
@@ -334,10 +335,10 @@ class JudgeProcess:
         if silent > self._deadlines.silence_s:
             raise _Ended(self._fault(f"said nothing for {silent:.0f} s"))
         if now - self._began - self._waited_s > self._deadlines.total_s:
-            raise _Ended(self._fault(f"came to no verdict within {self._deadlines.total_s:.0f} s"))
+            raise _Ended(self._fault(f"reached no verdict within {self._deadlines.total_s:.0f} s"))
 
     def _where(self) -> str:
-        """Have the judge write to the log where it stands; say which line of the problem it is."""
+        """Make the judge log its stack; return which line of the problem runs, for a message."""
         before = self._log.stat().st_size
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self._process.pid, signal.SIGUSR1)
@@ -349,10 +350,10 @@ class JudgeProcess:
                 said = log.read(_LINE_LIMIT_BYTES).decode("utf-8", "replace")
         problem = re.escape(str(self._request["pair"]["problem"]))
         found = re.search(rf'File "{problem}", line (\d+) in (\S+)', said)
-        return f": it stands in line {found[1]}, in {found[2]}" if found else ""
+        return f" (line {found[1]}, in {found[2]})" if found else ""
 
     def _died(self) -> Failure:
-        """Return what the end of a judge without a verdict means."""
+        """Return what it means that a judge ended without a verdict."""
         how = self._how_it_ended()
         if how == "SIGKILL" and oom_kills() > self._oom_kills:
             return Failure(
@@ -379,7 +380,7 @@ class JudgeProcess:
         )
 
     def _how_it_ended(self) -> str:
-        """Return ``exit code 1`` or ``SIGSEGV``; waits a moment for a process that is ending."""
+        """Return ``exit code 1`` or ``SIGSEGV``; wait a moment for a process that is ending."""
         limit = time.monotonic() + _ENDING_S
         while not self._has_exited() and time.monotonic() < limit:
             time.sleep(_POLL_S)
@@ -401,14 +402,14 @@ class JudgeProcess:
         )
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        """Write one line; a judge that has gone is noticed when its output is read."""
+        """Write one line. The end of the output will show that a judge is gone."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 
     def _note_phase(self, phase: str | None) -> None:
-        """Close the books of the phase that ends: ``check eval 3/12`` counts as ``check``."""
+        """Add up the time of the phase that ends: ``check eval 3/12`` counts as ``check``."""
         now = self._clock()
         name = self._phase.split(" ")[0]
         spent = self._outcome.phases.get(name, 0.0) + now - self._phase_began
@@ -417,15 +418,16 @@ class JudgeProcess:
         self._phase = phase or self._phase
 
     def _has_exited(self) -> bool:
-        """Say whether the judge has ended, without reaping it: its group's number stays ours."""
+        """Return whether the judge has ended; without reaping it, which would free its number."""
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._process.pid, flags) is not None
 
     def _end(self, *, farewell_s: float) -> None:
-        """End what is left of the judge and of everything it started, and reap it.
+        """End the judge and everything that it started, and reap it.
 
-        Workers and their compilers stand in sessions of their own. They are found as descendants,
-        so they go first, while the judge is stopped: orphans come to it, and it starts no more.
+        Workers and their compilers have sessions of their own, so the fleet finds them as
+        descendants. It ends them first, while the judge is stopped: the judge adopts orphans, and
+        a stopped judge starts no new process.
         """
         self._wait_for_exit(farewell_s)
         if not self._has_exited():
@@ -446,7 +448,7 @@ class JudgeProcess:
 
 
 def _kill_descendants(ancestor: int) -> None:
-    """Kill every descendant of a process, also those that appear meanwhile."""
+    """Kill every descendant of a process, and those that appear meanwhile."""
     for _ in range(_ROUNDS):
         found = _descendants(ancestor)
         if not found:
@@ -466,6 +468,6 @@ def _descendants(ancestor: int) -> list[int]:
 
 @atexit.register
 def _kill_survivors() -> None:
-    """End judges whose run was abandoned: the interpreter is leaving."""
+    """End the judges of an abandoned run when the interpreter exits."""
     for judge in list(_LIVE):
         judge.kill()

@@ -1,4 +1,4 @@
-"""What can be said about a pair before any process is started for it."""
+"""Refuses pairs that cannot be evaluated, before any process starts for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from harness.fleet.judge_process import Failure
 from harness.machine.environment import find_compiler, find_nvcc
 from harness.machine.packaged_nvcc import remedy
 from harness.pairs.local_files import imported_files
-from harness.pairs.settings import Settings, constants_of, read_settings
+from harness.pairs.settings import Settings, read_settings
+from harness.pairs.sizes import overrides_of
 
 NO_COMPILER = "no C++ compiler found (c++, g++ or $CXX). Next: apt-get install g++, then run again"
 
@@ -31,14 +32,10 @@ def preflight(pair: Pair, options: Options) -> Settings | Failure:
         settings = read_settings(pair.problem)
     except UsageError as error:
         return Failure(status=Status.INVALID_REFERENCE, message=str(error))
-    sizes = {"full", "small", *settings.sizes}
-    size = options.size
-    if size is not None and size not in sizes and constants_of(size) is None:
-        return Failure(
-            status=Status.SKIPPED,
-            message=f"no size {size!r}; this problem has: {', '.join(sorted(sizes))}. "
-            "Next: one of these, or its constants as NAME=VALUE,...",
-        )
+    try:
+        overrides_of(options.size or "full", settings)
+    except UsageError as error:
+        return Failure(status=Status.SKIPPED, message=str(error))
     try:
         files = [pair.solution, *imported_files(pair.solution)]
         source = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)

@@ -1,4 +1,4 @@
-"""Evaluates many pairs: which one runs where and when, and what becomes of the results."""
+"""Evaluates many pairs: starts their judges, where and when there is room, and keeps verdicts."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _OTHERS_CAN_CAUSE = frozenset(
         Status.TIMED_OUT,
     }
 )
-"""What a pair that shares a GPU can do to another: take its memory or its time. A verdict of these
-is no proof beside others, so the pair is evaluated again alone. Values are its own."""
+"""Statuses that another pair on the same GPU can cause, by taking memory or time. The fleet
+evaluates such a pair again, alone. Wrong values are always the pair's own."""
 
 
 class Listener(Protocol):
-    """Is told what happens, from several threads."""
+    """Hears what happens, from several threads."""
 
     def started(self, pair: str, device: str) -> None:
         """A pair begins."""
@@ -63,7 +63,7 @@ class Listener(Protocol):
         """A pair has its verdict."""
 
     def reused(self, verdict: Verdict) -> None:
-        """A pair's verdict was taken from the resume file: the pair is not started."""
+        """The fleet took a pair's verdict from the resume file, and does not start the pair."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -104,20 +104,21 @@ def run_pairs(
     plan: Plan | None = None,
     resume: ResumeFile | None = None,
 ) -> list[Verdict]:
-    """Return one verdict per pair, in their order, whatever becomes of their judges.
+    """Return one verdict per pair, in their order, even where a judge fails.
 
     Args:
         pairs: what to evaluate; names must be unique.
         options: what the user asked for.
-        listener: is told of progress.
+        listener: hears of progress.
         judge_command: starts one judge; None is the real one.
         deadlines: when to give up on a judge; None follows from the options.
         plan: how to use the machine; None makes one from the options.
-        resume: gets every verdict at once; a pair whose verdict stands there is not evaluated.
+        resume: gets every verdict at once. The fleet does not evaluate a pair whose verdict the
+            file already holds.
 
     Raises:
         UsageError: an option is not valid, or its device is not there.
-        Interrupted: Ctrl-C; carries the verdicts that were reached.
+        Interrupted: Ctrl-C; carries the verdicts so far.
     """
     _validate(pairs, options)
     # The judge runs in another folder.
@@ -237,13 +238,13 @@ class _Run:
                 return
             self._verdicts[pair.name] = verdict
             if self._resume is not None:
-                # A file that was edited meanwhile: nobody knows which of its contents was judged.
+                # A file may have changed meanwhile. Then it is unknown which content was judged.
                 self._resume.append(key if key == self._key(pair) else None, verdict)
             self._listener.finished(verdict)
             self._stop_if_bad(verdict)
 
     def _take_stored(self, pair: Pair) -> bool:
-        """Take a pair's verdict from the resume file; returns whether it stands there."""
+        """Take a pair's verdict from the resume file; return whether the file has one."""
         stored = self._resume.verdict_of(self._key(pair)) if self._resume is not None else None
         if stored is None:
             return False
@@ -306,7 +307,7 @@ class _Run:
     def _judged(
         self, pair: Pair, device: str, request: Mapping[str, Any], turn: Turn | None
     ) -> Outcome | None:
-        """Return what becomes of one judge; None where the run was stopped before it."""
+        """Run one judge and return its outcome; None where the run was stopped before it."""
         build_slot = self._plan.build_slot(device)
         with self._taken(build_slot) as taken:
             if not taken:
@@ -325,7 +326,7 @@ class _Run:
             ).run()
 
     def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
-        """Say whether another pair on the same device can have had no part in an outcome."""
+        """Return whether no other pair on the same device can have caused an outcome."""
         verdict = outcome.verdict if outcome is not None else None
         if verdict is None:
             return True
@@ -339,7 +340,7 @@ class _Run:
 
     @contextlib.contextmanager
     def _taken(self, slot: Slot) -> Iterator[bool]:
-        """Wait for a slot; yields False where the run was stopped first."""
+        """Wait for a slot; yield False where the run was stopped first."""
         try:
             while not slot.try_take():
                 if self._stop.is_set():
@@ -370,7 +371,7 @@ class _Run:
     def _concluded(
         self, pair: Pair, options: Options, outcome: Outcome, log: Path
     ) -> Verdict | None:
-        """Return the judge's verdict with what the fleet knows, or one of our own."""
+        """Return the judge's verdict with what the fleet knows, or the fleet's own verdict."""
         result = outcome.verdict
         if result is None:
             return None

@@ -48,8 +48,6 @@ from harness.usercode.modules import describe_state
 Emit = Callable[..., None]
 WaitFor = Callable[[str, int | None], int | None]
 
-_LEAST_S = 30.0
-"""Time for a pair that is judged again at a smaller size, if the larger one took all of it."""
 _ALIVE_S = 5.0
 """Between two signs of life from the same step."""
 _PLENTY_BYTES = 20 << 30
@@ -113,6 +111,8 @@ class Judge:
         self._init: Any = None
         self._source: Mapping[str, str] = {}
         self._modes = (options.mode,) if options.mode else tuple(settings.modes)
+        self._timed = options.timed and self._kind in ("cuda", "cpu")
+        self._profiled = False
         self._sizes = size.Sizes(
             pair,
             options,
@@ -121,9 +121,6 @@ class Judge:
             train="train" in self._modes,
             at_most_bytes=at_most_bytes,
         )
-        self._size: size.Size | None = None
-        self._available: int | None = None
-        self._short_of_memory = False
         self._phase = ""
         self._phase_since = time.monotonic()
         cache_root = options.cache_dir or Path(".cache")
@@ -179,8 +176,8 @@ class Judge:
                 return self._budget.verdict(self._phase)
             case WorkerFailed():
                 status, message = causes.worker_failed(workers, self._phase, refusal)
-                if status is Status.OUT_OF_MEMORY and not self._had_room():
-                    return self._short(message)
+                if status is Status.OUT_OF_MEMORY and not self._sizes.had_room():
+                    return self._sizes.short_of_memory(message)
                 return status, message
         return refusal.status, str(refusal)
 
@@ -189,7 +186,7 @@ class Judge:
         with self._log.open("a") as log:
             log.write("".join(traceback.format_exception(error)))
         if is_out_of_memory(error):
-            return self._short("the judge ran out of GPU memory")
+            return self._sizes.short_of_memory("the judge ran out of GPU memory")
         return Status.HARNESS_ERROR, f"{type(error).__name__}: {error}"
 
     def _end_workers(self) -> None:
@@ -201,21 +198,22 @@ class Judge:
         self._pool.close()
 
     def _record(self, status: Status, message: str) -> Verdict:
-        """Return the verdict with all that was found on the way."""
-        if self._size is not None and self._size.note:
-            self._facts.notes.insert(0, self._size.note)
-        status, message = causes.with_findings(self._facts.findings, status, message)
+        """Return the verdict with all that the judge found out."""
+        facts, chosen = self._facts, self._sizes.chosen
+        if chosen is not None and chosen.note:
+            facts.notes.insert(0, chosen.note)
+        status, message = causes.with_findings(facts.findings, status, message)
         if status is Status.MEMORY_FAULT:
-            self._facts.speed = Speed()
+            facts.speed = Speed()
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
-        if self._size is not None and self._size.halved and status in _OF_VALUES:
-            message = (
-                f"{message} (at a reduced size, {self._size.halved}: --size full tells whether it "
-                "is written for the full size only)"
+        if chosen is not None and chosen.halved and status in _OF_VALUES:
+            message += (
+                f" (at a reduced size, {chosen.halved}: --size full tells whether the solution is "
+                "written for the full size only)"
             )
         return record.verdict(
-            self._facts, self._pair, self._options, self._seed, self._log, status, message
+            facts, self._pair, self._options, self._seed, self._log, status, message
         )
 
     def at_smaller_size(self) -> Judge | None:
@@ -224,15 +222,15 @@ class Judge:
         Returns:
             None where memory sufficed, the user chose the size, or there is no smaller one.
         """
-        if not self._short_of_memory or self._size is None or self._size.name == "small":
+        if not self._sizes.can_shrink():
             return None
-        needed = self._needed()
-        options = self._options
-        if needed is None:
-            options = dataclasses.replace(options, size="small")
-        # One pair, one limit: what the larger size took counts.
-        left_s = max(self._budget.left_s(), _LEAST_S)
-        options = dataclasses.replace(options, time_limit_s=left_s)
+        needed = self._sizes.needed_bytes()
+        options = dataclasses.replace(
+            self._options,
+            size="small" if needed is None else None,
+            # The time that the larger size took counts: a pair has one limit.
+            time_limit_s=max(self._budget.left_s(), self._policy.again_s),
+        )
         self._forget_problem()
         gc.collect()
         if self._kind == "cuda":
@@ -254,6 +252,33 @@ class Judge:
         self._enter("load")
         requirements.readable(self._pool.confinement)
         self._facts.modes = self._modes
+        problem = self._load_problem()
+        requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
+        self._enter("build")
+        self._build(problem)
+        problem = self._take_device()
+        worker = self._pool.start("candidate")
+        loaded = self._load_candidate(worker, problem)
+        match = self._match(problem, loaded)
+        checker = Checker(
+            problem,
+            worker,
+            match,
+            self._standard(),
+            self._domain(),
+            count_launches=self._profiled,
+            orders=self._options.thread_orders,
+        )
+        self._check(problem, checker)
+        requirements.launches(self._facts, worker, loaded, self._text, self._kind)
+        requirements.strength(checker.report.survivors)
+        if self._timed:
+            self._time(problem, checker, worker, match)
+        self._look_at_streams(checker, worker)
+        self._emit("harness_code")
+
+    def _load_problem(self) -> Problem:
+        """Return the problem, loaded on the CPU at a size that fits into the whole device."""
         problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
             raise InvalidReference(
@@ -261,74 +286,61 @@ class Judge:
                 f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s over "
                 "all phases. Next: a smaller --size, or a longer --time-limit"
             )
-        requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
-        self._enter("build")
-        self._build(problem)
-        timed = self._options.timed and self._kind in ("cuda", "cpu")
-        profiled = self._kind == "cuda" and own_kernels.ships_cuda(
-            own_kernels.sources_of(self._text, map(str, local_files(self._pair.solution)))
-        )
-        if timed and self._kind == "cuda":
-            self._pool.start_compilers()
+        return problem
+
+    def _take_device(self) -> Problem:
+        """Wait for the device. Return the problem on it, at a size that fits into what is free."""
+        on_gpu = self._kind == "cuda"
+        if on_gpu:
+            files = map(str, local_files(self._pair.solution))
+            self._profiled = own_kernels.ships_cuda(own_kernels.sources_of(self._text, files))
+            if self._timed:
+                self._pool.start_compilers()
         with self._budget.waiting():
-            room = self._wait_for("device", self._needed() if self._kind == "cuda" else None)
+            room = self._wait_for("device", self._sizes.needed_bytes() if on_gpu else None)
         self._enter("load")
-        if self._kind == "cuda":
+        if on_gpu:
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
-        # Other runs may hold memory of this device, and other pairs of this one need some soon.
+        # Other runs may hold memory of this device, and other pairs of this run need some soon.
         free = size.free_bytes(self._options, self._device)
         if free is not None and room is not None:
             free = min(free, room)
         problem = self._problem_for(free)
-        if self._kind == "cuda":
+        if on_gpu and self._timed:
             free, total = torch.cuda.mem_get_info(self._device)
-            if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
-                self._pool.start_baselines(problem, profiled=profiled)
+            if free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
+                self._pool.start_baselines(problem, profiled=self._profiled)
         problem.move(self._device)
-        worker = self._pool.start("candidate")
+        return problem
+
+    def _load_candidate(self, worker: RemoteWorker, problem: Problem) -> dict[str, Any]:
         loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
         loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
-        match = self._match(problem, loaded)
-        standard = self._standard()
-        quick = self._options.quick
-        calls = self._policy.quick_calls if quick else self._policy.calls
-        checker = Checker(
-            problem,
-            worker,
-            match,
-            standard,
-            self._domain(),
-            count_launches=profiled,
-            orders=self._options.thread_orders,
-        )
+        return loaded
+
+    def _check(self, problem: Problem, checker: Checker) -> None:
         self._facts.report = checker.report
-        plan = trials.plan(self._seed, self._facts.modes, calls, self._settings.fold_state)
-        counts = {m: sum(t.mode == m for t in plan) for m in self._facts.modes}
+        calls = self._policy.quick_calls if self._options.quick else self._policy.calls
+        plan = trials.plan(self._seed, self._modes, calls, self._settings.fold_state)
+        counts = {m: sum(t.mode == m for t in plan) for m in self._modes}
 
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
             self._budget.check()
-            # After the first call what is free is what the candidate will leave.
-            second = timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]
-            if second:
+            # After the first call, what is free is what the candidate will leave.
+            if self._timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]:
                 free, total = torch.cuda.mem_get_info(self._device)
                 if free > total // 4:
-                    self._pool.start_baselines(problem, profiled=profiled)
+                    self._pool.start_baselines(problem, profiled=self._profiled)
 
         self._budget.begin_checks()
         self._enter_problem_code()
         checker.run(plan, progress)
         self._budget.end_checks()
         self._enter_problem_code()
-        requirements.launches(self._facts, worker, loaded, self._text, self._kind)
-        requirements.strength(checker.report.survivors)
-        if timed:
-            self._time(problem, checker, worker, match, profiled)
-        self._look_at_streams(checker, worker)
-        self._emit("harness_code")
 
     def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
         """See whether the candidate is right on another stream than the default one.
@@ -342,9 +354,7 @@ class Judge:
         if self._kind == "cuda":
             self._enter("check other stream")
             try:
-                wrong = checker.on_other_stream(
-                    trials.on_other_stream(self._seed, self._facts.modes[0])
-                )
+                wrong = checker.on_other_stream(trials.on_other_stream(self._seed, self._modes[0]))
             except (OutOfTime, InvalidReference, RuntimeError) as error:
                 known = isinstance(error, (OutOfTime, InvalidReference))
                 if not known and not is_out_of_memory(error):
@@ -367,9 +377,9 @@ class Judge:
     def _problem_for(self, available_bytes: int | None) -> Problem:
         """Return the problem at the size that is asked for, or fits into so much memory."""
         self._enter_problem_code()
+        before = self._sizes.chosen
         chosen = self._sizes.choose(available_bytes)
-        self._available = available_bytes
-        if self._size is None or self._size.name != chosen.name or self._problem is None:
+        if self._problem is None or before is None or before.name != chosen.name:
             self._forget_problem()  # before the next one takes its memory, too
             self._problem = Problem(
                 self._pair.problem,
@@ -382,7 +392,6 @@ class Judge:
         # what is right.
         numeric_flags.set_flags(numeric_flags.STRICT)
         self._emit("harness_code")
-        self._size = chosen
         self._facts.size = chosen.name
         return self._problem
 
@@ -391,25 +400,6 @@ class Judge:
         if self._problem is not None:
             self._problem.draws.close()
             self._problem = None
-
-    def _had_room(self) -> bool:
-        """Return whether the candidate had so much memory that it is at fault where it ran out."""
-        if self._available is None:
-            return True
-        needed = self._needed()
-        return needed is None or needed <= self._policy.memory_room * self._available
-
-    def _needed(self) -> int | None:
-        return None if self._size is None else self._sizes.need_of(self._size)
-
-    def _short(self, what: str) -> tuple[Status, str]:
-        """Return the verdict where memory ran out and nobody is to blame."""
-        self._short_of_memory = self._options.size is None
-        needed, available = self._needed(), self._available
-        figures = [f"at size {self._facts.size}"]
-        figures += [f"about {size.gib(needed)} are needed"] if needed is not None else []
-        figures += [f"{size.gib(available)} were free"] if available is not None else []
-        return Status.SKIPPED, f"{what} ({', '.join(figures)}). Next: --size small"
 
     def _build(self, problem: Problem) -> None:
         """Import the solution once in a worker that is thrown away, to fill the cache."""
@@ -456,7 +446,7 @@ class Judge:
         )
         try:
             match = state.match(
-                described, loaded.get("state"), constants, training="train" in self._facts.modes
+                described, loaded.get("state"), constants, training="train" in self._modes
             )
         except state.StateMismatch as mismatch:
             self._facts.state_match = mismatch.lists
@@ -466,16 +456,11 @@ class Judge:
         return match
 
     def _time(
-        self,
-        problem: Problem,
-        checker: Checker,
-        worker: RemoteWorker,
-        match: state.Match,
-        profiled: bool,
+        self, problem: Problem, checker: Checker, worker: RemoteWorker, match: state.Match
     ) -> None:
         self._enter("time")
         options = self._options
-        others, failed = self._pool.baselines(problem, profiled=profiled)
+        others, failed = self._pool.baselines(problem, profiled=self._profiled)
         workers = {CANDIDATE: worker, **others}
         hidden = [role for role, one in workers.items() if one.memory_fd is None]
         if hidden:
@@ -488,13 +473,8 @@ class Judge:
         if self._kind == "cuda":
             self._emit("harness_code")
             with self._budget.waiting():
-                self._wait_for("clock", self._needed())
+                self._wait_for("clock", self._sizes.needed_bytes())
             self._enter_problem_code()
-        policy = ClockPolicy()
-        if options.quick and options.cap_s is None:
-            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
-        if options.cap_s is not None:
-            policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
             self._pool.pin(list(workers.values()))
         watch = stopwatch.Stopwatch(
@@ -510,7 +490,7 @@ class Judge:
                 warm_l2=options.warm_l2,
                 timeout_s=self._pool.timeout_s,
             ),
-            policy,
+            _clock_policy(options),
             failed,
             self._enter_step,
             budget=self._budget,
@@ -527,7 +507,7 @@ class Judge:
             other.kill()  # what follows is the candidate's alone, and so is the memory
 
     def _timed_mode(self) -> str:
-        return "train" if "train" in self._facts.modes else self._facts.modes[0]
+        return "train" if "train" in self._modes else self._modes[0]
 
     def _count_kernels(self) -> None:
         """Have Nsight Compute look at one call. The verdict stands: what fails here is a note."""
@@ -649,6 +629,15 @@ class Judge:
         )
         where = f"in trial {trial.name}: "
         return where + mismatch.message
+
+
+def _clock_policy(options: Options) -> ClockPolicy:
+    policy = ClockPolicy()
+    if options.quick and options.cap_s is None:
+        policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
+    if options.cap_s is not None:
+        policy = dataclasses.replace(policy, cap_s=options.cap_s)
+    return policy
 
 
 def judged(

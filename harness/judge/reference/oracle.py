@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.judge.policy import Policy
 from harness.judge.reference import similarity
 from harness.judge.reference.arithmetic import opened
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem, to_double
 from harness.usercode.modules import mapped, tensors_of, write_state
 
 _BIG_BYTES = 1 << 28
-_NOISE = 1e-6
+_NUDGES = {"bf16": 1e-5, "fp32": 1e-10}
+"""A precision, and a relative change of the inputs that its rounding hides: far below a unit in its
+last place (4e-3, 6e-8), and far above one of the next finer precision."""
 _SAMPLE = 1 << 20
 """Elements of an output, evenly spread, that say whether it moves."""
 
@@ -30,10 +33,12 @@ class Oracle:
     Args:
         problem: its reference is copied; the state of the copy is always the reference's.
         notes: takes what the reader of a verdict should know about the oracle.
+        policy: says when the float64 copy agrees with the reference.
     """
 
-    def __init__(self, problem: Problem, notes: list[str]) -> None:
+    def __init__(self, problem: Problem, notes: list[str], policy: Policy) -> None:
         self._problem = problem
+        self._policy = policy
         self._on_cpu = False
         self.module = problem.build_oracle()
         self.precision = "fp64"
@@ -110,14 +115,15 @@ class Oracle:
 
     def measure(self, mode: str, rng: int, inputs: list[Any], first: Outcome, random: bool) -> None:
         """Find out in which precision the oracle really computes, and whether it agrees."""
+        policy = self._policy
         try:
             exact = self.call(mode, inputs, rng, None)
         except InvalidReference as error:
             self._replace_oracle(f"the reference does not run in float64 ({error})")
             return
         if not similarity.same_shapes(exact.output, first.output) or not (
-            similarity.near(exact.output, first.output, 2e-2)
-            or _both_noise(exact.output, first.output, inputs)
+            similarity.near(exact.output, first.output, policy.oracle_part)
+            or _both_noise(exact.output, first.output, inputs, policy.oracle_noise)
         ):
             why = "draws other random numbers" if random else "computes something else"
             self._replace_oracle(f"the reference {why} in float64")
@@ -138,7 +144,7 @@ class Oracle:
             except InvalidReference:
                 self.notes.append("the oracle's own precision was not measured")
                 return
-        for nudge, level in ((1e-5, "bf16"), (1e-10, "fp32")):
+        for level, nudge in _NUDGES.items():
             if self._unmoved(mode, rng, inputs, exact, nudge):
                 self.precision = level
                 self.notes.append(f"the reference casts to {level} inside, even in float64")
@@ -160,7 +166,7 @@ class Oracle:
                 relevant = (a != 0) & torch.isfinite(a) & (a != a.round())
                 total += int(relevant.sum())
                 same += int((relevant & (a == b)).sum())
-        return total > 0 and same > 0.5 * total
+        return total > 0 and same > self._policy.oracle_unmoved * total
 
     def _replace_oracle(self, why: str) -> None:
         self.module = self._problem.reference
@@ -168,7 +174,7 @@ class Oracle:
         self.notes.append(f"no float64 oracle: {why}; compared with the reference itself")
 
 
-def _both_noise(exact: Any, rounded: Any, inputs: list[Any]) -> bool:
+def _both_noise(exact: Any, rounded: Any, inputs: list[Any], noise: float) -> bool:
     """Return whether two outputs differ by rounding noise beside the size of the inputs.
 
     Where everything cancels, float32 and float64 agree on nothing but that: the float64 copy is
@@ -180,7 +186,7 @@ def _both_noise(exact: Any, rounded: Any, inputs: list[Any]) -> bool:
     return all(
         e.is_floating_point()
         and e.numel() > 0
-        and float((e - r.to(e.dtype)).abs().max()) <= _NOISE * scale
+        and float((e - r.to(e.dtype)).abs().max()) <= noise * scale
         for e, r in pairs
     )
 

@@ -22,7 +22,6 @@ from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import module_state, tensors_of
 
 _SMALLEST = 2
-_MAX_FLOPS = 5e7
 _ROUNDS = 200
 
 Value = int | tuple[int, ...]
@@ -46,27 +45,6 @@ class Footprint:
     output_bytes: int
     call_bytes: int
     flops: float
-
-
-def reduced(path: Path, target_bytes: int) -> dict[str, Value]:
-    """Return module-level constants to override so that inputs, state and outputs are small.
-
-    Args:
-        path: the problem's file.
-        target_bytes: goal for inputs, state and outputs together; the work's goal is 50 MFLOP.
-
-    Returns:
-        name -> smaller value; empty where the problem is small already or cannot be measured.
-    """
-
-    def held(cost: Footprint) -> int:
-        return cost.state_bytes + cost.input_bytes + cost.output_bytes
-
-    return halved(
-        path,
-        lambda cost: held(cost) + cost.flops / 50,
-        lambda cost: held(cost) <= target_bytes and cost.flops <= _MAX_FLOPS,
-    )
 
 
 def halved(

@@ -88,8 +88,7 @@ class WorkerPool:
         self._notes = notes
         self._emit = emit
         self._kind = options.device.partition(":")[0]
-        # Below the limit itself, so that a hang's whole verdict is there within it.
-        self.timeout_s = options.timeout_s * 0.75
+        self.timeout_s = options.timeout_s * policy.request_part
         self.workers: list[RemoteWorker] = []
         self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
         self._sharing = threading.Lock()
@@ -102,6 +101,7 @@ class WorkerPool:
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cap = int(max(self._policy.memory_floor_bytes, self._policy.memory_factor * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        share = int(total * self._policy.memory_share)
         untrusted = role in ("candidate", "build")
         if untrusted and not self.confinement.own_user:
             self._emit("solution_code")
@@ -109,8 +109,8 @@ class WorkerPool:
             role=role,
             log=self._log,
             timeout_s=self.timeout_s,
-            build_timeout_s=self._policy.build_timeout_s,
-            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
+            policy=self._policy,
+            memory_bytes=share if self._kind == "cuda" else min(cap, share),
             threads=self.threads(),
             device=self._options.device,
             confinement=self.confinement if untrusted else None,

@@ -19,6 +19,7 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError, Refusal, Status
+from harness.judge.policy import Policy
 from harness.judge.workers import prefork, processes
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.drain import Drain
@@ -62,7 +63,7 @@ class RemoteWorker:
         role: ``reference``, ``candidate`` or ``build``: names the log section and the figures.
         log: file that takes the process's stdout and stderr.
         timeout_s: limit for one request.
-        build_timeout_s: limit for one request while an extension compiles.
+        policy: limits of compilers, of a standstill, of the form of an answer.
         memory_bytes: resident memory above which the process is ended.
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
@@ -79,7 +80,7 @@ class RemoteWorker:
         role: str,
         log: Path,
         timeout_s: float,
-        build_timeout_s: float,
+        policy: Policy,
         memory_bytes: int,
         threads: int,
         device: str,
@@ -90,7 +91,9 @@ class RemoteWorker:
         budget: Budget | None = None,
     ) -> None:
         self.role = role
-        self._budget = Budget(math.inf, build_timeout_s)  # it starts on our time, not the pair's
+        self._policy = policy
+        # The worker starts on the harness's time, not on the pair's.
+        self._budget = Budget(math.inf, policy.build_timeout_s)
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._device = device
@@ -311,7 +314,8 @@ class RemoteWorker:
         if type(needed) is not int or needed <= 0:
             raise self.tampered("a malformed size")
         if needed > self.max_outbox_bytes:
-            many = type(tensors) is int and tensors > self.expected_tensors * 4 + 64
+            most = self._policy.tensors_factor * self.expected_tensors + self._policy.tensors_floor
+            many = type(tensors) is int and tensors > most
             raise WorkerFailed(
                 Status.WRONG_STRUCTURE if many else Status.WRONG_SHAPE,
                 f"its answer takes {needed} bytes in {tensors} tensors, over the cap of "
@@ -356,7 +360,9 @@ class RemoteWorker:
             WorkerFailed: they do not (TAMPERED).
         """
         try:
-            self._still = processes.stop(self._process.pid, orphans=self._untrusted)
+            self._still = processes.stop(
+                self._process.pid, orphans=self._untrusted, limit_s=self._policy.stand_s
+            )
         except processes.Restless:
             raise self.tampered("it does not stand still when it is stopped") from None
 
@@ -493,7 +499,10 @@ class RemoteWorker:
             self._busy_at = now
             return
         spent = sum(found.values())
-        if spent > self._cpu_spent + 0.05 * (now - self._busy_at) or spent < self._cpu_spent:
+        if (
+            spent > self._cpu_spent + self._policy.build_idle_part * (now - self._busy_at)
+            or spent < self._cpu_spent
+        ):
             self._cpu_spent, self._busy_at = spent, now
         elif now - self._busy_at > self._timeout_s:
             self.kill()
