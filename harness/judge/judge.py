@@ -49,18 +49,16 @@ Emit = Callable[..., None]
 WaitFor = Callable[[str, int | None], int | None]
 
 _ALIVE_S = 5.0
-"""Between two signs of life from the same step."""
+"""Seconds between two signs of life from the same step."""
 _PLENTY_BYTES = 20 << 30
-"""With this much free, and as much beside it, the baselines' workers come before the first call:
-each takes about 1 GiB for its context, and its model. Else they come when the candidate has shown
-what it leaves."""
+"""On a GPU with so much free memory, of more than twice as much, the baselines' workers start
+before the first call. Each takes its model and about 1 GiB for its context. On a smaller GPU they
+start after the candidate's first call, which shows how much memory it leaves."""
 _IGNORES_STREAM = (
     "it ignores the current stream: wrong inside torch.cuda.stream() and under CUDA graph capture"
 )
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
-
-
-_OF_VALUES = frozenset(
+_MAY_DEPEND_ON_SIZE = frozenset(
     {
         Status.MEMORY_FAULT,
         Status.NOT_FINITE,
@@ -77,11 +75,11 @@ class Judge:
     Args:
         pair, options, settings: what is judged and how; options.device is resolved.
         log: file for the workers' output.
-        emit: called with an event's name and fields; the fleet listens.
+        emit: tells the fleet of an event: its name and its fields.
         wait_for: returns when this judge may check on the device ("device"), or has it alone to
-            measure ("clock"). Takes the device's memory that the pair needs and returns what others
-            leave of it, both in bytes and None where unknown.
-        at_most_bytes: choose a size that needs no more: memory ran out at a larger one.
+            measure ("clock"). Takes the memory that the pair needs, and returns the memory that
+            other pairs leave; both are in bytes, and None where unknown.
+        at_most_bytes: the judge chooses a size that needs no more: memory ran out at a larger one.
     """
 
     def __init__(
@@ -108,7 +106,6 @@ class Judge:
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()
         self._problem: Problem | None = None
-        self._init: Any = None
         self._source: Mapping[str, str] = {}
         self._modes = (options.mode,) if options.mode else tuple(settings.modes)
         self._timed = options.timed and self._kind in ("cuda", "cpu")
@@ -207,7 +204,7 @@ class Judge:
             facts.speed = Speed()
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
-        if chosen is not None and chosen.halved and status in _OF_VALUES:
+        if chosen is not None and chosen.halved and status in _MAY_DEPEND_ON_SIZE:
             message += (
                 f" (at a reduced size, {chosen.halved}: --size full tells whether the solution is "
                 "written for the full size only)"
@@ -220,7 +217,7 @@ class Judge:
         """Return a judge of the same pair at a smaller size, where this one ran out of memory.
 
         Returns:
-            None where memory sufficed, the user chose the size, or there is no smaller one.
+            None where memory was enough, the user chose the size, or no smaller one is left.
         """
         if not self._sizes.can_shrink():
             return None
@@ -241,7 +238,7 @@ class Judge:
             self._settings,
             self._log,
             self._emit,
-            self._wait_for,  # the device is this process's already, the clock perhaps not
+            self._wait_for,  # this process already has the device, but perhaps not the clock
             self._policy,
             None if needed is None else needed // 2,
         )
@@ -343,12 +340,12 @@ class Judge:
         self._enter_problem_code()
 
     def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
-        """See whether the candidate is right on another stream than the default one.
+        """Check whether the candidate is right on another stream than the default one.
 
-        The last of all calls: a candidate that fails there, however badly, has been right so far.
+        This is the last of all calls, so a failure here spoils no other check.
 
         Raises:
-            Refusal: it is not, and the problem demands it.
+            Refusal: it is not right, and the problem demands it.
         """
         wrong = ""
         if self._kind == "cuda":
@@ -360,7 +357,7 @@ class Judge:
                 if not known and not is_out_of_memory(error):
                     raise
                 self._facts.notes.append(
-                    "not seen whether it is right on another stream: "
+                    "unknown whether the solution is right on another stream: "
                     f"{' '.join(str(error).split())[:200]}"
                 )
         elif worker.launches_without_stream:
@@ -375,34 +372,33 @@ class Judge:
         self._facts.warnings.append(f"{_IGNORES_STREAM} ({wrong})")
 
     def _problem_for(self, available_bytes: int | None) -> Problem:
-        """Return the problem at the size that is asked for, or fits into so much memory."""
+        """Return the problem at the size that the user asked for, or that fits into this memory."""
         self._enter_problem_code()
         before = self._sizes.chosen
         chosen = self._sizes.choose(available_bytes)
         if self._problem is None or before is None or before.name != chosen.name:
-            self._forget_problem()  # before the next one takes its memory, too
+            self._forget_problem()  # free its memory before the next one is constructed
             self._problem = Problem(
                 self._pair.problem,
                 chosen.overrides,
                 torch.device("cpu"),
                 derived(self._seed, "construction") % 2**31,
             )
-            self._init = self._problem.init_inputs
-        # The judge's own products are never TF32's, whatever the problem's file has set: they say
-        # what is right.
+        # The problem's file may have allowed TF32. The judge must not compute in it: its results
+        # say what is right.
         numeric_flags.set_flags(numeric_flags.STRICT)
         self._emit("harness_code")
         self._facts.size = chosen.name
         return self._problem
 
     def _forget_problem(self) -> None:
-        """Let go of the problem and of the random numbers that were kept for its workers."""
+        """Free the problem and the random numbers for its workers."""
         if self._problem is not None:
             self._problem.draws.close()
             self._problem = None
 
     def _build(self, problem: Problem) -> None:
-        """Import the solution once in a worker that is thrown away, to fill the cache."""
+        """Import the solution once, in a worker of its own, to cache its extensions."""
         imported = (p.read_text(errors="replace") for p in self._imported)
         if not any(map(_USES_BUILD.search, (self._text, *imported))):
             return
@@ -464,10 +460,10 @@ class Judge:
         workers = {CANDIDATE: worker, **others}
         hidden = [role for role, one in workers.items() if one.memory_fd is None]
         if hidden:
-            # An output that the judge cannot look at could be anything: no time without it.
+            # The judge cannot check outputs that it cannot read, and so measures nothing.
             self._facts.speed = Speed(
-                note=f"this system does not let {', '.join(hidden)} open /proc/self/mem, so timed "
-                "outputs cannot be looked at, and nothing is timed"
+                note=f"this system does not let {', '.join(hidden)} open /proc/self/mem, so the "
+                "judge cannot look at timed outputs, and measures nothing"
             )
             return
         if self._kind == "cuda":
@@ -504,13 +500,13 @@ class Judge:
                 "a longer --time-limit leaves more",
             )
         for other in others.values():
-            other.kill()  # what follows is the candidate's alone, and so is the memory
+            other.kill()  # the remaining calls are the candidate's: it may use all the memory
 
     def _timed_mode(self) -> str:
         return "train" if "train" in self._modes else self._modes[0]
 
     def _count_kernels(self) -> None:
-        """Have Nsight Compute look at one call. The verdict stands: what fails here is a note."""
+        """Count one call's kernels with Nsight Compute. A failure here only adds a note."""
         self._enter("ncu")
         try:
             self._facts.ncu, note = ncu.profile(
@@ -520,14 +516,14 @@ class Judge:
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,
             )
-        except Exception as error:  # noqa: BLE001 - counters have no say in a verdict
+        except Exception as error:  # noqa: BLE001 - counters do not change a verdict
             note = f"--ncu: {type(error).__name__}: {error}. Next: a smaller size, or leave it out"
         if note:
             self._facts.notes.append(note)
         self._enter("")
 
     def _profiled_call(self, build_folder: Path) -> ncu.Call:
-        """Return a call like those that were timed, on an input of its own."""
+        """Return a call like the timed ones, on an input of its own."""
         problem = self._problem
         assert problem is not None
         self._enter_problem_code()
@@ -550,7 +546,7 @@ class Judge:
         return getattr(entry, key, None) if entry is not None else None
 
     def _precision(self) -> str | None:
-        """Return the precision that the solution is held to, None for that of the outputs."""
+        """Return the precision that the solution must have; None is the outputs' own."""
         if self._options.precision is not None:
             return self._options.precision
         granted: str | None = self._solution_settings("precision")
@@ -582,21 +578,21 @@ class Judge:
             self._emit("phase", phase=f"{phase} {detail}".strip())
 
     def _enter_problem_code(self) -> None:
-        """Tell the fleet that the reference's code runs from here on, and how long it may."""
+        """Tell the fleet that the reference's code runs from here on, and for how long it may."""
         self._emit("problem_code", left_s=self._budget.fleet_s())
 
     def _candidates_turn(self, turn: bool) -> None:
-        """Tell the fleet whether the candidate works: what takes long then is not the reference."""
+        """Tell the fleet whether the candidate works; meanwhile the reference is not to blame."""
         if turn:
             self._emit("harness_code")
         else:
             self._enter_problem_code()
 
     def _enter_step(self, step: str) -> None:
-        """Say which step of the timing runs; the same again only now and then: it wakes others.
+        """Tell the fleet which step of the timing runs, seldom: each message wakes the fleet.
 
         Raises:
-            OutOfTime: the pair's time has been over for a while.
+            OutOfTime: the pair's time has been over for longer than the timing may overrun.
         """
         if self._budget.left_s() < -self._policy.overtime_s:
             raise OutOfTime
@@ -613,6 +609,7 @@ class Judge:
             self._facts.launches = worker.launches
 
     def _refused(self, refused: answers.Refused) -> str:
+        """Write a program that reproduces the failure; return its message."""
         trial, case, mismatch = refused.trial, refused.case, refused.mismatch
         folder = self._cache_root / "reproducers" / re.sub(r"\W+", "_", self._pair.name)
         self._facts.reproducer = diagnose.write_reproducer(
@@ -621,14 +618,13 @@ class Judge:
             device=self._options.device,
             mode=trial.mode,
             rng=trial.rng,
-            init=self._init,
+            init=self._problem.init_inputs if self._problem is not None else [],
             state={theirs: case.before[ours] for theirs, ours in self._source.items()},
             inputs=case.inputs,
             expected=case.reference.output,
             message=f"{mismatch.status.value}: {mismatch.message}",
         )
-        where = f"in trial {trial.name}: "
-        return where + mismatch.message
+        return f"in trial {trial.name}: {mismatch.message}"
 
 
 def _clock_policy(options: Options) -> ClockPolicy:
@@ -649,7 +645,7 @@ def judged(
     wait_for: WaitFor,
     policy: Policy | None = None,
 ) -> Verdict:
-    """Return a pair's verdict; at a smaller size where memory runs out. Arguments as for Judge."""
+    """Return a pair's verdict, at a smaller size if memory runs out. Arguments as for Judge."""
     policy = policy or Policy()
     judge = Judge(pair, options, settings, log, emit, wait_for, policy)
     verdict = judge.verdict()

@@ -1,7 +1,7 @@
 """Runs the reference in another arithmetic: rounded operands, another GELU, roundings made visible.
 
-Each arithmetic is a mode that PyTorch consults at every operator, in forward and backward alike.
-The reference computes in float64 meanwhile: what the mode changes is what that arithmetic does.
+Each arithmetic is a mode that PyTorch calls at every operator, in forward and backward. The
+reference computes in float64 meanwhile, so the change of the result is that arithmetic's error.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ _EXACT = {
     "zeros",
     "zeros_like",
 }
-"""Operators that move, choose or negate numbers and round none. One missing here costs a little
-strictness."""
+"""Operators that move, choose or negate numbers, without rounding. A missing one makes the judge a
+little less strict."""
 
 _FUSED = {
     "batch_norm_backward",
@@ -141,7 +141,7 @@ _FUSED = {
     "_softmax",
     "_softmax_backward_data",
 }
-"""Operators that round several times over: taken apart first."""
+"""Operators that round several times: they are decomposed first."""
 
 
 _STAGNATES = 1 << 20
@@ -153,7 +153,7 @@ def to_tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 def cut_to_tf32(x: torch.Tensor) -> torch.Tensor:
-    """Drop the bits that TF32 has not, as the tensor core does with a raw float32."""
+    """Drop the bits beyond TF32's, as the tensor core does with a raw float32."""
     return _bits_kept(x, 0)
 
 
@@ -191,11 +191,11 @@ def _name(function: Any) -> str:
 
 @contextlib.contextmanager
 def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
-    """Enter a mode, with operators taken apart that hide products.
+    """Enter a mode; decompose operators that contain products.
 
     Args:
         mode: to enter.
-        recurrent: whether recurrent layers run, which cuDNN computes in one operator.
+        recurrent: recurrent layers run: cuDNN, which computes them in one operator, is off.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -219,7 +219,7 @@ def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
 class _Arithmetic(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        """Skip dynamo: nothing is compiled here, and its import takes seconds."""
         return False
 
     def __init__(self) -> None:
@@ -253,9 +253,9 @@ class RoundedProducts(TanhGelu):
 
     Args:
         rounding: of each operand.
-        results: round the products, too, as a kernel does that returns 16 bits.
+        results: also round the products, like a kernel that returns 16 bits.
         only: numbers of those products of a call that are rounded, None for all of them.
-        tanh: compute GELU by its tanh approximation, too.
+        tanh: also compute GELU by its tanh approximation.
 
     Attributes:
         products: how many the calls had.
@@ -294,7 +294,7 @@ class RoundedProducts(TanhGelu):
 
 
 class RoundedEverywhere(_Arithmetic):
-    """Rounds the result of every operator that rounds at all, as a module cast to 16 bits does."""
+    """Rounds the result of every operator that rounds, like a module cast to 16 bits."""
 
     def __init__(self, rounding: Rounding) -> None:
         super().__init__()
@@ -316,15 +316,15 @@ class RoundedEverywhere(_Arithmetic):
 
 
 class Roundings(_Arithmetic):
-    """Moves every result by what an honest arithmetic may err there, up or down by chance.
+    """Moves every result up or down at random, by the error that an honest arithmetic may have.
 
-    A sum of K terms may be off by sqrt(K) roundings of the sum of its absolute values, whatever
-    the order of its terms; a variance by as much of the mean square, so that E[x^2] - E[x]^2 is
-    a formula, too; everything else by one rounding. What follows is computed from the moved
-    results, so an ill-conditioned model moves as far as it would.
+    A sum of K terms moves by sqrt(K) roundings of the sum of its absolute values, for any order of
+    its terms. A variance moves by as much of the mean square, so that E[x^2] - E[x]^2 is allowed.
+    Every other result moves by one rounding. Later operators compute from the moved results, so an
+    ill-conditioned model moves as far as an honest kernel may.
 
     Args:
-        unit: half a unit in the last place of 1, in the arithmetic that is due.
+        unit: half a unit in the last place of 1, in the required arithmetic.
         generator: of the signs, on the device of the call.
 
     Source: rounding errors of sums grow as sqrt(K) with high probability: N. J. Higham and
@@ -385,7 +385,7 @@ class Roundings(_Arithmetic):
         unit = max(self._unit, torch.finfo(t.dtype).eps / 2)
         size = size.reshape(t.shape)
         if t.is_complex():
-            # Each part errs at the size of both.
+            # The error of each part is relative to the size of both.
             t, size = torch.view_as_real(t), size.unsqueeze(-1)
         t.add_(self._signs(t) * size * (unit * _roundings(terms)))
 
@@ -401,11 +401,11 @@ def _folded(result: torch.Tensor, args: Any) -> float:
 
 
 def _roundings(terms: float) -> float:
-    """Return by how many roundings a sum of so many terms may be off.
+    """Return by how many roundings a sum of so many terms may differ.
 
-    The square root, up to 2^20 terms. Beyond that a running sum grows so far above its terms that
-    their roundings no longer cancel, and the error grows as the number of terms: a sum of 2^24
-    squares from left to right was off by 47,000 units in the last place (H200, 2026-11-30).
+    Up to 2^20 terms it is the square root. In a longer running sum, each term is so small beside
+    the sum that roundings no longer cancel, and the error grows with the number of terms: a sum of
+    2^24 squares from left to right was off by 47,000 units in the last place (H200, 2026-11-30).
     """
     return math.sqrt(terms) if terms <= _STAGNATES else terms / math.sqrt(_STAGNATES)
 

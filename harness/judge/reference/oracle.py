@@ -19,20 +19,20 @@ _NUDGES = {"bf16": 1e-5, "fp32": 1e-10}
 """A precision, and a relative change of the inputs that its rounding hides: far below a unit in its
 last place (4e-3, 6e-8), and far above one of the next finer precision."""
 _SAMPLE = 1 << 20
-"""Elements of an output, evenly spread, that say whether it moves."""
+"""The judge looks at so many elements of an output, evenly spread, to see whether it moves."""
 
 
 class Oracle:
-    """The float64 copy of a problem's reference, always called from the reference's state.
+    """The float64 copy of a problem's reference; each call starts from the reference's state.
 
     Attributes:
         module: the copy, or the reference itself where float64 gives no oracle.
-        precision: in which it really computes: ``fp64``, or lower where the reference casts back
-            inside, or ``itself`` where the reference stands in for it.
+        precision: its real precision: ``fp64``, a lower one where the reference casts back inside,
+            or ``itself`` where the reference takes its place.
 
     Args:
         problem: its reference is copied; the state of the copy is always the reference's.
-        notes: takes what the reader of a verdict should know about the oracle.
+        notes: gets notes about the oracle for the reader of the verdict.
         policy: says when the float64 copy agrees with the reference.
     """
 
@@ -46,12 +46,12 @@ class Oracle:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it runs on the CPU for want of memory on the device."""
+        """Whether it runs on the CPU, because the device has too little memory."""
         return self._on_cpu
 
     @property
     def is_reference(self) -> bool:
-        """Whether the reference stands in for an oracle."""
+        """Whether the reference takes the place of the oracle."""
         return self.module is self._problem.reference
 
     def call(
@@ -64,7 +64,7 @@ class Oracle:
         *,
         stand_in: bool = False,
     ) -> Outcome:
-        """Return what the oracle does on these inputs, from the reference's present state.
+        """Return the oracle's results on these inputs, from the reference's present state.
 
         Args:
             mode: see Problem.call, as for rng and grads.
@@ -72,7 +72,7 @@ class Oracle:
             rng: seed of all generators before the call.
             grads: of the outputs, None for a call without gradients.
             under: an arithmetic to compute in (see ``arithmetic``), None for float64's.
-            stand_in: let the reference itself stand in for the oracle.
+            stand_in: call the reference in place of the oracle.
         """
         problem = self._problem
         recurrent = any(isinstance(m, torch.nn.RNNBase) for m in self.module.modules())
@@ -136,7 +136,7 @@ class Oracle:
             return
         del first
         if sum(t.numel() * t.element_size() for t in tensors_of(inputs)) > _BIG_BYTES:
-            # Precision does not depend on how many samples there are; memory does.
+            # The number of samples changes memory, and not precision.
             del exact
             inputs = _first_samples(inputs)
             try:
@@ -177,8 +177,8 @@ class Oracle:
 def _both_noise(exact: Any, rounded: Any, inputs: list[Any], noise: float) -> bool:
     """Return whether two outputs differ by rounding noise beside the size of the inputs.
 
-    Where everything cancels, float32 and float64 agree on nothing but that: the float64 copy is
-    still the oracle, and the reference's own error says how little can be asked.
+    Where everything cancels, float32 and float64 give different noise. The float64 copy is still
+    the oracle, and the large error of the reference widens the tolerance.
     """
     floating = [t for t in tensors_of(inputs) if t.is_floating_point() and t.numel()]
     scale = max((float(t.abs().max()) for t in floating), default=0.0)
@@ -198,7 +198,7 @@ def _fresh_double(t: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _first_samples(inputs: list[Any], count: int = 2) -> list[Any]:
-    """Return inputs with only the first samples of what looks like the batch dimension."""
+    """Return the first samples of the inputs; the batch is the most frequent first dimension."""
     sizes = [t.shape[0] for t in tensors_of(inputs) if t.dim() > 1]
     batch = max(set(sizes), key=sizes.count) if sizes else 0
     return [

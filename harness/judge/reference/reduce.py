@@ -1,7 +1,7 @@
-"""What one call of a problem takes in memory and work, and smaller sizes where none is named.
+"""Memory and work of one call of a problem, and smaller constants for it.
 
-Both are found on meta tensors, which have shapes and no memory: a KernelBench problem may ask for
-gigabytes at its full size. A problem is made smaller by halving its module-level integers.
+The call runs on meta tensors, which have shapes and no memory: a KernelBench problem may need
+gigabytes at its full size. To make a problem smaller, its module-level integers are halved.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Value = int | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What one call of the reference takes.
+    """Memory and work of one call of the reference.
 
     Attributes:
         state_bytes: parameters and buffers.
         input_bytes: the arguments.
-        output_bytes: what it returns.
-        call_bytes: the most that is alive at once during the call beside state and arguments; the
-            output is part of it, and so is what a gradient call keeps for backward.
+        output_bytes: the results.
+        call_bytes: the most that is alive at once during the call beside state and arguments. It
+            includes the output, and tensors that a gradient call keeps for backward.
         flops: of products and convolutions.
     """
 
@@ -53,7 +53,7 @@ def halved(
     enough: Callable[[Footprint], bool],
     train: bool = False,
 ) -> dict[str, Value]:
-    """Return module-level constants to override so that a call takes little enough.
+    """Return smaller values for module-level constants, so that a call takes little enough.
 
     Halves the largest integer that lowers the weight and keeps the reference runnable, again and
     again, until it is enough or nothing more can be halved. Integers and tuples of integers are
@@ -61,8 +61,8 @@ def halved(
 
     Args:
         path: the problem's file.
-        weight: what is to become less.
-        enough: when it is.
+        weight: a figure that each halving must lower.
+        enough: whether the problem is small enough.
         train: a call computes gradients.
 
     Returns:
@@ -129,7 +129,7 @@ def _halved(value: Value, position: int) -> Value:
 
 
 def footprint(path: Path, overrides: Mapping[str, Any], train: bool = False) -> Footprint | None:
-    """Return what one call takes at these constants, None where it does not run on meta tensors.
+    """Return the footprint of a call with these constants; None where meta tensors do not work.
 
     Args:
         path: the problem's file.
@@ -181,7 +181,7 @@ class _Live(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        """Skip dynamo: nothing is compiled here, and its import takes seconds."""
         return False
 
     def __init__(self) -> None:

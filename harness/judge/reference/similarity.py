@@ -1,4 +1,4 @@
-"""Small questions about pairs of outputs: same form, same bits, near, finite in the same places."""
+"""Compares two outputs: same form, same bits, near, finite in the same places."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def triples(
 
 
 def plain(value: Any) -> Any:
-    """Return value with named tuples as tuples: what the wire makes of them."""
+    """Return a value with named tuples as tuples, as they come over the wire."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, tuple):
