@@ -181,12 +181,11 @@ while True:
 
 
 def test_who_never_stands_is_restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_STAND_S", 0.2)
     monkeypatch.setattr(processes, "_stands", lambda process, thread: False)
     worker = started("import time; print(flush=True); time.sleep(60)")
     try:
         with pytest.raises(processes.Restless):
-            processes.stop(worker.pid, orphans=True, limit_s=2)
+            processes.stop(worker.pid, orphans=True, limit_s=0.2)
     finally:
         ended(worker)
 

@@ -42,7 +42,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.domain import HarnessError, Options, Status, Verdict, verdict_from_json
+from harness.domain import HarnessError, Options, Refusal, Status, Verdict, verdict_from_json
 from harness.fleet.slots import Slot
 from harness.fleet.turns import CHECK, CLOCK, Turn
 from harness.machine.environment import oom_kills
@@ -88,33 +88,17 @@ class Deadlines:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """The fleet's verdict on a pair whose judge has none."""
-
-    status: Status
-    message: str
-
-
 @dataclass(slots=True, kw_only=True)
 class Outcome:
     """How one judge ended.
 
     Attributes:
-        verdict: its verdict, or a failure; None where the run was stopped.
+        verdict: its verdict, or the fleet's refusal; None where the run was stopped.
         phases: seconds per phase that the judge announced, in order.
     """
 
-    verdict: Verdict | Failure | None = None
+    verdict: Verdict | Refusal | None = None
     phases: dict[str, float] = field(default_factory=dict)
-
-
-class _Ended(Exception):
-    """The judge says nothing more; carries the verdict."""
-
-    def __init__(self, verdict: Verdict | Failure | None) -> None:
-        super().__init__()
-        self.verdict = verdict
 
 
 _LIVE: set[JudgeProcess] = set()
@@ -195,9 +179,9 @@ class JudgeProcess:
                 raise HarnessError(f"the judge cannot be started: {error}") from error
         _LIVE.add(self)
         try:
-            self._talk()
-        except _Ended as ended:
-            self._outcome.verdict = ended.verdict
+            self._outcome.verdict = self._talk()
+        except Refusal as refusal:
+            self._outcome.verdict = refusal
         finally:
             complete = isinstance(self._outcome.verdict, Verdict)
             self._end(farewell_s=_FAREWELL_S if complete else 0.0)
@@ -212,8 +196,15 @@ class JudgeProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _talk(self) -> None:
-        """Send the request, then answer the judge's messages; always raises _Ended."""
+    def _talk(self) -> Verdict | None:
+        """Send the request and answer the judge's messages until its verdict.
+
+        Returns:
+            None where the run was stopped.
+
+        Raises:
+            Refusal: the judge ended without a verdict, or had to be given up.
+        """
         self._send(self._request)
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
@@ -222,31 +213,32 @@ class JudgeProcess:
             selector.register(pipe, selectors.EVENT_READ)
             while True:
                 if self._stop.is_set():
-                    raise _Ended(None)
+                    return None
                 self._grant()
                 if selector.select(_POLL_S):
                     chunk = os.read(pipe, 1 << 16)
                     if not chunk:
-                        raise _Ended(self._died())
+                        raise self._died()
                     pending += chunk
                     *lines, rest = pending.split(b"\n")
                     pending = bytearray(rest)
                     for line in lines:
-                        self._hear(bytes(line))
+                        if (verdict := self._hear(bytes(line))) is not None:
+                            return verdict
                     if len(pending) > _LINE_LIMIT_BYTES:
-                        raise _Ended(self._fault("sent a line without an end"))
+                        raise self._fault("sent a line without an end")
                 elif self._has_exited():
-                    raise _Ended(self._died())
+                    raise self._died()
                 self._check_stopped()
                 self._check_deadlines()
 
-    def _hear(self, line: bytes) -> None:
-        """Act on one line."""
+    def _hear(self, line: bytes) -> Verdict | None:
+        """Act on one line; return the verdict that it holds."""
         try:
             message = json.loads(line)
             event = message["event"]
         except (ValueError, TypeError, KeyError):
-            raise _Ended(self._fault(f"sent {line[:80]!r}, which is no event")) from None
+            raise self._fault(f"sent {line[:80]!r}, which is no event") from None
         self._heard = self._clock()
         if event == "phase" and isinstance(message.get("phase"), str):
             self._note_phase(message["phase"])
@@ -266,9 +258,10 @@ class JudgeProcess:
         elif event == "solution_code":
             self._beside_solution = True
         elif event == "verdict":
-            raise _Ended(self._read_verdict(message.get("verdict")))
+            return self._read_verdict(message.get("verdict"))
         else:
-            raise _Ended(self._fault(f"sent an unknown event {event!r}"))
+            raise self._fault(f"sent an unknown event {event!r}")
+        return None
 
     def _grant(self) -> None:
         if not self._waiting:
@@ -281,16 +274,16 @@ class JudgeProcess:
             room = self._turn.room_bytes if self._turn is not None else None
             self._send({"grant": granted, "bytes": room})
 
-    def _read_verdict(self, plain: Any) -> Verdict | Failure:
+    def _read_verdict(self, plain: Any) -> Verdict:
         try:
             if not isinstance(plain, Mapping):
                 raise HarnessError("not an object")
             verdict = verdict_from_json(plain)
         except HarnessError as error:
-            return self._fault(f"sent an impossible verdict ({error})")
+            raise self._fault(f"sent an impossible verdict ({error})") from None
         expected = self._request["pair"]["name"]
         if verdict.pair != expected:
-            return self._fault(f"sent the verdict of {verdict.pair!r} for {expected!r}")
+            raise self._fault(f"sent the verdict of {verdict.pair!r} for {expected!r}")
         return verdict
 
     def _check_stopped(self) -> None:
@@ -307,7 +300,7 @@ class JudgeProcess:
         elif self._stopped_since is None:
             self._stopped_since = self._clock()
         elif self._clock() - self._stopped_since > self._deadlines.stopped_s:
-            raise _Ended(self._signalled("stopped (SIGSTOP)"))
+            raise self._signalled("stopped (SIGSTOP)")
 
     def _check_deadlines(self) -> None:
         if self._waiting:
@@ -315,27 +308,23 @@ class JudgeProcess:
         now = self._clock()
         silent = now - self._heard
         if self._in_problem_code and silent > self._deadlines.problem_code_s:
-            raise _Ended(
-                Failure(
-                    status=Status.INVALID_REFERENCE,
-                    message=f"the reference did not return within {silent:.0f} s"
-                    f"{self._where()}. Next: a smaller --size, or a longer --timeout",
-                )
+            raise Refusal(
+                Status.INVALID_REFERENCE,
+                f"the reference did not return within {silent:.0f} s"
+                f"{self._where()}. Next: a smaller --size, or a longer --timeout",
             )
         if self._in_problem_code and now > self._problem_code_until:
             limit_s = self._request["options"]["time_limit_s"]
-            raise _Ended(
-                Failure(
-                    status=Status.INVALID_REFERENCE,
-                    message=f"the time for all phases of a pair ({limit_s:g} s) was over while the "
-                    f"reference ran{self._where()}. Next: a smaller --size, or a longer "
-                    "--time-limit",
-                )
+            raise Refusal(
+                Status.INVALID_REFERENCE,
+                f"the time for all phases of a pair ({limit_s:g} s) was over while the "
+                f"reference ran{self._where()}. Next: a smaller --size, or a longer "
+                "--time-limit",
             )
         if silent > self._deadlines.silence_s:
-            raise _Ended(self._fault(f"said nothing for {silent:.0f} s"))
+            raise self._fault(f"said nothing for {silent:.0f} s")
         if now - self._began - self._waited_s > self._deadlines.total_s:
-            raise _Ended(self._fault(f"reached no verdict within {self._deadlines.total_s:.0f} s"))
+            raise self._fault(f"reached no verdict within {self._deadlines.total_s:.0f} s")
 
     def _where(self) -> str:
         """Make the judge log its stack; return which line of the problem runs, for a message."""
@@ -352,28 +341,28 @@ class JudgeProcess:
         found = re.search(rf'File "{problem}", line (\d+) in (\S+)', said)
         return f" (line {found[1]}, in {found[2]})" if found else ""
 
-    def _died(self) -> Failure:
+    def _died(self) -> Refusal:
         """Return what it means that a judge ended without a verdict."""
         how = self._how_it_ended()
         if how == "SIGKILL" and oom_kills() > self._oom_kills:
-            return Failure(
-                status=Status.SKIPPED,
-                message="the machine ran out of memory: reference and oracle need more than it "
+            return Refusal(
+                Status.SKIPPED,
+                "the machine ran out of memory: reference and oracle need more than it "
                 "has. Next: a smaller --size, fewer --jobs, or a machine with more memory",
             )
         if self._beside_solution and how.startswith("SIG") and how not in _FAULTS:
             return self._signalled(f"killed ({how})")
         if self._in_problem_code:
-            return Failure(
-                status=Status.INVALID_REFERENCE,
-                message=f"the reference ended the process that ran it ({how})",
+            return Refusal(
+                Status.INVALID_REFERENCE,
+                f"the reference ended the process that ran it ({how})",
             )
         return self._fault(f"ended without a verdict ({how})")
 
-    def _signalled(self, what: str) -> Failure:
-        return Failure(
-            status=Status.CRASHED,
-            message=f"the judge was {what} in phase {self._phase!r}, while the solution ran under "
+    def _signalled(self, what: str) -> Refusal:
+        return Refusal(
+            Status.CRASHED,
+            f"the judge was {what} in phase {self._phase!r}, while the solution ran under "
             "the same user id, and memory was not short: the solution, or another program of this "
             "user, sent the signal. Next: look for os.kill in the solution, or run as root of a "
             "container, where it gets a user id of its own",
@@ -394,10 +383,10 @@ class JudgeProcess:
         except ValueError:
             return f"signal {found.si_status}"
 
-    def _fault(self, what: str) -> Failure:
-        return Failure(
-            status=Status.HARNESS_ERROR,
-            message=f"the judge {what} in phase {self._phase!r}. This is a fault of the harness: "
+    def _fault(self, what: str) -> Refusal:
+        return Refusal(
+            Status.HARNESS_ERROR,
+            f"the judge {what} in phase {self._phase!r}. This is a fault of the harness: "
             "please report it with the log",
         )
 

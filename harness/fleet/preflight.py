@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from harness.domain import Options, Pair, Status, UsageError
-from harness.fleet.judge_process import Failure
+from harness.domain import Options, Pair, Refusal, Status, UsageError
 from harness.machine.environment import find_compiler, find_nvcc
 from harness.machine.packaged_nvcc import remedy
 from harness.pairs.local_files import imported_files
@@ -21,34 +20,37 @@ def no_nvcc() -> str:
     )
 
 
-def preflight(pair: Pair, options: Options) -> Settings | Failure:
-    """Return a pair's settings, or why it cannot be evaluated.
+def preflight(pair: Pair, options: Options) -> Settings:
+    """Return a pair's settings.
 
     Args:
         pair: its files are read, never executed.
-        options: with the device resolved to what this pair runs on.
+        options: with the device of this pair.
+
+    Raises:
+        Refusal: the pair cannot be evaluated.
     """
     try:
         settings = read_settings(pair.problem)
     except UsageError as error:
-        return Failure(status=Status.INVALID_REFERENCE, message=str(error))
+        raise Refusal(Status.INVALID_REFERENCE, str(error)) from None
     try:
         overrides_of(options.size or "full", settings)
     except UsageError as error:
-        return Failure(status=Status.SKIPPED, message=str(error))
+        raise Refusal(Status.SKIPPED, str(error)) from None
     try:
         files = [pair.solution, *imported_files(pair.solution)]
         source = "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
     except OSError as error:
-        return Failure(
-            status=Status.SKIPPED,
-            message=f"{error.filename}: cannot be read: {error.strerror}. Next: let the user who "
-            "runs this read it",
-        )
+        raise Refusal(
+            Status.SKIPPED,
+            f"{error.filename}: cannot be read: {error.strerror}. Next: let the user who runs this "
+            "read it",
+        ) from None
     if "cpp_extension" in source:
         if find_compiler() is None:
-            return Failure(status=Status.SKIPPED, message=NO_COMPILER)
+            raise Refusal(Status.SKIPPED, NO_COMPILER)
         on_gpu = options.device.startswith("cuda")
         if on_gpu and ("cuda_sources" in source or ".cu" in source) and find_nvcc() is None:
-            return Failure(status=Status.SKIPPED, message=no_nvcc())
+            raise Refusal(Status.SKIPPED, no_nvcc())
     return settings

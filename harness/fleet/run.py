@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import queue
@@ -12,19 +11,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
+from harness.domain import (
+    BASELINES,
+    HarnessError,
+    Options,
+    Pair,
+    Refusal,
+    Status,
+    UsageError,
+    Verdict,
+    to_json,
+)
 from harness.fleet.devices import Plan, make_plan
-from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
+from harness.fleet.judge_process import Deadlines, JudgeProcess, Outcome
 from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.resume import ResumeFile
-from harness.fleet.slots import Slot
 from harness.fleet.turns import Turn
 from harness.machine.environment import PROJECT_ROOT, find_compiler
 from harness.machine.folders import cache_folder
@@ -229,10 +237,7 @@ class _Run:
                 verdict = self._failed(
                     pair,
                     self._options,
-                    Failure(
-                        status=Status.HARNESS_ERROR,
-                        message=f"the fleet failed: {traceback.format_exc(limit=-1).strip()}",
-                    ),
+                    HarnessError(f"the fleet failed: {traceback.format_exc(limit=-1).strip()}"),
                 )
             if verdict is None:
                 return
@@ -282,9 +287,10 @@ class _Run:
                 seed=secrets.randbits(63) if seed is None else seed,
             )
             self._listener.started(pair.name, device)
-            settings = preflight(pair, options)
-            if isinstance(settings, Failure):
-                return self._failed(pair, options, settings)
+            try:
+                settings = preflight(pair, options)
+            except Refusal as refusal:
+                return self._failed(pair, options, refusal)
             log = log_file(self._logs, pair.name)
             request = {
                 "pair": to_json(pair),
@@ -309,9 +315,11 @@ class _Run:
     ) -> Outcome | None:
         """Run one judge and return its outcome; None where the run was stopped before it."""
         build_slot = self._plan.build_slot(device)
-        with self._taken(build_slot) as taken:
-            if not taken:
-                return None
+        try:
+            while not build_slot.try_take():
+                if self._stop.is_set():
+                    return None
+                time.sleep(_POLL_S)
             return JudgeProcess(
                 self._judge_command,
                 request,
@@ -321,9 +329,11 @@ class _Run:
                 deadlines=self._deadlines,
                 build_slot=build_slot,
                 turn=turn,
-                on_phase=self._tell_phase(pair),
+                on_phase=lambda phase: self._listener.phase(pair.name, phase),
                 stop=self._stop,
             ).run()
+        finally:
+            build_slot.release()
 
     def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
         """Return whether no other pair on the same device can have caused an outcome."""
@@ -333,23 +343,7 @@ class _Run:
         if verdict.status in _OTHERS_CAN_CAUSE:
             return False
         chosen = pair.size is None and self._options.size is None and not self._options.quick
-        return isinstance(verdict, Failure) or verdict.size == "full" or not chosen
-
-    def _tell_phase(self, pair: Pair) -> Callable[[str], None]:
-        return lambda phase: self._listener.phase(pair.name, phase)
-
-    @contextlib.contextmanager
-    def _taken(self, slot: Slot) -> Iterator[bool]:
-        """Wait for a slot; yield False where the run was stopped first."""
-        try:
-            while not slot.try_take():
-                if self._stop.is_set():
-                    yield False
-                    return
-                time.sleep(_POLL_S)
-            yield True
-        finally:
-            slot.release()
+        return isinstance(verdict, Refusal) or verdict.size == "full" or not chosen
 
     def _environment(self) -> Mapping[str, str]:
         """Return a judge's environment: this one, with our package in reach."""
@@ -375,8 +369,8 @@ class _Run:
         result = outcome.verdict
         if result is None:
             return None
-        if isinstance(result, Failure):
-            append(log, f"{result.status.value}: {result.message}")
+        if isinstance(result, Refusal):
+            append(log, f"{result.status.value}: {result}")
             return dataclasses.replace(
                 self._failed(pair, options, result), phases=outcome.phases, log=str(log)
             )
@@ -393,11 +387,11 @@ class _Run:
             log=result.log or str(log),
         )
 
-    def _failed(self, pair: Pair, options: Options, failure: Failure) -> Verdict:
+    def _failed(self, pair: Pair, options: Options, refusal: Refusal) -> Verdict:
         return Verdict(
             pair=pair.name,
-            status=failure.status,
-            message=failure.message,
+            status=refusal.status,
+            message=str(refusal),
             seed=options.seed or 0,
             device=options.device,
             size=options.size or "",
@@ -408,5 +402,5 @@ class _Run:
         return self._failed(
             pair,
             self._options,
-            Failure(status=Status.SKIPPED, message=self._why_stopped or "never started"),
+            Refusal(Status.SKIPPED, self._why_stopped or "never started"),
         )

@@ -41,7 +41,7 @@ from harness.judge.workers.cache import ExtensionCache
 from harness.judge.workers.pool import WorkerPool
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.pairs.local_files import imported_files, local_files
-from harness.pairs.settings import Settings
+from harness.pairs.settings import Settings, SolutionSettings, Tolerances
 from harness.usercode import numeric_flags
 from harness.usercode.modules import describe_state
 
@@ -96,6 +96,7 @@ class Judge:
         self._pair = pair
         self._options = options
         self._settings = settings
+        self._granted = settings.solutions.get(pair.solution.stem, SolutionSettings())
         self._log = log
         self._emit = emit
         self._wait_for = wait_for
@@ -250,7 +251,7 @@ class Judge:
         requirements.readable(self._pool.confinement)
         self._facts.modes = self._modes
         problem = self._load_problem()
-        requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
+        requirements.hardware(self._granted.requires, self._kind, self._device)
         self._enter("build")
         self._build(problem)
         problem = self._take_device()
@@ -279,8 +280,8 @@ class Judge:
         problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
             raise InvalidReference(
-                f"{self._pair.problem}: to import it and to construct Model took "
-                f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s over "
+                f"{self._pair.problem}: its import and the construction of Model took "
+                f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s for "
                 "all phases. Next: a smaller --size, or a longer --time-limit"
             )
         return problem
@@ -353,8 +354,7 @@ class Judge:
             try:
                 wrong = checker.on_other_stream(trials.on_other_stream(self._seed, self._modes[0]))
             except (OutOfTime, InvalidReference, RuntimeError) as error:
-                known = isinstance(error, (OutOfTime, InvalidReference))
-                if not known and not is_out_of_memory(error):
+                if not isinstance(error, Refusal) and not is_out_of_memory(error):
                     raise
                 self._facts.notes.append(
                     "unknown whether the solution is right on another stream: "
@@ -541,32 +541,24 @@ class Judge:
 
     # --- records --------------------------------------------------------------------------------
 
-    def _solution_settings(self, key: str) -> Any:
-        entry = self._settings.solutions.get(self._pair.solution.stem)
-        return getattr(entry, key, None) if entry is not None else None
-
     def _precision(self) -> str | None:
         """Return the precision that the solution must have; None is the outputs' own."""
-        if self._options.precision is not None:
-            return self._options.precision
-        granted: str | None = self._solution_settings("precision")
-        return granted
+        return self._options.precision or self._granted.precision
 
     def _standard(self) -> Standard:
-        tolerances = self._settings.tolerances
+        tolerances = self._settings.tolerances or Tolerances()
         return Standard(
             policy=self._policy,
-            atol=tolerances.atol if tolerances else None,
-            rtol=tolerances.rtol if tolerances else None,
+            atol=tolerances.atol,
+            rtol=tolerances.rtol,
             precision=self._precision(),
         )
 
     def _domain(self) -> dict[str, dict[str, float]]:
-        domain: dict[str, dict[str, float]] = {}
-        for name, interval in self._settings.domain.items():
-            limits = {"min": interval.min, "max": interval.max}
-            domain[name] = {k: v for k, v in limits.items() if v is not None}
-        return domain
+        return {
+            name: {end: v for end, v in dataclasses.asdict(interval).items() if v is not None}
+            for name, interval in self._settings.domain.items()
+        }
 
     def _enter(self, phase: str, detail: str = "") -> None:
         now = time.monotonic()

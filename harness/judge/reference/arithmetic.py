@@ -19,6 +19,11 @@ from harness.usercode.modules import differentiable, mapped, tensors_of
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 PRODUCTS = {
     "addbmm": (1, 2),
     "addmm": (1, 2),
@@ -42,105 +47,37 @@ PRODUCTS = {
 matmul, einsum, linear, bilinear, recurrent layers and attention arrive here as these.
 """
 
-_SUMS = {
-    "adaptive_avg_pool2d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "cumsum",
-    "embedding_dense_backward",
-    "index_add",
-    "mean",
-    "nansum",
-    "scatter_add",
-    "sum",
-    "trace",
-}
+_SUMS = _names(
+    """
+    adaptive_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d avg_pool2d avg_pool3d cumsum
+    embedding_dense_backward index_add mean nansum scatter_add sum trace
+    """
+)
 """Operators that add up: their rounding is relative to the sum of the absolute values."""
 
 _SPREADS = {"std", "std_mean", "var", "var_mean"}
 
-_EXACT = {
-    "_to_copy",
-    "abs",
-    "arange",
-    "cat",
-    "clamp",
-    "clamp_min",
-    "clone",
-    "constant_pad_nd",
-    "copy",
-    "copy_",
-    "detach",
-    "embedding",
-    "empty",
-    "empty_like",
-    "expand_copy",
-    "fill",
-    "fill_",
-    "flip",
-    "full",
-    "full_like",
-    "gather",
-    "hardtanh",
-    "index",
-    "index_select",
-    "masked_fill",
-    "max",
-    "max_pool2d_with_indices",
-    "maximum",
-    "min",
-    "minimum",
-    "neg",
-    "new_empty",
-    "new_full",
-    "new_ones",
-    "new_zeros",
-    "ones",
-    "ones_like",
-    "relu",
-    "relu_",
-    "repeat",
-    "roll",
-    "scalar_tensor",
-    "select_backward",
-    "slice_backward",
-    "sort",
-    "stack",
-    "threshold_backward",
-    "topk",
-    "tril",
-    "triu",
-    "where",
-    "zero_",
-    "zeros",
-    "zeros_like",
-}
+_EXACT = _names(
+    """
+    _to_copy abs arange cat clamp clamp_min clone constant_pad_nd copy copy_ detach embedding empty
+    empty_like expand_copy fill fill_ flip full full_like gather hardtanh index index_select
+    masked_fill max max_pool2d_with_indices maximum min minimum neg new_empty new_full new_ones
+    new_zeros ones ones_like relu relu_ repeat roll scalar_tensor select_backward slice_backward
+    sort stack threshold_backward topk tril triu where zero_ zeros zeros_like
+    """
+)
 """Operators that move, choose or negate numbers, without rounding. A missing one makes the judge a
 little less strict."""
 
-_FUSED = {
-    "batch_norm_backward",
-    "_batch_norm_with_update",
-    "cudnn_batch_norm",
-    "cudnn_batch_norm_backward",
-    "_fused_rms_norm",
-    "_fused_rms_norm_backward",
-    "_log_softmax",
-    "_log_softmax_backward_data",
-    "logsumexp",
-    "native_batch_norm",
-    "native_batch_norm_backward",
-    "_native_batch_norm_legit",
-    "native_group_norm",
-    "native_group_norm_backward",
-    "native_layer_norm",
-    "native_layer_norm_backward",
-    "_safe_softmax",
-    "_softmax",
-    "_softmax_backward_data",
-}
+_FUSED = _names(
+    """
+    batch_norm_backward _batch_norm_with_update cudnn_batch_norm cudnn_batch_norm_backward
+    _fused_rms_norm _fused_rms_norm_backward _log_softmax _log_softmax_backward_data logsumexp
+    native_batch_norm native_batch_norm_backward _native_batch_norm_legit native_group_norm
+    native_group_norm_backward native_layer_norm native_layer_norm_backward _safe_softmax _softmax
+    _softmax_backward_data
+    """
+)
 """Operators that round several times: they are decomposed first."""
 
 
@@ -162,19 +99,11 @@ def _bits_kept(x: torch.Tensor, half: int) -> torch.Tensor:
     return ((bits + half) & ~0x1FFF).view(torch.float32).view(x.shape).to(x.dtype)
 
 
-def to_bf16(x: torch.Tensor) -> torch.Tensor:
-    """Round to bfloat16."""
-    return x.to(torch.bfloat16).to(x.dtype)
+def _cast(dtype: torch.dtype) -> Rounding:
+    return lambda x: x.to(dtype).to(x.dtype)
 
 
-def to_fp16(x: torch.Tensor) -> torch.Tensor:
-    """Round to float16."""
-    return x.to(torch.float16).to(x.dtype)
-
-
-def to_fp32(x: torch.Tensor) -> torch.Tensor:
-    """Round to float32."""
-    return x.to(torch.float32).to(x.dtype)
+to_bf16, to_fp16, to_fp32 = map(_cast, (torch.bfloat16, torch.float16, torch.float32))
 
 
 def _real(rounding: Rounding, x: Any) -> Any:
@@ -216,7 +145,9 @@ def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Arithmetic(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """A mode that PyTorch calls at every operator."""
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """Skip dynamo: nothing is compiled here, and its import takes seconds."""
@@ -226,7 +157,7 @@ class _Arithmetic(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
 
 
-class TanhGelu(_Arithmetic):
+class TanhGelu(Mode):
     """Computes GELU by its tanh approximation wherever the reference computes it exactly.
 
     Attributes:
@@ -293,7 +224,7 @@ class RoundedProducts(TanhGelu):
         return result
 
 
-class RoundedEverywhere(_Arithmetic):
+class RoundedEverywhere(Mode):
     """Rounds the result of every operator that rounds, like a module cast to 16 bits."""
 
     def __init__(self, rounding: Rounding) -> None:
@@ -315,7 +246,7 @@ class RoundedEverywhere(_Arithmetic):
         return result
 
 
-class Roundings(_Arithmetic):
+class Roundings(Mode):
     """Moves every result up or down at random, by the error that an honest arithmetic may have.
 
     A sum of K terms moves by sqrt(K) roundings of the sum of its absolute values, for any order of

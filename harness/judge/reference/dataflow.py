@@ -9,22 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.judge.reference.arithmetic import Mode
 from harness.usercode.modules import call, module_state, tensors_of
 
 
-class _Watch(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Skip dynamo: nothing is compiled here, and its import takes seconds."""
-        return False
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-
-class _Reached(_Watch):
+class _Reached(Mode):
     """Follows what is computed from one tensor.
 
     Attributes:
@@ -77,7 +67,7 @@ def matters(module: torch.nn.Module, name: str, inputs: list[Any], rng: int) -> 
             part.training = training
 
 
-class FreeOrders(_Watch):
+class FreeOrders(Mode):
     """Keeps the calls of sort and topk that promise no order among equal elements.
 
     Attributes:

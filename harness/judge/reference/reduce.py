@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from harness.judge.reference.arithmetic import Mode
 from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import module_state, tensors_of
 
@@ -171,7 +171,7 @@ def _ones(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
     return [torch.ones_like(o) if w else None for o, w in zip(outputs, wanted, strict=True)]
 
 
-class _Live(TorchDispatchMode):
+class _Live(Mode):
     """Adds up the storages that are alive while operations run, and the operations' work.
 
     Attributes:
@@ -179,13 +179,8 @@ class _Live(TorchDispatchMode):
         flops: of products and convolutions, by torch's own formulas.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Skip dynamo: nothing is compiled here, and its import takes seconds."""
-        return False
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak_bytes = self._now = 0
         self.flops = 0.0
         self._known: set[int] = set()

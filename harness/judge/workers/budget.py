@@ -84,21 +84,24 @@ class Budget:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Stop the time: the pair waits for others."""
-        self._pause()
+        if not self._pauses:
+            self._paused_at = self._now()
+        self._pauses += 1
         try:
             yield
         finally:
-            self._go_on()
+            self._pauses -= 1
+            if not self._pauses:
+                self._paused_s += self._now() - self._paused_at
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
         """Stop the time and count a compiler's instead."""
         began = self._now()
-        self._pause()
         try:
-            yield
+            with self.waiting():
+                yield
         finally:
-            self._go_on()
             self._compiled_s += self._now() - began
 
     @contextmanager
@@ -156,13 +159,3 @@ class Budget:
             Status.INVALID_REFERENCE,
             f"{said}, and the reference and its checks took more. {_NEXT}",
         )
-
-    def _pause(self) -> None:
-        if not self._pauses:
-            self._paused_at = self._now()
-        self._pauses += 1
-
-    def _go_on(self) -> None:
-        self._pauses -= 1
-        if not self._pauses:
-            self._paused_s += self._now() - self._paused_at
