@@ -420,7 +420,7 @@ remote.ipc.Channel.take_fds = lambda self: []
 pair = Pair(name="p", problem=Path(sys.argv[1]), solution=Path(sys.argv[2]))
 log = Path(sys.argv[3])
 options = Options(device="cpu", quick=True, seed=1)
-judge = Judge(pair, options, Settings(), log, lambda *e, **f: None, int)
+judge = Judge(pair, options, Settings(), log, lambda *e, **f: None, lambda what, need: None)
 print(json.dumps(to_json(judge.verdict())))
 os._exit(0 if not sys.stdout.flush() else 1)
 """

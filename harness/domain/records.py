@@ -1,4 +1,4 @@
-"""The records: frozen and keyword-only, so that what runs later cannot change a verdict.
+"""The records: frozen and keyword-only, so that later code cannot change a verdict.
 
 Numbers keep full precision and carry their unit in their name; reports round.
 """

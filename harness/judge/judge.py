@@ -287,7 +287,7 @@ class Judge:
         return problem
 
     def _take_device(self) -> Problem:
-        """Wait for the device. Return the problem on it, at a size that fits into what is free."""
+        """Wait for the device. Return the problem on it, at a size that fits into free memory."""
         on_gpu = self._kind == "cuda"
         if on_gpu:
             files = map(str, local_files(self._pair.solution))
@@ -328,7 +328,7 @@ class Judge:
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
             self._budget.check()
-            # After the first call, what is free is what the candidate will leave.
+            # After the first call, the free memory is the memory that the candidate leaves.
             if self._timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]:
                 free, total = torch.cuda.mem_get_info(self._device)
                 if free > total // 4:

@@ -114,8 +114,8 @@ def _real(rounding: Rounding, x: Any) -> Any:
     return rounding(x)
 
 
-def _name(function: Any) -> str:
-    return str(function._schema.name).removeprefix("aten::")
+def _name(func: Any) -> str:
+    return str(func._schema.name).removeprefix("aten::")
 
 
 @contextlib.contextmanager
@@ -168,15 +168,13 @@ class TanhGelu(Mode):
         super().__init__()
         self.replaced = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         exact = kwargs.get("approximate", "none") == "none"
-        if _name(function) in ("gelu", "gelu_", "gelu_backward") and exact:
+        if _name(func) in ("gelu", "gelu_", "gelu_backward") and exact:
             kwargs["approximate"] = "tanh"
             self.replaced += 1
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class RoundedProducts(TanhGelu):
@@ -207,18 +205,16 @@ class RoundedProducts(TanhGelu):
         self._tanh = tanh
         self.products = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        operands = PRODUCTS.get(_name(function))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = PRODUCTS.get(_name(func))
         if operands is None and self._tanh:
-            return super().__torch_dispatch__(function, types, args, kwargs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
         number = self.products
         self.products += operands is not None
         if operands is None or (self._only is not None and number not in self._only):
-            return function(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
         args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
-        result = function(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if self._results:
             result = mapped(result, lambda t: _real(self._rounding, t))
         return result
@@ -231,16 +227,14 @@ class RoundedEverywhere(Mode):
         super().__init__()
         self._rounding = rounding
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _name(function) in _EXACT:
-            return function(*args, **kwargs)
-        operands = PRODUCTS.get(_name(function), ())
+        if _name(func) in _EXACT:
+            return func(*args, **kwargs)
+        operands = PRODUCTS.get(_name(func), ())
         args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
-        result = function(*args, **kwargs)
-        for t in _fresh(function, result, args, kwargs):
+        result = func(*args, **kwargs)
+        for t in _fresh(func, result, args, kwargs):
             if t is not None:
                 t.copy_(_real(self._rounding, t))
         return result
@@ -271,25 +265,23 @@ class Roundings(Mode):
         """Return a real input, each element half a unit in the last place up or down."""
         return x + self._signs(x) * self._unit * x.abs()
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = _name(function)
-        if name in _FUSED and function in decomposition_table:
+        name = _name(func)
+        if name in _FUSED and func in decomposition_table:
             with self:
-                return decomposition_table[function](*args, **kwargs)
-        fresh = name not in _EXACT and not function.is_view
-        sizes = self._sizes(function, name, args, kwargs) if fresh else []
-        result = function(*args, **kwargs)
-        for i, t in enumerate(_fresh(function, result, args, kwargs) if fresh else []):
+                return decomposition_table[func](*args, **kwargs)
+        fresh = name not in _EXACT and not func.is_view
+        sizes = self._sizes(func, name, args, kwargs) if fresh else []
+        result = func(*args, **kwargs)
+        for i, t in enumerate(_fresh(func, result, args, kwargs) if fresh else []):
             if t is not None:
                 size, terms = sizes[i] if i < len(sizes) else (None, _folded(t, args))
                 self._move(name, t, size, terms)
         return result
 
     def _sizes(
-        self, function: Any, name: str, args: Any, kwargs: Any
+        self, func: Any, name: str, args: Any, kwargs: Any
     ) -> list[tuple[torch.Tensor, float]]:
         """Return, for each result of a sum, the sum of absolute values and how many they are."""
         if name in _SPREADS:
@@ -300,7 +292,7 @@ class Roundings(Mode):
         if first is None or not differentiable(first):
             return []  # counting is exact
         sizes = mapped(list(args), lambda t: t.abs() if differentiable(t) else t)
-        results = tensors_of(function(*sizes, **kwargs))
+        results = tensors_of(func(*sizes, **kwargs))
         if name in PRODUCTS:
             return list(zip(results, _product_terms(name, args), strict=False))
         if name == "cumsum":
@@ -368,11 +360,11 @@ def _spread_sizes(name: str, args: Any, kwargs: Any) -> list[tuple[torch.Tensor,
     return [(square, terms), (x.abs().mean(dims), terms)]
 
 
-def _fresh(function: Any, result: Any, args: Any, kwargs: Any) -> list[torch.Tensor | None]:
+def _fresh(func: Any, result: Any, args: Any, kwargs: Any) -> list[torch.Tensor | None]:
     """Return the results that an operator has just computed, None for those that it only passes."""
-    if function.is_view:
+    if func.is_view:
         return []
-    if function._schema.is_mutable:
+    if func._schema.is_mutable:
         known: set[int] = set()
     else:
         known = {t.untyped_storage().data_ptr() for t in tensors_of([list(args), kwargs])}

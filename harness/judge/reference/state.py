@@ -97,69 +97,64 @@ def match(
     by_name = {n: e for e in ours for n in e.names}
     source: dict[str, str] = {}
     notes: list[str] = []
-    used: set[str] = set()
+    left: list[_Entry] = []
+
+    def mismatch(message: str) -> StateMismatch:
+        return StateMismatch(message, side_by_side(ours, theirs))
 
     def take(entry: _Entry, origin: _Entry, how: str) -> None:
+        reference_has = f"the reference's {origin.name} is"
         if entry.shape != origin.shape:
-            raise StateMismatch(
-                f"{entry.name} is {list(entry.shape)}, the reference's {origin.name} is "
-                f"{list(origin.shape)}",
-                side_by_side(ours, theirs),
+            raise mismatch(
+                f"{entry.name} is {list(entry.shape)}, {reference_has} {list(origin.shape)}"
             )
         if not _kinds_agree(entry, origin, training):
-            raise StateMismatch(
-                f"{entry.name} is a {entry.kind}, the reference's {origin.name} is a {origin.kind}",
-                side_by_side(ours, theirs),
-            )
+            raise mismatch(f"{entry.name} is a {entry.kind}, {reference_has} a {origin.kind}")
         source[entry.name] = origin.name
-        used.add(origin.name)
         if how:
             notes.append(f"{entry.name} <- {origin.name} (by {how})")
+            left.remove(entry)
+            free.remove(origin)
 
-    left: list[_Entry] = []
     for entry in theirs:
         origins = {by_name[n].name: by_name[n] for n in entry.names if n in by_name}
         if len(origins) > 1:
-            raise StateMismatch(
+            raise mismatch(
                 f"{' and '.join(entry.names)} are one tensor, but the reference holds "
-                f"{' and '.join(origins)} apart",
-                side_by_side(ours, theirs),
+                f"{' and '.join(origins)} apart"
             )
         if origins:
             take(entry, next(iter(origins.values())), "")
         else:
             left.append(entry)
-    free = [e for e in ours if e.name not in used]
+    taken = set(source.values())
+    free = [e for e in ours if e.name not in taken]
     for entry in list(left):
         hits = [o for o in free if _suffix(entry, o, training)]
         rivals = [e for e in left if hits and _suffix(e, hits[0], training)]
         if len(hits) == 1 and len(rivals) == 1:
             take(entry, hits[0], "suffix")
-            left.remove(entry)
-            free.remove(hits[0])
-    groups = {(e.kind, e.shape, e.dtype) for e in left}
-    for group in sorted(groups, key=str):
-        here = [e for e in left if (e.kind, e.shape, e.dtype) == group]
-        there = [e for e in free if (e.kind, e.shape, e.dtype) == group]
+    for group in sorted({_group(e) for e in left}, key=str):
+        here = [e for e in left if _group(e) == group]
+        there = [e for e in free if _group(e) == group]
         if len(here) == len(there):
-            for entry, origin in zip(here, there, strict=False):
+            for entry, origin in zip(here, there, strict=True):
                 take(entry, origin, "position")
-                left.remove(entry)
-                free.remove(origin)
-    extra = [e for e in left if e.kind == "parameter"]
-    unheld = [e.name for e in free]
-    lost = [n for n in unheld if n not in constants]
-    if extra or lost:
-        what = []
-        if lost:
-            what.append(f"nothing of the candidate takes the reference's {', '.join(lost)}")
-        if extra:
-            names = ", ".join(e.name for e in extra)
-            what.append(f"nothing of the reference gives the candidate's {names}")
-        raise StateMismatch("; ".join(what), side_by_side(ours, theirs))
+    lost = [e.name for e in free if e.name not in constants]
+    extra = [e.name for e in left if e.kind == "parameter"]
+    what = [f"nothing of the candidate takes the reference's {', '.join(lost)}"] if lost else []
+    if extra:
+        what.append(f"nothing of the reference gives the candidate's {', '.join(extra)}")
+    if what:
+        raise mismatch("; ".join(what))
+    unheld = tuple(e.name for e in free)
     notes += [f"{e.name}: a buffer of the candidate's own" for e in left]
     notes += [f"{n}: constant of the reference that the candidate does not hold" for n in unheld]
-    return Match(source=source, unheld=tuple(unheld), notes=tuple(notes))
+    return Match(source=source, unheld=unheld, notes=tuple(notes))
+
+
+def _group(entry: _Entry) -> tuple[str, tuple[int, ...], str]:
+    return entry.kind, entry.shape, entry.dtype
 
 
 def _kinds_agree(entry: _Entry, origin: _Entry, training: bool) -> bool:

@@ -129,7 +129,7 @@ def _as_judge(needed: Sequence[str], why: str, remedy: str) -> Confinement:
     try:
         unreadable = _unreadable_within({}, needed)
     except (OSError, subprocess.SubprocessError):
-        unreadable = []  # the worker itself says what it cannot do
+        unreadable = []  # the worker itself will report its fault
     return Confinement(
         own_user=False,
         note=_shared(why, remedy),
