@@ -302,7 +302,7 @@ class _Run:
             for alone in (False, True):
                 turn = self._plan.turn(device, alone=alone)
                 outcome = self._judged(pair, device, request, turn)
-                if turn is None or not turn.was_shared or self._stands(pair, outcome):
+                if turn is None or not turn.was_shared or self._stands(options, outcome):
                     break
             if outcome is None:
                 return None
@@ -335,15 +335,15 @@ class _Run:
         finally:
             build_slot.release()
 
-    def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
+    def _stands(self, options: Options, outcome: Outcome | None) -> bool:
         """Return whether no other pair on the same device can have caused an outcome."""
         verdict = outcome.verdict if outcome is not None else None
         if verdict is None:
             return True
         if verdict.status in _OTHERS_CAN_CAUSE:
             return False
-        chosen = pair.size is None and self._options.size is None and not self._options.quick
-        return isinstance(verdict, Refusal) or verdict.size == "full" or not chosen
+        asked = options.size is not None or options.quick
+        return isinstance(verdict, Refusal) or verdict.size == "full" or asked
 
     def _environment(self) -> Mapping[str, str]:
         """Return a judge's environment: this one, with our package in reach."""

@@ -16,8 +16,8 @@ from harness.usercode.modules import mapped, tensors_of, write_state
 
 _BIG_BYTES = 1 << 28
 _NUDGES = {"bf16": 1e-5, "fp32": 1e-10}
-"""A precision, and a relative change of the inputs that its rounding hides: far below a unit in its
-last place (4e-3, 6e-8), and far above one of the next finer precision."""
+"""A precision, and a relative change of the inputs that its rounding hides: far below half a unit
+in its last place (4e-3, 6e-8), and far above one of the next finer precision."""
 _SAMPLE = 1 << 20
 """The judge looks at so many elements of an output, evenly spread, to see whether it moves."""
 
