@@ -61,7 +61,7 @@ class Checker:
         self._count_launches = count_launches
         self._orders = orders
         self.report = Report()
-        self.oracle = Oracle(problem, self.report.notes)
+        self.oracle = Oracle(problem, self.report.notes, standard.policy)
         self._answers = AnswerJudge(problem, self.oracle, match, standard, self.report)
         self._names = problem.forward_names()
         described = describe_state(problem.reference)
