@@ -31,6 +31,16 @@ class Policy:
             near to 1 and the correlation at least this. Measured on products over 64 to 2^17
             terms, convolutions, MLPs and attention, outputs and gradients: 0.94 to 1.03 and 0.94
             to 1.00 for the arithmetic itself, at most 0.6 for all others of that slope.
+        compared_elements: elements of a tensor that are compared with an arithmetic's change.
+        least_elements: so many elements must carry a change before its direction says anything.
+        most_products: a call with more products is not looked at product by product: each costs a
+            further call of the reference.
+        product_slope: a product is among those in fewer bits if more than this part of its own
+            change is in the error.
+        stored_elements, stored_part, stored_error: a result is stored in fewer bits if all of its
+            elements fit into them that the oracle's do not. At least so many must be such (four
+            float32 numbers are all bfloat16 by chance once in 2^64), and this part of all; and they
+            must be the result, up to the last part of its norm.
         slack_factor: beyond allclose, an error up to this multiple of float32's roundings is
             theirs. Left to right over 2^20 positive terms: 3.2; Winograd F(4x4, 3x3): 1.1.
         order_factor: an error beyond this multiple is no order of float32's sums. Three bfloat16
@@ -45,6 +55,12 @@ class Policy:
             more than this part of the largest sampled value. Slack follows the reference's rounding
             errors, which stay below a thousandth of that value unless other elements are hundreds
             of times larger.
+        repeat_tolerance: a call is not deterministic if its results under the same RNG state differ
+            by more than this part of the largest value.
+        same_answer, other_answer: an answer is the same as another one if they differ by at most
+            the first part of the largest value, and another one from the second part on.
+        pause_s: so long the judge waits before or after a call for work on another stream, or in
+            another thread, to end.
         look_s: seconds in which errors of one pair are compared with other arithmetic; the first
             such call and one with signs flipped always are.
         atol, rtol: allclose tolerances for float32.
@@ -92,6 +108,13 @@ class Policy:
     part_elements: int = 256
     unasked_s: float = 3.0
     match_correlation: float = 0.8
+    compared_elements: int = 1 << 17
+    least_elements: int = 8
+    most_products: int = 12
+    product_slope: float = 0.5
+    stored_elements: int = 4
+    stored_part: float = 0.5
+    stored_error: float = 0.25
     slack_factor: float = 4.0
     order_factor: float = 16.0
     function_factor: float = 4096.0
@@ -99,6 +122,10 @@ class Policy:
     least_in_slice: int = 8
     slices_elements: int = 1 << 24
     gross_part: float = 0.1
+    repeat_tolerance: float = 1e-6
+    same_answer: float = 1e-3
+    other_answer: float = 1e-2
+    pause_s: float = 0.2
     look_s: float = 20.0
     atol: float = 1e-4
     rtol: float = 1e-4

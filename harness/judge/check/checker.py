@@ -12,7 +12,7 @@ from harness.domain import Status
 from harness.judge.check import impostors, trials
 from harness.judge.check.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
 from harness.judge.check.diagnose import pattern
-from harness.judge.check.experiments import UNLIKE, Experiments
+from harness.judge.check.experiments import Experiments
 from harness.judge.check.precision import Standard
 from harness.judge.check.structure import same_bits
 from harness.judge.reference import similarity, state
@@ -379,7 +379,7 @@ class Checker:
             changed = " on another state" if trial.new_state is not None else ""
             said.append(f"after {self.report.calls} calls that agreed{changed}")
         status = mismatch.status
-        experiments = Experiments(self._compared_again(trial, case), got)
+        experiments = Experiments(self._compared_again(trial, case), got, self.standard.policy)
         if not self._random:
             late = experiments.late(self._problem.device.type == "cuda")
             if late:
@@ -428,9 +428,9 @@ class Checker:
 
     def _alternatives(self, trial: trials.Trial, case: Case) -> Iterator[tuple[str, Any]]:
         """Yield what the reference gives elsewhere, with what it means to answer with that."""
-        expected = case.reference.output
+        expected, other = case.reference.output, self.standard.policy.other_answer
         last = self._last_output
-        if last is not None and not similarity.near(last, expected, UNLIKE):
+        if last is not None and not similarity.near(last, expected, other):
             yield "it answers with the result of the call before", last
         if not self.report.state_changed_before:
             return
@@ -449,7 +449,7 @@ class Checker:
                 continue
             finally:
                 write_state(self._problem.reference, after)
-            if not similarity.near(outcome.output, expected, UNLIKE):
+            if not similarity.near(outcome.output, expected, other):
                 which = kept[0] if len(kept) == 1 else "all parameters and buffers"
                 yield f"it answers with {which} as constructed: {_FOLDED}", outcome.output
 
