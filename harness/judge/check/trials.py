@@ -212,7 +212,9 @@ def _is_one_signed(x: torch.Tensor) -> bool:
 def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return fresh in the dtype and, where dense, the strides of like."""
     fresh = fresh.to(like.dtype)
-    if fresh.stride() == like.stride() or like.numel() == 0 or 0 in like.stride():
+    if fresh.stride() == like.stride():
+        return fresh
+    if like.numel() == 0 or 0 in like.stride():
         return fresh.contiguous()
     return torch.empty_like(like, memory_format=torch.preserve_format).copy_(fresh)
 
