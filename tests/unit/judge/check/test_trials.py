@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_seeds_of_one_plan_tell_nothing_of_each_other() -> None:
 
 def test_followers_start_from_the_inputs_of_the_call_before() -> None:
     plan = trials.plan(3, ["eval"], 28, False)
-    for before, trial in zip(plan, plan[1:], strict=False):
+    for before, trial in itertools.pairwise(plan):
         assert (trial.input_seed == before.input_seed) is (trial.variant in trials.FOLLOWERS)
 
 
