@@ -71,8 +71,9 @@ class Policy:
         build_timeout_s: limit of all compilers of a pair.
         overtime_s: so long after the pair's time is over its timing may still bring to an end
             what it has begun: two blocks, isolated calls.
+        poison_bytes: before a checked call, memory for outputs of up to this size is set to NaN.
         gpu_memory_floor_bytes: a candidate may always use this much GPU memory while it is checked:
-            16 GiB are what the poison of one output may take.
+            poison_bytes and some more.
         gpu_memory_factor: and this multiple of what reference and oracle took together; the oracle
             is float64, so that this is some twelve times the reference's own.
         ncu_timeout_s: limit of one call under Nsight Compute, its start included.
@@ -135,6 +136,7 @@ class Policy:
     memory_factor: float = 4.0
     build_timeout_s: float = 600.0
     overtime_s: float = 30.0
+    poison_bytes: int = 16 << 30
     gpu_memory_floor_bytes: int = 24 << 30
     gpu_memory_factor: float = 4.0
     ncu_timeout_s: float = 60.0
