@@ -38,8 +38,12 @@ class Policy:
             more than this part of the largest sampled value. Slack follows the reference's rounding
             errors, which stay below a thousandth of that value unless other elements are hundreds
             of times larger.
-        look_s: seconds in which errors of one pair are compared with other arithmetic; the first
-            such call and one with signs flipped always are.
+        repeat_tolerance: a call is not deterministic if its results under the same RNG state differ
+            by more than this part of the largest value.
+        same_answer, other_answer: an answer is the same as another one if they differ by at most
+            the first part of the largest value, and another one from the second part on.
+        pause_s: so long the judge waits before or after a call for work on another stream, or in
+            another thread, to end.
         atol, rtol: allclose tolerances for float32.
         low_tolerance: both, for float16 and bfloat16.
         double_tolerance: both, for float64.
@@ -58,6 +62,16 @@ class Policy:
             error is accepted: TF32 in long sums errs by less than 32 times the reference's error.
         look_s: the judge compares errors of one pair with other arithmetics for so many seconds.
             It always compares those of the first call and of one with signs flipped.
+        compared_elements: elements of a tensor that are compared with an arithmetic's change.
+        least_elements: so many elements must carry a change before its direction says anything.
+        most_products: a call with more products is not looked at product by product: each costs a
+            further call of the reference.
+        product_slope: a product is among those in fewer bits if more than this part of its own
+            change is in the error.
+        stored_elements, stored_part, stored_error: a result is stored in fewer bits if all of its
+            elements fit into them that the oracle's do not. At least so many must be such (four
+            float32 numbers are all bfloat16 by chance once in 2^64), and this part of all; and they
+            must be the result, up to the last part of its norm.
 
     The oracle:
         oracle_part: the float64 copy is an oracle where its output differs from the reference's by
@@ -76,6 +90,7 @@ class Policy:
     Memory of a GPU:
         gpu_memory_floor_bytes: a candidate may always use so much while it is checked: the poison
             of one output may take 16 GiB.
+        poison_bytes: before a checked call, memory for outputs of up to this size is set to NaN.
         gpu_memory_factor: a candidate may use this multiple of what reference and oracle took
             together. The oracle is float64, so this is some twelve times the reference's own.
         memory_fixed_bytes: a pair takes so much before any tensor: CUDA contexts and libraries of
@@ -134,7 +149,10 @@ class Policy:
     least_in_slice: int = 8
     slices_elements: int = 1 << 24
     gross_part: float = 0.1
-    look_s: float = 20.0
+    repeat_tolerance: float = 1e-6
+    same_answer: float = 1e-3
+    other_answer: float = 1e-2
+    pause_s: float = 0.2
     atol: float = 1e-4
     rtol: float = 1e-4
     low_tolerance: float = 1e-2
@@ -147,6 +165,13 @@ class Policy:
     part_elements: int = 256
     unasked_s: float = 3.0
     look_s: float = 20.0
+    compared_elements: int = 1 << 17
+    least_elements: int = 8
+    most_products: int = 12
+    product_slope: float = 0.5
+    stored_elements: int = 4
+    stored_part: float = 0.5
+    stored_error: float = 0.25
 
     oracle_part: float = 2e-2
     oracle_noise: float = 1e-6
@@ -158,6 +183,7 @@ class Policy:
 
     gpu_memory_floor_bytes: int = 24 << 30
     gpu_memory_factor: float = 4.0
+    poison_bytes: int = 16 << 30
     memory_fixed_bytes: int = 2 << 30
     memory_states: float = 13.0
     memory_inputs: float = 8.7
