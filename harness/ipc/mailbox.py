@@ -32,7 +32,7 @@ MAX_WORDS = 64_000
 MAX_TENSORS = 4000
 """Tensors of one call that are known: outputs, gradients of inputs, gradients of parameters."""
 END = -1
-"""What a worker receives in place of a seed when no call follows."""
+"""A worker receives it in place of a seed when no call follows."""
 
 _GO, _DONE, _SEED = range(0, 24, 8)  # a cache line each
 _READY, _COUNT, _WIDTH = range(24, 48, 8)
@@ -97,7 +97,7 @@ class BatchMailbox(_Page):
 
     def __init__(self, arena: HostArena, nap_s: float = 0.0) -> None:
         if arena.size_bytes < BATCH_BYTES:
-            raise HarnessError("the page of the mailbox is too small")
+            raise HarnessError("the arena is too small for the mailbox of batched calls")
         super().__init__(arena.flat().numpy()[:BATCH_BYTES].view(np.int64), nap_s)
 
     # --- the worker's end -----------------------------------------------------------------------
@@ -181,7 +181,7 @@ class CallMailbox(_Page):
 
     def __init__(self, arena: HostArena, into: int) -> None:
         if arena.size_bytes < call_mailbox_bytes(into, 0):
-            raise HarnessError("the pages of the mailbox are too small")
+            raise HarnessError("the arena is too small for the mailbox of isolated calls")
         flat = arena.flat()
         super().__init__(flat[:_CALL_HEAD_BYTES].numpy().view(np.int64))
         self.inputs = flat[_CALL_HEAD_BYTES : _CALL_HEAD_BYTES + into]
@@ -215,10 +215,9 @@ class CallMailbox(_Page):
 
 
 class PackedOutputs:
-    """Copies a call's tensors into the mailbox, one behind the other.
+    """Copies a call's tensors into the mailbox, one after the other.
 
-    Tensors without memory are left out. Strides do not matter: tensors of the same shapes take as
-    many bytes, whichever process made them.
+    Tensors without memory are left out. Strides do not matter: in the mailbox a tensor is dense.
 
     Args:
         pages: the mailbox's outputs.
@@ -247,9 +246,10 @@ def packed_bytes(spec: TensorSpec | None) -> int:
 
 
 def packed(pages: torch.Tensor, specs: Sequence[TensorSpec | None]) -> list[torch.Tensor | None]:
-    """Return the tensors of such descriptions that lie one behind the other on pages.
+    """Return the tensors on pages, which PackedOutputs has put there.
 
-    None for a tensor without memory, and for one that does not fit: descriptions are claims.
+    Descriptions are claims of the worker. So the answer is None for a tensor that does not fit, as
+    for one without memory.
     """
     found: list[torch.Tensor | None] = []
     at = 0

@@ -48,8 +48,8 @@ def at_sizes(pairs: Sequence[Pair], wanted: str, *, full: bool) -> tuple[Pair, .
 
     Args:
         pairs: chosen pairs.
-        wanted: names with commas, or ``all``: what each problem names itself.
-        full: whether ``all`` includes the full size, which off the GPU takes too long.
+        wanted: names with commas, or ``all``: every size of the problem.
+        full: whether ``all`` includes the full size, which takes too long off the GPU.
 
     Raises:
         UsageError: no chosen problem has a size of that name.
@@ -71,6 +71,6 @@ def at_sizes(pairs: Sequence[Pair], wanted: str, *, full: bool) -> tuple[Pair, .
         what = repr(unknown[0]) if unknown else repr(wanted)
         raise UsageError(
             f"--sizes: no chosen problem has a size {what}. "
-            'Next: name it in the problem\'s SETTINGS["sizes"], or take full or small'
+            'Next: add it to the problem\'s SETTINGS["sizes"], or choose full or small'
         )
     return tuple(found)

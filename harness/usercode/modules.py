@@ -1,6 +1,6 @@
-"""What judge and worker do alike with a module: seed, state, one call with or without gradients.
+"""Seeds, states and calls of a module, alike in judge and worker.
 
-Neutral ground below both: it knows tensors and torch.nn.Module, and nothing of pairs or verdicts.
+It knows tensors and torch.nn.Module, and nothing of pairs or verdicts.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def seed_everything(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(seed % 2**32)
-    # Not torch.manual_seed: it leaves a formatted stack with each backend that is not in use, which
-    # takes half a millisecond and as much memory as there are calls. Nor is the driver asked for
-    # GPUs: runs on the CPU leave it alone.
+    # Not torch.manual_seed: for each backend that is not in use, it keeps a formatted stack. That
+    # takes half a millisecond per call, and memory that grows with each call. Without a CUDA build
+    # the driver is not called.
     torch.default_generator.manual_seed(seed)
     if torch.version.cuda and not torch.cuda._is_in_bad_fork():
         torch.cuda.manual_seed_all(seed)
@@ -72,7 +72,7 @@ def module_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def describe_state(module: torch.nn.Module) -> list[dict[str, Any]]:
     """Return name, kind, dtype, shape and tie of each state tensor.
 
-    ``tie`` is the first name that holds the very same tensor: tied weights share it.
+    ``tie`` is the first name of the same tensor: tied weights have several names.
     """
     first: dict[int, str] = {}
     return [
@@ -90,8 +90,8 @@ def describe_state(module: torch.nn.Module) -> list[dict[str, Any]]:
 def write_state(module: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Copy values into the module's tensors in place, converting precision.
 
-    Under no_grad and through copy_, which advances each tensor's version counter: a solution that
-    re-packs its weights when the version changes must see the change.
+    copy_ advances each tensor's version counter, so that a solution that re-packs its weights when
+    the version changes sees the change.
     """
     tensors = module_state(module)
     with torch.no_grad():
@@ -114,12 +114,12 @@ def differentiable(tensor: torch.Tensor) -> bool:
 
 @dataclass(slots=True)
 class Gradients:
-    """What a gradient call gave.
+    """The gradients of one call.
 
     Attributes:
-        inputs: one per input tensor, None where autograd gave none or none was asked.
+        inputs: one per input tensor; None if autograd gave none.
         state: by parameter name.
-        missing: says so where an output that should be differentiable is detached.
+        missing: why gradients are missing; empty if none are.
     """
 
     inputs: list[torch.Tensor | None] = field(default_factory=list)
@@ -128,7 +128,7 @@ class Gradients:
 
 
 def given_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor | None]:
-    """Return what one timed call gave, in a fixed order: outputs, gradients of inputs, of state."""
+    """Return the tensors of one timed call: outputs, gradients of inputs, gradients of state."""
     given: list[torch.Tensor | None] = list(tensors_of(output))
     return given if gradients is None else [*given, *gradients.inputs, *gradients.state.values()]
 
@@ -167,9 +167,9 @@ def differentiate(
     """Return the gradients of every input and parameter for given output gradients.
 
     Args:
-        output: what the call returned.
-        inputs: its arguments; floating tensors in them require grad.
-        module: its parameters that require grad are differentiated too.
+        output: of the call.
+        inputs: its arguments. Floating tensors in them require grad.
+        module: its parameters that require grad get gradients, too.
         output_grads: one per output tensor, None for those that are not differentiable.
     """
     outputs = tensors_of(output)
@@ -202,7 +202,7 @@ OutputGrads = (
 
 
 def require_grad(inputs: Any) -> Any:
-    """Return inputs over the same memory, as leaves that require grad where they can."""
+    """Return inputs over the same memory, as leaves that require grad if their dtype can."""
     return mapped(inputs, lambda t: t.detach().requires_grad_(differentiable(t)))
 
 
@@ -213,7 +213,7 @@ def call(
     rng: int,
     output_grads: OutputGrads,
 ) -> tuple[Any, Gradients | None]:
-    """Call a module once under an RNG state; return its output, and gradients where asked.
+    """Call a module once under a seed; return its output, and gradients if they are asked for.
 
     Args:
         module: its mode is set first.
@@ -223,8 +223,8 @@ def call(
         output_grads: see differentiate, or a function that makes them from the output's tensors;
             None calls without gradients.
 
-    What backward raises is not raised here but named in Gradients.missing: the output is there
-    and deserves to be compared first.
+    An exception of backward is not raised: Gradients.missing names it, so that the output can be
+    compared first.
     """
     set_mode(module, mode)
     seed_everything(rng)
