@@ -41,17 +41,23 @@ class _SignalStack(ctypes.Structure):
     ]
 
 
-def _close_doors() -> None:
-    """Die with the fleet, hide memory from our own user, adopt what workers leave behind.
+def ignore_signals(heard: set[signal.Signals]) -> None:
+    """Ignore all signals but some: a solution that runs under our user id may send any.
 
-    And say in the log where this process stands when the fleet, which gives it up, asks. A solution
-    that runs under our user id may send any signal: those that can be ignored are. A fault of our
-    own still ends this process: the kernel does not let it be ignored.
+    A fault of our own still ends this process: the kernel does not let it be ignored.
     """
-    for number in signal.valid_signals() - _HEARD:
+    for number in signal.valid_signals() - heard:
         # A handler that does nothing, where that is enough: builders would inherit SIG_IGN, and no
         # longer end by SIGTERM. After a handler a fault would only happen again.
         signal.signal(number, signal.SIG_IGN if number in _FAULTS else lambda *_: None)
+
+
+def _close_doors() -> None:
+    """Die with the parent, hide memory from our own user, adopt what workers leave behind.
+
+    And say in the log where this process stands when the fleet, which gives it up, asks.
+    """
+    ignore_signals(_HEARD)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     # faulthandler gives handlers a stack of 16 KiB. The frames of sixty signals at once overflow
