@@ -367,6 +367,9 @@ class _Run:
         """Return a judge's environment: this one, with our package in reach."""
         path = os.environ.get("PYTHONPATH")
         env = dict(os.environ)
+        env.pop(
+            "PYTEST_CURRENT_TEST", None
+        )  # it changes with each test, and forks need one for all
         env["PYTHONPATH"] = str(PROJECT_ROOT) + (os.pathsep + path if path else "")
         compiler = find_compiler()
         if compiler is not None and shutil.which("c++") is None:

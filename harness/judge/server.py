@@ -22,13 +22,16 @@ server ends, and the kernel ends its judges.
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -42,6 +45,9 @@ _FD_LIMIT = 4096
 _LOOK_S = 1.0
 """How often the server looks whether the fleet still lives: a process that the user's program has
 forked may hold the other end of the socket open."""
+_LATE = ("torch._decomp", "torch._dynamo", "torch._refs", "torch.fx.experimental.symbolic_shapes")
+"""What torch imports at the first call on meta tensors: a judge measures a problem's memory by one.
+That takes another second."""
 _HEARD = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD}
 _FLAGS = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
 
@@ -128,13 +134,26 @@ def _set_dumpable(may_be_read: bool) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(may_be_read), 0, 0, 0)
 
 
+def _has_opened_a_gpu() -> bool:
+    """Say whether this process holds a device file of the driver's."""
+    for link in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError):  # the folder's own descriptor has gone
+            if str(link.readlink()).startswith("/dev/nvidia"):
+                return True
+    return False
+
+
 def main() -> None:
     """Serve the fleet at the other end of the socket whose number is the argument."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     # A solution that runs under our user id could write into every judge to come, or end them all.
     _set_dumpable(False)
-    torch.manual_seed(0)  # imports what torch imports late; each judge seeds again
+    for name in _LATE:
+        importlib.import_module(name)
+    torch.manual_seed(0)  # this imports something, too; each judge seeds again
+    if _has_opened_a_gpu():
+        sys.exit("an import has opened a GPU, and CUDA does not survive a fork")
     server = Server(channel)
     channel.send(b"{}")
     server.serve()
