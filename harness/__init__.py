@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.domain import (
     VERSION,
@@ -28,6 +29,9 @@ from harness.domain import (
     to_json,
     verdict_from_json,
 )
+
+if TYPE_CHECKING:
+    from harness.fleet import JudgeServer
 
 __all__ = [
     "Blame",
@@ -65,6 +69,7 @@ def evaluate(
     cap_s: float | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     log_dir: str | os.PathLike[str] | None = None,
+    judges: JudgeServer | None = None,
 ) -> Verdict:
     """Evaluate one solution against one problem and return the verdict.
 
@@ -88,6 +93,8 @@ def evaluate(
         cap_s: seconds for the timed blocks; None is 8, or 2 if quick.
         cache_dir: folder for built extensions; None is the default cache.
         log_dir: folder for the log; None is the default folder.
+        judges: forks the judges of many calls: ``with harness.fleet.JudgeServer() as judges``
+            saves each call but the first three seconds of imports. None starts a program.
 
     Returns:
         One verdict, whatever the two files do. An error in the problem file or its settings is
@@ -115,5 +122,5 @@ def evaluate(
         cache_dir=None if cache_dir is None else Path(cache_dir).resolve(),
         log_dir=None if log_dir is None else Path(log_dir).resolve(),
     )
-    (verdict,) = run_pairs([pair], options)
+    (verdict,) = run_pairs([pair], options, judges=judges)
     return verdict

@@ -19,12 +19,13 @@ from typing import Any
 import pytest
 
 from harness.domain import Options, Pair, Status, UsageError, Verdict
-from harness.fleet import run_pairs
+from harness.fleet import JudgeServer, run_pairs
 from harness.pairs.discover import discover
 from harness.report import explain
 from harness.report.text import speedup
 
 _PAIRS = pytest.StashKey[dict[Path, Pair]]()
+_JUDGES = pytest.StashKey[JudgeServer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Find the pairs. If the user gives no path, collect them from solutions/."""
     if not config.getoption("--pairs"):
         return
+    config.stash[_JUDGES] = JudgeServer()
+    config.add_cleanup(config.stash[_JUDGES].close)
     root = Path(config.getoption("--pairs-root") or config.invocation_params.dir).resolve()
     config.stash[_PAIRS] = {pair.solution.resolve(): pair for pair in discover(root).pairs}
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -105,7 +108,8 @@ class PairItem(pytest.Item):
             jobs=1,
         )
         try:
-            (verdict,) = run_pairs([self._pair], options)
+            judges = self.config.stash[_JUDGES]
+            (verdict,) = run_pairs([self._pair], options, judges=judges)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
         self.user_properties += [

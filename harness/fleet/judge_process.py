@@ -34,7 +34,6 @@ import os
 import re
 import selectors
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.domain import HarnessError, Options, Refusal, Status, Verdict, verdict_from_json
+from harness.fleet.judge_server import FreshJudge, JudgeServer, StartedJudge
 from harness.fleet.slots import Slot
 from harness.fleet.turns import CHECK, CLOCK, Turn
 from harness.machine.environment import oom_kills
@@ -119,6 +119,7 @@ class JudgeProcess:
         on_phase: called with each phase.
         stop: set when the run is to end.
         clock: seconds that only grow.
+        server: forks the judge; None starts a program.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class JudgeProcess:
         on_phase: Callable[[str], None],
         stop: threading.Event,
         clock: Callable[[], float] = time.monotonic,
+        server: JudgeServer | None = None,
     ) -> None:
         self._command = command
         self._request = request
@@ -147,6 +149,7 @@ class JudgeProcess:
         self._on_phase = on_phase
         self._stop = stop
         self._clock = clock
+        self._server = server
         self._outcome = Outcome()
         self._phase = "start"
         self._phase_began = self._heard = self._began = clock()
@@ -166,14 +169,9 @@ class JudgeProcess:
         """
         with self._log.open("ab") as log:
             try:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    cwd=self._cwd,
-                    env=self._env,
-                    start_new_session=True,
+                start = FreshJudge if self._server is None else self._server.start
+                self._process: StartedJudge = start(
+                    self._command, log=log, cwd=self._cwd, env=self._env
                 )
             except OSError as error:
                 raise HarnessError(f"the judge cannot be started: {error}") from error
@@ -206,7 +204,6 @@ class JudgeProcess:
             Refusal: the judge ended without a verdict, or had to be given up.
         """
         self._send(self._request)
-        assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
         pending = bytearray()
         with selectors.DefaultSelector() as selector:
@@ -290,9 +287,8 @@ class JudgeProcess:
         """End a judge that a solution has stopped: it would never reach a verdict."""
         if not self._beside_solution:
             return
-        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
         try:
-            stopped = os.waitid(os.P_PID, self._process.pid, flags) is not None
+            stopped = self._process.state().is_stopped
         except ChildProcessError:
             return  # it has ended, and the end of its output says so
         if not stopped:
@@ -373,15 +369,15 @@ class JudgeProcess:
         limit = time.monotonic() + _ENDING_S
         while not self._has_exited() and time.monotonic() < limit:
             time.sleep(_POLL_S)
-        found = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if found is None:
+        state = self._process.state()
+        if not state.has_ended:
             return "it closed its output"
-        if found.si_code == os.CLD_EXITED:
-            return f"exit code {found.si_status}"
+        if state.code == os.CLD_EXITED:
+            return f"exit code {state.status}"
         try:
-            return signal.Signals(found.si_status).name
+            return signal.Signals(state.status).name
         except ValueError:
-            return f"signal {found.si_status}"
+            return f"signal {state.status}"
 
     def _fault(self, what: str) -> Refusal:
         return Refusal(
@@ -392,7 +388,6 @@ class JudgeProcess:
 
     def _send(self, message: Mapping[str, Any]) -> None:
         """Write one line. The end of the output will show that a judge is gone."""
-        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
@@ -408,8 +403,7 @@ class JudgeProcess:
 
     def _has_exited(self) -> bool:
         """Return whether the judge has ended; without reaping it, which would free its number."""
-        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return os.waitid(os.P_PID, self._process.pid, flags) is not None
+        return self._process.state().has_ended
 
     def _end(self, *, farewell_s: float) -> None:
         """End the judge and everything that it started, and reap it.
@@ -425,10 +419,9 @@ class JudgeProcess:
             _kill_descendants(self._process.pid)
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._process.wait()
+            with contextlib.suppress(OSError):
+                pipe.close()
+        self._process.reap()
 
     def _wait_for_exit(self, limit_s: float) -> None:
         limit = time.monotonic() + limit_s

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import queue
 import secrets
 import shutil
-import sys
 import threading
 import time
 import traceback
@@ -28,6 +28,7 @@ from harness.domain import (
 )
 from harness.fleet.devices import Plan, make_plan
 from harness.fleet.judge_process import Deadlines, JudgeProcess, Outcome
+from harness.fleet.judge_server import JUDGE_COMMAND, JudgeServer
 from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
@@ -37,8 +38,6 @@ from harness.fleet.turns import Turn
 from harness.machine.environment import PROJECT_ROOT, find_compiler
 from harness.machine.folders import cache_folder
 from harness.machine.packaged_nvcc import linked_home
-
-JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
 
 _MODES = (None, "forward", "eval", "train")
 _POLL_S = 0.05
@@ -111,6 +110,7 @@ def run_pairs(
     deadlines: Deadlines | None = None,
     plan: Plan | None = None,
     resume: ResumeFile | None = None,
+    judges: JudgeServer | None = None,
 ) -> list[Verdict]:
     """Return one verdict per pair, in their order, even where a judge fails.
 
@@ -123,6 +123,8 @@ def run_pairs(
         plan: how to use the machine; None makes one from the options.
         resume: gets every verdict at once. The fleet does not evaluate a pair whose verdict the
             file already holds.
+        judges: forks the judges of several runs; None is one of this run's own, where there are
+            several pairs.
 
     Raises:
         UsageError: an option is not valid, or its device is not there.
@@ -147,6 +149,7 @@ def run_pairs(
         judge_command or JUDGE_COMMAND,
         deadlines or Deadlines.from_options(options),
         resume,
+        judges,
     )
     return run.evaluate(pairs)
 
@@ -184,6 +187,7 @@ class _Run:
         judge_command: Sequence[str],
         deadlines: Deadlines,
         resume: ResumeFile | None,
+        judges: JudgeServer | None,
     ) -> None:
         self._options = options
         self._plan = plan
@@ -191,6 +195,7 @@ class _Run:
         self._judge_command = judge_command
         self._deadlines = deadlines
         self._resume = resume
+        self._judges = judges
         self._logs = new_log_folder(options.log_dir)
         self._cache = options.cache_dir or cache_folder()
         self._verdicts: dict[str, Verdict] = {}
@@ -204,6 +209,17 @@ class _Run:
         for pair in pairs:
             if not self._take_stored(pair):
                 waiting.put(pair)
+        with contextlib.ExitStack() as ends_with_this_run:
+            if self._judges is None and waiting.qsize() > 1:
+                self._judges = ends_with_this_run.enter_context(JudgeServer())
+            interrupted = self._work_side_by_side(waiting)
+        verdicts = [self._verdicts.get(pair.name) or self._unreached(pair) for pair in pairs]
+        if interrupted:
+            raise Interrupted(verdicts)
+        return verdicts
+
+    def _work_side_by_side(self, waiting: queue.SimpleQueue[Pair]) -> bool:
+        """Evaluate all pairs; returns whether the user interrupted that."""
         threads = [
             threading.Thread(target=self._work, args=(waiting,), name=f"fleet-{i}", daemon=True)
             for i in range(min(self._plan.alive, waiting.qsize()))
@@ -218,10 +234,7 @@ class _Run:
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop_all("interrupted before it came to a verdict")
-        verdicts = [self._verdicts.get(pair.name) or self._unreached(pair) for pair in pairs]
-        if interrupted:
-            raise Interrupted(verdicts)
-        return verdicts
+        return interrupted
 
     def _work(self, waiting: queue.SimpleQueue[Pair]) -> None:
         """Evaluate pairs until none waits."""
@@ -331,6 +344,7 @@ class _Run:
                 turn=turn,
                 on_phase=lambda phase: self._listener.phase(pair.name, phase),
                 stop=self._stop,
+                server=self._judges,
             ).run()
         finally:
             build_slot.release()
@@ -349,6 +363,9 @@ class _Run:
         """Return a judge's environment: this one, with our package in reach."""
         path = os.environ.get("PYTHONPATH")
         env = dict(os.environ)
+        env.pop(
+            "PYTEST_CURRENT_TEST", None
+        )  # it changes with each test, and forks need one for all
         env["PYTHONPATH"] = str(PROJECT_ROOT) + (os.pathsep + path if path else "")
         compiler = find_compiler()
         if compiler is not None and shutil.which("c++") is None:

@@ -41,18 +41,24 @@ class _SignalStack(ctypes.Structure):
     ]
 
 
-def _close_doors() -> None:
-    """Protect the judge from the solution and from a lost fleet.
+def ignore_signals(heard: set[signal.Signals]) -> None:
+    """Ignore all signals but some: a solution under the judge's user id may send any.
 
-    The judge ends with the fleet, hides its memory from other processes of its user, adopts the
-    processes that workers leave behind, and logs its stack when the fleet asks with SIGUSR1. A
-    solution under the judge's user id may send any signal, so the judge ignores all that a process
-    can ignore. A fault of the judge itself still ends it: the kernel allows no other way.
+    A fault of the judge itself still ends it: the kernel allows no other way.
     """
-    for number in signal.valid_signals() - _HEARD:
+    for number in signal.valid_signals() - heard:
         # Mostly a handler that does nothing: compilers would inherit SIG_IGN, and SIGTERM would no
         # longer end them. For a fault a handler is no help: the fault would happen again.
         signal.signal(number, signal.SIG_IGN if number in _FAULTS else lambda *_: None)
+
+
+def _close_doors() -> None:
+    """Protect the judge from the solution and from a lost fleet.
+
+    The judge ends with its parent, hides its memory from other processes of its user, adopts the
+    processes that workers leave behind, and logs its stack when the fleet asks with SIGUSR1.
+    """
+    ignore_signals(_HEARD)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     # faulthandler gives handlers a stack of 16 KiB. The frames of sixty signals at once overflow
