@@ -56,7 +56,7 @@ class Bench:
         self.problem = problem = Problem(path, {}, torch.device("cpu"), 1)
         self.trial = trials.plan(7, [mode], 14, False)[0]
         self.report = Report()
-        oracle = Oracle(problem, self.report.notes)
+        oracle = Oracle(problem, self.report.notes, Policy())
         inputs = problem.inputs(self.trial.input_seed)
         before = {n: t.detach().clone() for n, t in problem.state().items()}
         grads = [torch.ones(4, 8)] if mode == "train" else None
