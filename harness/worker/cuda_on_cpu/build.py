@@ -101,7 +101,7 @@ def compile_inline(
     gets the user's flags and no checks, as on the real tool chain.
 
     Raises:
-        BuildFailed: the compiler's first error, at the solution's own line where it can be found.
+        BuildFailed: the compiler's first error, at the solution's own line if that is found.
         Unsupported: a construct that the CPU runner does not run, with its line.
     """
     cpp = [cpp_sources] if isinstance(cpp_sources, str) else list(cpp_sources)
