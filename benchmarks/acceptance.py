@@ -1,21 +1,21 @@
-"""Compares the harness's verdicts on other people's work with the verdicts that others gave.
+"""Compares the harness's verdicts on public solutions with the verdicts of others.
 
 ``python benchmarks/acceptance.py ROOT RUN ...`` reads a folder of pairs (``ROOT/problems``,
 ``ROOT/solutions``) and the stored runs of its pairs, and prints Markdown. A run is a document of
-``run_eval.py --json FILE`` or a file of ``run_eval.py --resume FILE``. Where a pair was evaluated
-more than once, the last verdict counts; SKIPPED counts only where there is no other. Verdicts on
-other files than those in ROOT do not count.
+``run_eval.py --json FILE`` or a file of ``run_eval.py --resume FILE``. If a pair was evaluated more
+than once, its last verdict counts; SKIPPED counts only if it is the only verdict. Verdicts on other
+files than those in ROOT do not count.
 
-- ``--index FILE``: what the source of each solution said of it. JSON: ``{PAIR: {"source": ...,
-  "model": ..., "correct": true, "compiled": true, "hardware": ..., "note": ...}}``; ``correct`` is
-  null where nobody knows, and ``model`` splits a source with several.
+- ``--index FILE``: the verdict of each solution's source. JSON: ``{PAIR: {"source": ..., "model":
+  ..., "correct": true, "compiled": true, "hardware": ..., "note": ...}}``. ``correct`` is null if
+  the source does not say. ``model`` splits a source with solutions of several models.
 - ``--kernelbench FILE``: KernelBench's own verdicts, from ``benchmarks/kernelbench_verdicts.py``.
-  They are of the same machine, so they replace the source's where both exist.
-- ``--explanations FILE``: who is right where the two disagree, and why. JSON: ``{PAIR: [WHO,
-  REASON]}``; or a Markdown table whose columns are *pair*, *right* and *reason*. WHO is ``ours``,
+  They are of the same machine, so they replace the verdict of the source.
+- ``--explanations FILE``: which verdict is right if the two disagree, and why. JSON: ``{PAIR: [WHO,
+  REASON]}``; or a Markdown table with the columns *pair*, *right* and *reason*. WHO is ``ours``,
   ``theirs`` or ``neither``. PAIR may be a pattern.
-- ``--own``: the solutions are the problems' own code. Prints what did not pass, and the speedups,
-  which should all be 1.
+- ``--own``: the solutions are the problems' own code. Prints the pairs that did not pass, and the
+  speedups, which should all be 1.
 - ``--picture FILE``: draws the speedups (SVG or PNG). Needs matplotlib.
 
 Exit code 1: a disagreement has no explanation, or own code was refused or is not as fast as itself.
@@ -26,14 +26,12 @@ from __future__ import annotations
 import argparse
 import enum
 import fnmatch
-import hashlib
-import json
 import math
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,71 +39,26 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness.domain import Blame, Pair, SpeedOutcome, Status, UsageError
+from benchmarks.picture import draw
+from benchmarks.verdicts import (
+    RIGHT,
+    Entry,
+    Explanation,
+    Ours,
+    Theirs,
+    explain,
+    latest,
+    read_explanations,
+    read_index,
+    read_kernelbench,
+    read_runs,
+)
+from harness.domain import Pair, SpeedOutcome, Status, UsageError
 from harness.pairs.discover import discover, select
 from harness.report.text import clean, one_line
 
-RIGHT = ("ours", "theirs", "neither")
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
 _CELL = 300  # characters of a message that a cell of a table shows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ours:
-    """The part of a stored verdict that the tables need.
-
-    Attributes:
-        pair: ``problem/solution``.
-        status, message: as in the verdict.
-        warnings: what the harness suspects of a solution that passed.
-        outcome, speedup, low, high, noise_floor: as in the verdict's ``speed``.
-        problem_hash, solution_hash: SHA-256 of the two files, empty where not stored.
-    """
-
-    pair: str
-    status: Status
-    message: str = ""
-    warnings: tuple[str, ...] = ()
-    outcome: SpeedOutcome = SpeedOutcome.UNTIMED
-    speedup: float | None = None
-    low: float | None = None
-    high: float | None = None
-    noise_floor: float | None = None
-    problem_hash: str = ""
-    solution_hash: str = ""
-
-    @property
-    def accepts(self) -> bool | None:
-        """Return whether the harness accepts the solution; None where it cannot say."""
-        if self.status is Status.PASSED:
-            return True
-        if self.status is Status.SKIPPED or self.status.blame is Blame.HARNESS:
-            return None
-        return False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Theirs:
-    """What somebody else said of a solution.
-
-    Attributes:
-        correct: whether it was right; None where that is not known.
-        compiled: whether it was built; None where that is not known.
-        note: why it was refused, or on which machine it ran.
-    """
-
-    correct: bool | None = None
-    compiled: bool | None = None
-    note: str = ""
-
-    @property
-    def word(self) -> str:
-        """Return the verdict as one or two words."""
-        if self.correct is None:
-            return "unknown"
-        if self.correct:
-            return "correct"
-        return "not compiled" if self.compiled is False else "wrong"
 
 
 class Agreement(enum.Enum):
@@ -125,22 +78,22 @@ DISAGREEMENTS = (Agreement.WE_REFUSE, Agreement.THEY_REFUSE, Agreement.REFUSED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One pair with everything that is known of it.
+    """One pair with all verdicts on it.
 
     Attributes:
         pair: ``problem/solution``.
-        source: where the solution is from.
-        model: what wrote it, where the source has solutions of several; else empty.
-        ours: the harness's verdict, None where the pair was not run.
-        from_source: what its source said.
-        from_kernelbench: what KernelBench said on the same machine, None where it did not run.
+        source: origin of the solution.
+        model: its author, if the source has solutions of several models; else empty.
+        ours: the harness's verdict; None if the pair was not run.
+        from_source: the verdict of its source.
+        from_kernelbench: KernelBench's verdict on the same machine; None if it did not run.
     """
 
     pair: str
     source: str
     model: str = ""
     ours: Ours | None = None
-    from_source: Theirs = Theirs()
+    from_source: Theirs = field(default_factory=Theirs)
     from_kernelbench: Theirs | None = None
 
     @property
@@ -150,7 +103,7 @@ class Row:
 
     @property
     def theirs(self) -> Theirs:
-        """Return the verdict to compare with: of the same machine where there is one."""
+        """Return the verdict to compare with: that of the same machine if there is one."""
         known = self.from_kernelbench
         return known if known is not None and known.correct is not None else self.from_source
 
@@ -167,238 +120,13 @@ class Row:
         return Agreement.WE_REFUSE if self.theirs.correct else Agreement.BOTH_REFUSE
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Who is right about the pairs that a pattern names, and why."""
-
-    pattern: str
-    right: str
-    reason: str
-
-
-def read_runs(paths: Iterable[Path]) -> dict[str, list[Ours]]:
-    """Return all verdicts of some files, by pair, in the order in which they were written.
-
-    Raises:
-        UsageError: a file cannot be read or holds no verdicts.
-    """
-    found: dict[str, list[Ours]] = {}
-    for path in paths:
-        for plain in _verdicts(path):
-            ours = _ours(plain, path)
-            found.setdefault(ours.pair, []).append(ours)
-    return found
-
-
-def _verdicts(path: Path) -> list[Mapping[str, Any]]:
-    """Return the verdicts of a document, or of a file with one verdict a line."""
-    text = _read(path)
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        entries = json_lines(text, path)
-    else:
-        if isinstance(whole, dict) and isinstance(whole.get("verdicts"), list):
-            return list(whole["verdicts"])
-        entries = [whole]
-    found = [entry["verdict"] for entry in entries if isinstance(entry.get("verdict"), dict)]
-    if not found:
-        raise UsageError(
-            f"{path}: holds no verdicts. Next: name a file of run_eval.py --json or --resume"
-        )
-    return found
-
-
-def json_lines(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a text with one a line; a last line that was cut off is left out.
-
-    Raises:
-        UsageError: another line is not an object.
-    """
-    lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
-    found: list[dict[str, Any]] = []
-    for number, line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number == lines[-1][0]:
-                break
-            raise UsageError(f"{path}:{number}: is not JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise UsageError(f"{path}:{number}: is not a JSON object")
-        found.append(value)
-    return found
-
-
-def _ours(plain: Mapping[str, Any], path: Path) -> Ours:
-    # Read by name, not through Verdict: documents of later versions have further fields.
-    try:
-        speed = plain.get("speed") or {}
-        return Ours(
-            pair=plain["pair"],
-            status=Status(plain["status"]),
-            message=_without_root(plain.get("message") or "", plain["pair"]),
-            warnings=tuple(
-                w["message"] if isinstance(w, dict) else str(w) for w in plain.get("warnings") or ()
-            ),
-            outcome=SpeedOutcome(speed.get("outcome", "UNTIMED")),
-            speedup=_number(speed.get("speedup")),
-            low=_number(speed.get("low")),
-            high=_number(speed.get("high")),
-            noise_floor=_number(speed.get("noise_floor")),
-            problem_hash=plain.get("problem_hash") or "",
-            solution_hash=plain.get("solution_hash") or "",
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: not a verdict: {error!r}") from error
-
-
-def _without_root(message: str, pair: str) -> str:
-    """Return a message whose paths start at the root: where that stands is the machine's affair."""
-    folder = re.escape(pair.partition("/")[0])
-    return re.sub(rf"\S*/(?=(?:problems|solutions)/{folder}/)", "", message)
-
-
-def _number(value: Any) -> float | None:
-    """Return a number of a document, in which numbers that are not finite are strings."""
-    return None if value is None else float(value)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read(path))
-    except ValueError as error:
-        raise UsageError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: is not a JSON object with one entry per pair")
-    return value
-
-
-def latest(verdicts: Sequence[Ours], pair: Pair) -> Ours | None:
-    """Return the verdict that counts: the last on these files, SKIPPED only for want of another."""
-    problem = hashlib.sha256(pair.problem.read_bytes()).hexdigest()
-    solution = hashlib.sha256(pair.solution.read_bytes()).hexdigest()
-    valid = [
-        v for v in verdicts if v.problem_hash in ("", problem) and v.solution_hash in ("", solution)
-    ]
-    reached = [v for v in valid if v.status is not Status.SKIPPED]
-    counting = reached or valid
-    return counting[-1] if counting else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What an index says of one pair."""
-
-    source: str = ""
-    model: str = ""
-    said: Theirs = Theirs()
-
-
-def read_index(path: Path) -> dict[str, Entry]:
-    """Return what an index says, by pair.
-
-    Raises:
-        UsageError: it cannot be read, or is not of the form that this file's head names.
-    """
-    found = {}
-    for pair, entry in _read_object(path).items():
-        if not isinstance(entry, dict):
-            raise UsageError(f"{path}: {pair}: is not a JSON object")
-        parts = [str(entry[k]) for k in ("hardware", "note") if entry.get(k)]
-        said = Theirs(
-            correct=entry.get("correct"), compiled=entry.get("compiled"), note="; ".join(parts)
-        )
-        found[pair] = Entry(
-            source=str(entry.get("source") or ""), model=str(entry.get("model") or ""), said=said
-        )
-    return found
-
-
-def read_kernelbench(path: Path) -> dict[str, Theirs]:
-    """Return KernelBench's verdicts by pair, as ``kernelbench_verdicts.py`` wrote them."""
-    found = {}
-    for entry in json_lines(_read(path), path):
-        metadata = entry.get("metadata") or {}
-        parts = [
-            str(metadata[key])
-            for key in ("error", "compilation_error", "runtime_error", "correctness_issue")
-            if metadata.get(key)
-        ]
-        if metadata.get("max_difference"):
-            parts.append(f"max difference {metadata['max_difference']}")
-        if metadata.get("excessive_speedup"):
-            parts.append("excessive speedup")
-        found[entry["pair"]] = Theirs(
-            correct=entry.get("correctness"), compiled=entry.get("compiled"), note="; ".join(parts)
-        )
-    return found
-
-
-def read_explanations(path: Path) -> tuple[Explanation, ...]:
-    """Return the explanations of a JSON file or of the first Markdown table that has any.
-
-    Raises:
-        UsageError: an entry is not of the form, or its WHO is none of RIGHT.
-    """
-    if path.suffix == ".json":
-        entries = []
-        for pattern, entry in _read_object(path).items():
-            if not (isinstance(entry, list) and len(entry) == 2):
-                raise UsageError(f"{path}: {pattern}: is not [WHO, REASON]")
-            entries.append((pattern, str(entry[0]), str(entry[1])))
-    else:
-        entries = list(_markdown_rows(_read(path), path))
-    for pattern, right, _ in entries:
-        if right not in RIGHT:
-            raise UsageError(
-                f"{path}: {pattern}: {right!r} is right? Next: write {', '.join(RIGHT)}"
-            )
-    return tuple(Explanation(pattern=p, right=r, reason=why) for p, r, why in entries)
-
-
-def _markdown_rows(text: str, path: Path) -> Iterable[tuple[str, str, str]]:
-    columns: list[str] = []
-    for line in text.splitlines():
-        if not line.lstrip().startswith("|"):
-            columns = []
-            continue
-        inner = line.strip().strip("|")
-        cells = [c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", inner)]
-        if not columns:
-            columns = [c.lower() for c in cells]
-        elif {"pair", "right", "reason"} <= set(columns) and set("".join(cells)) - set("-: "):
-            if len(cells) != len(columns):
-                raise UsageError(f"{path}: {cells[0]}: has another number of cells than the header")
-            row = dict(zip(columns, cells, strict=True))
-            yield row["pair"].strip("`"), row["right"], row["reason"]
-
-
-def explain(pair: str, explanations: Sequence[Explanation]) -> Explanation | None:
-    """Return the explanation of a pair: its own before that of a pattern."""
-    for explanation in explanations:
-        if explanation.pattern == pair:
-            return explanation
-    for explanation in explanations:
-        if fnmatch.fnmatchcase(pair, explanation.pattern):
-            return explanation
-    return None
-
-
 def rows_of(
     pairs: Sequence[Pair],
     runs: Mapping[str, Sequence[Ours]],
     index: Mapping[str, Entry],
     kernelbench: Mapping[str, Theirs],
 ) -> list[Row]:
-    """Return one row per pair of a root; without an index a solution's name tells its source."""
+    """Return one row per pair of a root. Without an index, a solution's name is its source."""
     rows = []
     for pair in pairs:
         entry = index.get(pair.name, Entry())
@@ -440,7 +168,7 @@ def agreement_table(rows: Sequence[Row]) -> str:
 
 
 def disagreement_table(rows: Sequence[Row], explanations: Sequence[Explanation]) -> str:
-    """Return each pair on which the verdicts differ, with who is right and why."""
+    """Return each pair with differing verdicts, and the explanation."""
     body = []
     for row in sorted(disagreements(rows), key=lambda row: (row.agreement.value, row.pair)):
         assert row.ours is not None
@@ -464,7 +192,7 @@ def disagreement_table(rows: Sequence[Row], explanations: Sequence[Explanation])
 
 
 def disagreements(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows whose verdicts differ, or that we refuse and nobody else has judged."""
+    """Return the rows whose verdicts differ, or that we alone have judged and refused."""
     return [row for row in rows if row.agreement in DISAGREEMENTS]
 
 
@@ -487,7 +215,7 @@ def comparison(rows: Sequence[Row], explanations: Sequence[Explanation]) -> tupl
         "## Verdicts by source",
         status_table(rows),
         "## Beside the verdicts of others",
-        "Theirs is KernelBench's verdict on this machine, or the source's where there is none.",
+        "Theirs is KernelBench's verdict on this machine, else that of the source.",
         agreement_table(rows),
         "## Disagreements",
         disagreement_table(rows, explanations),
@@ -502,10 +230,9 @@ def comparison(rows: Sequence[Row], explanations: Sequence[Explanation]) -> tupl
 
 
 def own_code(rows: Sequence[Row]) -> tuple[str, bool]:
-    """Return the page on problems against their own code, and whether it is as it should be.
+    """Return the page on problems with their own code, and whether it is as expected.
 
-    It should: everything passes, is a weak problem or is skipped, and nothing is faster or slower
-    than itself.
+    Expected: every pair passes, is a weak problem or is skipped, and no pair is faster or slower.
     """
     evaluated = [row.ours for row in rows if row.ours]
     fine = (Status.PASSED, Status.WEAK_PROBLEM, Status.SKIPPED)
@@ -575,54 +302,8 @@ def speedups(rows: Iterable[Row]) -> list[Ours]:
     return sorted(timed, key=lambda o: o.speedup or 0.0)
 
 
-def draw(timed: Sequence[Ours], target: Path) -> None:
-    """Draw speedups with their intervals, sorted, one point a pair.
-
-    Raises:
-        UsageError: there is nothing to draw, matplotlib is missing, or it cannot write the file.
-    """
-    if not timed:
-        raise UsageError(f"{target}: nothing was timed, so there is nothing to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"{target}: needs matplotlib. Next: pip install matplotlib") from error
-    colours = {SpeedOutcome.FASTER: "#1a7f37", SpeedOutcome.SLOWER: "#cf222e"}
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.axhline(1, color="#57606a", linewidth=1, linestyle="--", zorder=0)
-    for outcome in SpeedOutcome:
-        points = [(i, o) for i, o in enumerate(timed) if o.outcome is outcome]
-        if not points:
-            continue
-        colour = colours.get(outcome, "#0969da" if outcome is SpeedOutcome.SAME else "#9a6700")
-        for i, ours in points:
-            if ours.low and ours.high and math.isfinite(ours.high):
-                axes.plot([i, i], [ours.low, ours.high], color=colour, linewidth=1, alpha=0.4)
-        axes.plot(
-            [i for i, _ in points],
-            [o.speedup or math.nan for _, o in points],
-            "o",
-            color=colour,
-            markersize=3,
-            label=f"{len(points)} {outcome.value}",
-        )
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}x")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}x")
-    axes.set_xlabel(f"{len(timed)} pairs, slowest first")
-    axes.set_ylabel("speedup, 95 % interval")
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(target)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{target}: cannot be drawn: {error}. Next: name a .svg or .png"
-        ) from error
-
-
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown; *None.* where it has no rows."""
+    """Return a table in Markdown; *None.* if it has no rows."""
     if not body:
         return "None."
     lines = [head, ["---"] * len(head), *body]
@@ -672,9 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("root", type=Path, help="folder with problems/ and solutions/")
     add("runs", type=Path, nargs="+", help="files of run_eval.py --json or --resume")
-    add("--index", type=Path, help="what the sources said")
-    add("--kernelbench", type=Path, help="what KernelBench said on the same machine")
-    add("--explanations", type=Path, help="who is right where verdicts differ, and why")
+    add("--index", type=Path, help="the verdicts of the sources")
+    add("--kernelbench", type=Path, help="KernelBench's verdicts on the same machine")
+    add("--explanations", type=Path, help="which verdict is right if they differ, and why")
     add("--own", action="store_true", help="the solutions are the problems' own code")
     add("--picture", type=Path, help="draw the speedups: .svg or .png")
     add("--select", nargs="+", default=[], metavar="PAIR", help="these pairs only; @FILE: a list")

@@ -12,7 +12,8 @@ import torch
 from harness.domain import Status
 from harness.ipc import Untransferable
 from harness.judge.check.precision import CHUNK
-from harness.judge.reference.similarity import all_finite
+from harness.judge.reference import similarity
+from harness.usercode.modules import tensors_of
 
 _NUMBER_TOLERANCE = 1e-4
 """Of numbers that are no tensors, relative and absolute: that of float32 tensors."""
@@ -60,7 +61,7 @@ def structure(got: Any, expected: Any, path: str = "output") -> Mismatch | None:
 
 def _difference(got: Any, expected: Any) -> tuple[Status, str] | None:
     """Return how two values differ, apart from what they contain: the first rule that holds."""
-    plain = tuple if isinstance(expected, tuple) else type(expected)
+    plain = next((kind for kind in (tuple, dict) if isinstance(expected, kind)), type(expected))
     tensors = isinstance(got, torch.Tensor), isinstance(expected, torch.Tensor)
     if isinstance(got, Untransferable):
         return Status.WRONG_STRUCTURE, f"is a {got.kind}, not a plain tensor"
@@ -81,7 +82,7 @@ def _difference(got: Any, expected: Any) -> tuple[Status, str] | None:
         if len(got) != len(expected):
             said = f"has {len(got)} entries, the reference's has {len(expected)}"
             return Status.WRONG_STRUCTURE, said
-    elif not _same_number(got, expected):
+    elif not same_number(got, expected):
         return Status.WRONG_VALUES, f"is {got!r}, expected {expected!r}"
     return None
 
@@ -94,7 +95,14 @@ def _parts(got: Any, expected: Any) -> Iterator[tuple[str, Any, Any]]:
         yield from ((str(i), *pair) for i, pair in enumerate(zip(got, expected, strict=True)))
 
 
-def _same_number(got: Any, expected: Any) -> bool:
+def same_bits(a: Any, b: Any) -> bool:
+    """Return whether two values of one structure hold the same tensors, bit by bit."""
+    pairs = zip(tensors_of(a), tensors_of(b), strict=True)
+    return all(similarity.identical(x, y) for x, y in pairs)
+
+
+def same_number(got: Any, expected: Any) -> bool:
+    """Return whether two values are equal, floats up to the tolerance of float32 tensors."""
     if got == expected or (got != got and expected != expected):
         return True
     near = _NUMBER_TOLERANCE
@@ -114,7 +122,7 @@ def non_finite(
     shape, whole = tuple(got.shape), (got.reshape(-1), reference.reshape(-1), oracle.reshape(-1))
     for start in range(0, whole[0].numel(), CHUNK):
         parts = [t[start : start + CHUNK] for t in whole]
-        if all(map(all_finite, parts)):
+        if all(map(similarity.all_finite, parts)):
             continue
         mine, theirs, exact = map(_class_of, parts)
         bad = (theirs == exact) & (mine != theirs)

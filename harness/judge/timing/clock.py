@@ -1,10 +1,10 @@
-"""The comparison: blocks in which every role runs one batch, and what their times say.
+"""Blocks in which every role runs its batches, their statistics, and the thresholds for both.
 
-Pure of processes and devices: what runs a batch and what tells the time is passed in, so tests
-can inject both. Each block gives a ratio of batches that ran within a moment of each other; the
-figure is the trimmed mean of these ratios with a bootstrap interval over the blocks, held against
-the reference's ratio to itself. Reference and candidate run twice a block each, and both of their
-batches count: who follows itself finds its caches warm, which must happen to both as often.
+Nothing here knows processes or devices. The caller passes the function that runs a batch and the
+clock, so tests can inject both. Each block gives a ratio of batches that ran within a moment of
+each other. The figure is the trimmed mean of these ratios, with a bootstrap interval over the
+blocks. It is compared with the reference's ratio to itself. Reference and candidate run twice per
+block. A worker that runs twice in a row starts with warm caches: both do so equally often.
 """
 
 from __future__ import annotations
@@ -21,78 +21,101 @@ from harness.domain import CANDIDATE, REFERENCE, SpeedOutcome
 from harness.judge.timing import intervals
 
 _FURTHER = 1.1
-"""Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
-it was asked last: resampling takes milliseconds in which nothing is measured."""
+"""The interval is computed again when there are so many times as many blocks as before: resampling
+takes milliseconds in which nothing is measured."""
 _BATCHES_PART = 0.8
-"""Of a block's time; the rest is for what lies between its batches."""
+"""Part of a block's time that its batches take; the rest lies between them."""
 AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
 _SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
-"""Under which name a role's second batch of a block is kept."""
+"""The name of a role's second batch in a block."""
 _FIRST = {second: role for role, second in _SECOND.items()}
 HOST_DELAYED = "the host was busy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockPolicy:
-    """Thresholds of the clock.
+    """Thresholds of a speed outcome, and of what is checked while it is measured.
 
     Attributes:
         cap_s: seconds for all blocks of one pair.
-        min_blocks, max_blocks: blocks; in each every role runs once, reference and candidate twice.
-        target_half_width: stop when the interval of the ratio is this narrow (relative), the
-            batch overhead, which is known at the end, still in it.
-        least_floor: ratios nearer to 1 than this are never called FASTER or SLOWER, however
-            quiet the reference is against itself.
+        min_blocks, max_blocks: blocks. In each block reference and candidate run twice, every
+            further role once.
+        target_half_width: measuring ends when the interval of the ratio is this narrow (relative).
+            The batch overhead, which is known only at the end, is still contained in it then.
+        least_floor: least noise floor: ratios nearer to 1 are never called FASTER or SLOWER,
+            however well the reference agrees with itself.
         short_floor: the same for short calls. A reference of 10 us was 0.96 to 1.02 times as fast
-            as its own copy (20 evaluations on two cores, 2026-11-29): from process to process, so
-            more blocks do not tell.
-        same_floor: SAME needs a noise floor of at most this. On a machine that strays by more from
-            itself, a slower solution would lie within the floor.
-        batch_ms, least_batch_ms: a batch should take so long: less than the first where min_blocks
-            would not fit into cap_s, never less than the second.
-        short_call_ms, short_batch_ms: below the first, calls are the host's work, whose pace
-            changes within a second: batches take the second then. More blocks, each within one
-            pace, are worth more than a small part of the batch overhead.
-        latency_batches, latency_s, latency_least: batches of an isolated call, of reference and
-            candidate each: at most so many, and at least the last where they take more than so
-            many seconds.
-        claim_part, claim_ms: a claim that differs from the clock by more than both (relative,
-            milliseconds per batch) in most blocks is a lie.
-        overlap_gpu_ms: overlap_ms on a GPU, where kernels hide the host's work for the next call
-            back to back: a torch.compile call's took 0.17 ms (H200, 2026-11-30).
-        overlap_part, overlap_ms: an isolated call above throughput by more than the reference's and
-            this (relative, milliseconds) means that batched calls overlap. Medians of isolated
-            calls of the same code differed by up to 0.03 ms (six evaluations on two cores,
-            2026-11-29; by 0.2 ms while only the candidate was treated as it is).
-        isolated_below_ms, isolated_bytes: of references quicker than the first, whose inputs and
-            outputs take no more than the second, isolated calls get their inputs one at a time. Of
-            others batches of one call tell enough.
-        isolated_least, isolated_rounds, isolated_s: what takes the place of latency_least,
+            as its own copy (20 evaluations on two cores, 2026-11-29). That differs from process to
+            process, so more blocks do not help.
+        same_floor: SAME needs a noise floor of at most this. On a noisier machine a slower solution
+            would lie within the floor.
+        batch_ms, least_batch_ms: a batch takes the first, less if min_blocks would not fit into
+            cap_s, but never less than the second.
+        short_call_ms, short_batch_ms: if the reference's calls take less than the first, the host
+            decides how long they take, and its pace changes within a second. Their batches take
+            the second: more blocks, each within one pace, outweigh a larger part of overhead.
+        latency_batches, latency_s, latency_least: reference and candidate each run at most so many
+            batches of one call, for about so many seconds, but at least the last.
+        claim_part, claim_ms, claim_share: the worker's CUDA events lie if they differ from the
+            clock by more than the first (relative) and the second, in more than this share of the
+            batches. One hiccup of the host is no lie.
+        overlap_part, overlap_ms: batched calls overlap if isolated calls are slower by more than
+            the reference explains and by more than both (relative, milliseconds). Medians of
+            isolated calls of the same code differed by up to 0.03 ms (six evaluations on two
+            cores, 2026-11-29), and by 0.2 ms while only the candidate was treated as it is.
+        overlap_gpu_ms: overlap_ms on a GPU. There kernels hide the host's work for the next batched
+            call: that of a torch.compile call took 0.17 ms (H200, 2026-11-30).
+        isolated_below_ms, isolated_bytes: isolated calls get their inputs one at a time if the
+            reference is quicker than the first and a call's inputs and outputs are no larger than
+            the second. For all others batches of one call tell enough.
+        isolated_least, isolated_rounds, isolated_s: take the place of latency_least,
             latency_batches and latency_s there. After the least, rounds end when they tell.
-        isolated_calls: of a round, about.
-        isolated_part, isolated_ms: what takes the place of overlap_part and overlap_ms there; the
-            second on a CPU: isolated calls of the same code took no more than batched calls
-            said (69 references on two cores, 2026-11-29).
-        isolated_gpu_ms: the second on a GPU: isolated calls of references and of honest solutions
-            took 1 us more than is explained at most, surely -0.4 us (35 evaluations on H200s,
+        isolated_calls, isolated_first: calls of a round, about, and how many before them do not
+            count: the worker wakes up.
+        isolated_checked: calls of a round whose outputs are checked.
+        isolated_part, isolated_ms: take the place of overlap_part and overlap_ms there; the second
+            on a CPU. Isolated calls of the same code took no longer than batched ones (69
+            references on two cores, 2026-11-29).
+        isolated_gpu_ms: isolated_ms on a GPU. Isolated calls of references and of honest solutions
+            took at most 1 us more than is explained, surely -0.4 us (35 evaluations on H200s,
             2026-11-29).
-        hidden_times: kernels of the candidate hide so many times what the reference's take, at
-            most: what its own take is a claim.
-        drowned_batch: no figure is given of batches whose overhead takes so many times as long as
-            their calls.
-        drowned_part: a time that is less than this part of the overhead subtracted from it is no
-            figure: the overhead varies by as much. Batches of one call of 0.08 ms had an overhead
-            of 1.0 ms, and the rest came out as zero (H200, 2026-11-30).
-        discard_part: more throttled blocks than this part leave the speed UNDECIDED. Where more
-            than this part were host-delayed, the host is like that, and they count.
-        claimed_part: no more than this part (or one) is put aside on the candidate's word alone.
-        late_part: where the batch overhead is more than this part of the candidate's batches,
-            nothing is decided: a candidate that is slow until its calls are counted would get
-            short batches.
-        host_delay_part, host_delay_ms: a batch was host-delayed where its clock ran on by more than
-            both (relative, milliseconds) beyond what its events claim, against the role's best
-            batch: the GPU was done, and the host did not notice. Batches of short calls never are:
-            all their time is the host's, and there are blocks enough to trim.
+        hidden_times: the candidate's kernel time is a claim. It counts up to so many times the
+            reference's.
+        profiled_ms: the profiler measures kernel times of shorter calls, since their host work may
+            hide the kernels. For longer ones CUDA events do.
+        drowned_batch: no figure is given if the batch overhead takes so many times as long as the
+            calls.
+        drowned_part: a time below this part of the overhead subtracted from it is no figure: the
+            overhead varies by as much. Batches of one call of 0.08 ms had an overhead of 1.0 ms,
+            and the rest came out as zero (H200, 2026-11-30).
+        discard_part: the speed is UNDECIDED if more than this part of the blocks were throttled. If
+            more than this part were host-delayed, that is what this host is like: they count.
+        claimed_part: at most this part of the blocks (or one) is put aside on the candidate's word.
+        late_part: the speed is UNDECIDED if the batch overhead is more than this part of the
+            candidate's calls: a candidate that is slow until its calls are counted gets short
+            batches.
+        host_delay_part, host_delay_ms: a batch is host-delayed if the clock ran on by more than
+            both (relative, milliseconds) after its events ended, against the role's best batch:
+            the GPU was done, and the host did not notice. Batches of short calls never are: all of
+            their time is the host's, and there are enough blocks to trim.
+        busy_s, busy_times, busy_ms: the GPU is busy while overwriting a buffer takes longer than so
+            many times the quickest so far and so many milliseconds more. If it stays busy for so
+            many seconds, although the worker stands, the candidate left work behind: TAMPERED.
+        new_memory_batches, new_memory_counted: so many batches of the candidate are run again if
+            its outputs lie in memory that the judge did not know yet: while batches are prepared,
+            and when they count. The candidate may choose which.
+        outputs_read, large_outputs_read: outputs of a batch whose elements are read; the second if
+            they take gigabytes.
+        whole_part: part of the batches of which one output is read whole, if outputs take
+            gigabytes. Of all others it is read in every batch.
+        element_part, element_size_part: elements may be off, root mean square, by the first part of
+            their tensor's spread, but at least by the second part of its size and at most by the
+            first. They show work that is late, stale or left out. Precision is judged by whole
+            outputs: coarse formats round by up to a hundredth of the size.
+        plausible_times: if the reference never gives the same again, the size of outputs may differ
+            by this factor.
+        alike_part: two outputs of the reference are the same if they differ by no more than this,
+            root mean square.
     """
 
     cap_s: float = 8.0
@@ -100,17 +123,18 @@ class ClockPolicy:
     max_blocks: int = 500
     target_half_width: float = 0.005
     least_floor: float = 0.005
+    short_floor: float = 0.03
+    same_floor: float = 0.03
     batch_ms: float = 200.0
     least_batch_ms: float = 50.0
     short_call_ms: float = 0.05
     short_batch_ms: float = 12.0
-    short_floor: float = 0.03
-    same_floor: float = 0.03
     latency_batches: int = 15
     latency_s: float = 1.0
     latency_least: int = 5
     claim_part: float = 0.10
     claim_ms: float = 0.5
+    claim_share: float = 0.8
     overlap_part: float = 0.25
     overlap_ms: float = 0.1
     overlap_gpu_ms: float = 0.25
@@ -120,10 +144,13 @@ class ClockPolicy:
     isolated_rounds: int = 150
     isolated_s: float = 6.0
     isolated_calls: int = 40
+    isolated_first: int = 10
+    isolated_checked: int = 4
     isolated_part: float = 0.1
     isolated_ms: float = 0.0003
     isolated_gpu_ms: float = 0.0015
     hidden_times: float = 2.0
+    profiled_ms: float = 1.0
     drowned_batch: float = 1.0
     drowned_part: float = 0.25
     discard_part: float = 0.5
@@ -131,20 +158,32 @@ class ClockPolicy:
     late_part: float = 0.25
     host_delay_part: float = 0.01
     host_delay_ms: float = 0.5
+    busy_s: float = 3.0
+    busy_times: float = 3.0
+    busy_ms: float = 0.2
+    new_memory_batches: int = 20
+    new_memory_counted: int = 2
+    outputs_read: int = 4
+    large_outputs_read: int = 2
+    whole_part: float = 0.25
+    element_part: float = 0.05
+    element_size_part: float = 0.01
+    plausible_times: float = 4.0
+    alike_part: float = 1e-3
 
 
 @dataclass(slots=True)
 class Blocks:
-    """What was measured.
+    """Measured blocks.
 
     Attributes:
         ms: milliseconds per call by role, one entry per kept block; with the batch overhead,
-            until it is taken off (``less``).
-        discarded: blocks thrown away, by reason.
-        host_delayed: blocks put aside, and whether a role that can be believed said so; empty when
+            until ``less`` subtracts it.
+        discarded: number of discarded blocks, by reason.
+        host_delayed: blocks put aside, and whether a trusted worker reported the delay; empty when
             measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
-        short: their calls are short.
+        short: whether their calls are short.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
@@ -167,7 +206,7 @@ class Blocks:
         }
 
     def less(self, overhead_ms: Mapping[str, float]) -> None:
-        """Take what is no part of a call from every batch: by role, milliseconds per call."""
+        """Subtract the batch overhead from every batch: milliseconds per call, by role."""
         for name, times in self.ms.items():
             off = overhead_ms[_FIRST.get(name, name)]
             times[:] = [max(ms - off, 1e-9) for ms in times]
@@ -189,14 +228,14 @@ class Blocks:
 def calls_by_role(
     per_call_ms: Mapping[str, float], most: int, policy: ClockPolicy
 ) -> dict[str, int]:
-    """Return how many calls a batch of each role should have, so that all take as long.
+    """Return how many calls a batch of each role should have, so that all take equally long.
 
-    With as many calls for everyone, a reference that takes four times as long takes most of the
-    time, and few blocks are left.
+    With equally many calls, a reference that takes four times as long would take most of the time,
+    and few blocks would be left.
 
     Args:
         per_call_ms: estimates by role; each has a batch in a block, reference and candidate two.
-        most: that there is room for.
+        most: so many calls there is room for.
         policy: how long batches and all blocks should take.
     """
     in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 2)
@@ -209,7 +248,7 @@ def calls_by_role(
 
 
 def short_calls(per_call_ms: Mapping[str, float], policy: ClockPolicy) -> bool:
-    """Return whether calls are so short that the host's pace decides: the reference's, no claim."""
+    """Return whether the reference's calls are so short that the host's pace decides."""
     return per_call_ms[REFERENCE] < policy.short_call_ms
 
 
@@ -230,13 +269,13 @@ def measure(
         run: runs one batch of a role, returns its milliseconds per call.
         roles: REFERENCE, CANDIDATE, and others.
         policy: when to stop.
-        order: decides who runs when within a block.
+        order: source of the order of batches in a block.
         prepare: called before each block.
         condition: called after each block; a reason to discard it, or nothing.
-        host_delayed: called after each block: in whose batches the host was late. Such blocks are
-            put aside, unless most are: then they are what this machine is like, and count. Those of
-            which the candidate alone says so are put aside as long as they are few: it could
-            choose its slow ones.
+        host_delayed: called after each block; roles whose batches were host-delayed. Such blocks
+            are put aside, unless most are: then they count, since this host is like that. Those
+            that only the candidate reports are put aside while they are few: it could choose its
+            slow ones.
         now: seconds.
     """
     batches = {role: role for role in roles} | {_SECOND[r]: r for r in roles if r in _SECOND}
@@ -294,7 +333,7 @@ def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
 def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
     """Return how far the reference strays from itself in the same blocks, relative.
 
-    For short calls no less than two processes of the same code do.
+    For short calls it is no less than the difference of two processes of the same code.
     """
     _, low, high = blocks.ratio(REFERENCE, AGAIN)
     least = policy.short_floor if blocks.short else policy.least_floor
@@ -324,19 +363,18 @@ def lying(
     *,
     alone: bool = True,
 ) -> str:
-    """Return what is wrong with claims, or nothing.
+    """Return why the worker's CUDA events are a lie; empty if they are none.
 
-    Events lie between *go* and *done*: whatever the batch overhead takes, they cannot show more
-    time than the judge's clock. That they show less than it proves something only while nobody else
-    makes the batch overhead longer.
+    Events lie between *go* and *done*. So they cannot show more time than the judge's clock. That
+    they show less is a proof only while no other process makes the batch overhead longer.
 
     Args:
         total_ms: per batch, the batch overhead included.
-        overhead_ms: what of it is no part of the calls, as a rule.
-        claimed_ms: what the worker's events said of the same batches.
+        overhead_ms: the batch overhead.
+        claimed_ms: times of the same batches by the worker's events.
+        policy: how far honest events may differ from the clock. Most batches must disagree, in one
+            direction.
         alone: no other process has used the GPU meanwhile.
-        policy: what an honest claim may differ by. One host hiccup is no lie: most blocks must
-            disagree, and in the same direction.
     """
     pairs = [(t, c) for t, c in zip(total_ms, claimed_ms, strict=True) if c is not None]
     if len(pairs) < 2:
@@ -349,7 +387,7 @@ def lying(
     more = [c - t > max(policy.claim_part * t, policy.claim_ms) for t, c in pairs]
     for found, word in ((less if alone else [], "less"), (more, "more")):
         off = [f for f in found if f]
-        if len(off) > 0.8 * len(pairs):
+        if len(off) > policy.claim_share * len(pairs):
             clocked = float(np.median(own if word == "less" else [t for t, _ in pairs]))
             claimed = float(np.median([c for _, c in pairs]))
             return (
@@ -362,12 +400,12 @@ def lying(
 def is_host_delayed(
     clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy
 ) -> bool:
-    """Return whether the host came late to a batch that the GPU had done.
+    """Return whether the host noticed late that the GPU had done a batch.
 
     Args:
         clocked_ms: the batch by the judge's clock.
-        beyond_ms: how much of it is beyond what its events claim.
-        best_ms: the least that was beyond them in this role's batches.
-        policy: what is no host delay.
+        beyond_ms: clock time less event time.
+        best_ms: the least of that in this role's batches.
+        policy: thresholds.
     """
     return beyond_ms - best_ms > max(policy.host_delay_ms, policy.host_delay_part * clocked_ms)

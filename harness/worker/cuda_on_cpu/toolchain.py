@@ -23,8 +23,8 @@ from harness.worker.cuda_on_cpu.support import (
 from harness.worker.cuda_on_cpu.unsupported import CUDA_HEADER
 from harness.worker.inputs import of_the_tool_chain
 
-# Instrumentation without libtsan: the run-time library supplies the callbacks. The macro that the
-# option defines is undefined again, or the precompiled header would not fit.
+# Instrumentation without libtsan: the run-time library supplies the callbacks. The option defines a
+# macro, with which the compiler would reject the precompiled header.
 CHECKED = [
     "-O1",
     "-fsanitize=thread",
@@ -33,17 +33,17 @@ CHECKED = [
     "--param=tsan-instrument-func-entry-exit=0",
     # A callback's or atomic's return address must be the line of the access.
     "-fno-optimize-sibling-calls",
-    # A float4 moves as one access, whose alignment can be checked, not as four.
+    # A float4 moves as one access, so that the checks see its alignment.
     "-fno-tree-sra",
     "-fno-ipa-sra",
-    # Two extensions may have a kernel template of one name: each keeps its own shared memory.
+    # Two extensions may have a kernel template of the same name. Each has its own shared memory.
     "-fno-gnu-unique",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
 ]
 NATIVE = ["-O2", "-ftree-vectorize"]
 
-# What torch gives nvcc for every extension; -U in extra_cuda_cflags takes them back.
+# torch gives these to nvcc for every extension. -U in extra_cuda_cflags undoes them.
 _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_HALF_OPERATORS__",
     "-D__CUDA_NO_HALF_CONVERSIONS__",
@@ -51,8 +51,9 @@ _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_HALF2_OPERATORS__",
 ]
 
-# A source that says neither means the same with and without OpenMP. One that does is compiled as
-# its flags say: a loop that is serial on the real tool chain is serial, and timed so, here.
+# A source without these words means the same with and without OpenMP. A source with them is
+# compiled as its flags say: a loop that is serial on the real tool chain is serial, and timed so,
+# here.
 _OPENMP_MATTERS = re.compile(
     r"\bparallel_for\b|\bparallel_reduce\b|#\s*pragma\s+omp|\b_OPENMP\b|omp\.h"
 )
@@ -94,7 +95,7 @@ def words(flags: Sequence[str]) -> list[str]:
 
 
 def cuda_flags(flags: Sequence[str]) -> list[str]:
-    """Return what a host compiler can use of nvcc's flags.
+    """Return those of nvcc's flags that a host compiler can use.
 
     Raises:
         BuildFailed: nvcc refuses one of them.
@@ -120,7 +121,7 @@ def compile_object(
     flags: Sequence[str],
     include_paths: Sequence[str],
 ) -> str:
-    """Compile one translation unit; return what the compiler said.
+    """Compile one translation unit; return the compiler's output.
 
     Raises:
         BuildFailed: with the first error; its file and line are the source's own (#line).
@@ -148,7 +149,7 @@ def compile_object(
 def link(
     objects: Sequence[Path], output: Path, *, support: Support, flags: Sequence[str], python: bool
 ) -> str:
-    """Link objects into a shared library; return what the linker said.
+    """Link objects into a shared library; return the linker's output.
 
     Raises:
         BuildFailed: with the linker's first complaint.
@@ -160,7 +161,7 @@ def link(
     kept = []
     for flag in words(flags):
         if _CUDA_LIBRARY.match(flag):
-            continue  # CUDA's own: the run-time library stands for it
+            continue  # a library of CUDA, which the run-time library replaces
         kept.append(flag)
     done = subprocess.run([*command, *kept], capture_output=True, text=True)
     log = " ".join([*command, *kept]) + "\n" + done.stdout + done.stderr

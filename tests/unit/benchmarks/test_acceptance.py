@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from benchmarks import acceptance, own_code
-from benchmarks.acceptance import Agreement, Row, Theirs, main
+from benchmarks import verdicts as stored
+from benchmarks.acceptance import Agreement, Row, main
+from benchmarks.verdicts import Theirs
 from harness.domain import SpeedOutcome, Status, UsageError
+from harness.pairs.discover import discover
 
 
 def write_root(folder: Path, *names: str) -> Path:
@@ -45,27 +48,27 @@ def test_a_document_and_lines_are_read_alike(tmp_path: Path) -> None:
     document = write_document(tmp_path / "run.json", one, other)
     lines = write_lines(tmp_path / "run.jsonl", one, other)
     single = write_lines(tmp_path / "single.jsonl", one)
-    assert acceptance.read_runs([document]) == acceptance.read_runs([lines])
-    assert list(acceptance.read_runs([single])) == ["a/x"]
+    assert stored.read_runs([document]) == stored.read_runs([lines])
+    assert list(stored.read_runs([single])) == ["a/x"]
 
 
 def test_a_last_line_that_was_cut_off_is_left_out_and_no_other_is(tmp_path: Path) -> None:
     cut = write_lines(tmp_path / "cut", verdict("a/x"), cut='{"key": "1", "verd')
-    assert list(acceptance.read_runs([cut])) == ["a/x"]
+    assert list(stored.read_runs([cut])) == ["a/x"]
     broken = tmp_path / "broken"
     broken.write_text('{"key": "1", "verd\n' + cut.read_text())
     with pytest.raises(UsageError, match="broken:1"):
-        acceptance.read_runs([broken])
+        stored.read_runs([broken])
 
 
 def test_a_file_without_verdicts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no verdicts"):
-        acceptance.read_runs([write_lines(tmp_path / "empty")])
+        stored.read_runs([write_lines(tmp_path / "empty")])
 
 
 def test_fields_of_later_versions_are_no_obstacle(tmp_path: Path) -> None:
     later = verdict("a/x", warnings=["one", {"kind": "stream", "message": "two"}], shape_of=7)
-    (read,) = acceptance.read_runs([write_document(tmp_path / "run.json", later)])["a/x"]
+    (read,) = stored.read_runs([write_document(tmp_path / "run.json", later)])["a/x"]
     assert read.warnings == ("one", "two")
 
 
@@ -73,15 +76,15 @@ def test_messages_do_not_name_the_folder_of_a_machine(tmp_path: Path) -> None:
     said = verdict(
         "a/x", "BUILD_FAILED", message="no w at /home/me/pub/solutions/a/x.py:3. Next: x"
     )
-    (read,) = acceptance.read_runs([write_document(tmp_path / "run.json", said)])["a/x"]
+    (read,) = stored.read_runs([write_document(tmp_path / "run.json", said)])["a/x"]
     assert read.message == "no w at solutions/a/x.py:3. Next: x"
 
 
 def one_row(tmp_path: Path, *verdicts: dict[str, Any], **said: Any) -> Row:
     root = write_root(tmp_path / "root", "a/x")
-    runs = acceptance.read_runs([write_lines(tmp_path / "run", *verdicts)] if verdicts else [])
-    pairs = acceptance.discover(root).pairs
-    index = {"a/x": acceptance.Entry(source="s", said=Theirs(**said))}
+    runs = stored.read_runs([write_lines(tmp_path / "run", *verdicts)] if verdicts else [])
+    pairs = discover(root).pairs
+    index = {"a/x": stored.Entry(source="s", said=Theirs(**said))}
     (row,) = acceptance.rows_of(pairs, runs, index, {})
     return row
 
@@ -126,7 +129,7 @@ def test_a_pair_that_was_not_run_is_open(tmp_path: Path) -> None:
 
 
 def test_kernelbench_on_the_same_machine_replaces_the_source() -> None:
-    ours = acceptance.Ours(pair="a/x", status=Status.PASSED)
+    ours = stored.Ours(pair="a/x", status=Status.PASSED)
     wrong, right, unknown = Theirs(correct=False), Theirs(correct=True), Theirs()
     row = Row(pair="a/x", source="s", ours=ours, from_source=wrong, from_kernelbench=right)
     assert row.agreement is Agreement.BOTH_ACCEPT
@@ -154,17 +157,17 @@ def test_explanations_are_json_or_a_markdown_table(tmp_path: Path) -> None:
     plain.write_text(
         json.dumps({"a/x": ["ours", "tanh | exact"], "b/*": ["neither", "both guess"]})
     )
-    assert acceptance.read_explanations(table) == acceptance.read_explanations(plain)
-    known = acceptance.read_explanations(table)
-    assert acceptance.explain("b/y", known) == known[1]
-    assert acceptance.explain("c/y", known) is None
+    assert stored.read_explanations(table) == stored.read_explanations(plain)
+    known = stored.read_explanations(table)
+    assert stored.explain("b/y", known) == known[1]
+    assert stored.explain("c/y", known) is None
 
 
 def test_an_explanation_says_who_is_right(tmp_path: Path) -> None:
     path = tmp_path / "why.json"
     path.write_text(json.dumps({"a/x": ["maybe", "hm"]}))
     with pytest.raises(UsageError, match="'maybe'"):
-        acceptance.read_explanations(path)
+        stored.read_explanations(path)
 
 
 def test_the_page_is_good_only_when_each_disagreement_is_explained(
@@ -236,14 +239,14 @@ def test_what_kernelbench_measured_stands_in_the_table(tmp_path: Path) -> None:
     line = {"pair": "a/x", "compiled": True, "correctness": False}
     line["metadata"] = {"max_difference": ["0.5"], "correctness_issue": "Output mismatch"}
     path.write_text(json.dumps(line) + "\n")
-    said = acceptance.read_kernelbench(path)["a/x"]
+    said = stored.read_kernelbench(path)["a/x"]
     assert said.word == "wrong"
     assert "Output mismatch" in said.note
     assert "0.5" in said.note
 
 
 def test_infinite_figures_are_no_speedups() -> None:
-    ours = acceptance.Ours(
+    ours = stored.Ours(
         pair="a/x", status=Status.PASSED, outcome=SpeedOutcome.UNDECIDED, speedup=float("inf")
     )
     assert acceptance.speedups([Row(pair="a/x", source="s", ours=ours)]) == []
@@ -268,7 +271,7 @@ def test_own_code_is_the_problem_with_its_model_renamed(tmp_path: Path) -> None:
     (level / "notes.py").write_text("")
     root = tmp_path / "root"
     assert own_code.main([str(level.parent), str(root)]) == 0
-    (pair,) = acceptance.discover(root).pairs
+    (pair,) = discover(root).pairs
     assert pair.name == "l2_007_Some_Name_/own"
     assert pair.problem.read_text() == PROBLEM
     own = pair.solution.read_text()

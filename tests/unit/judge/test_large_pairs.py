@@ -88,6 +88,8 @@ def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
     requests = iter([{"id": 1, "do": "state"}])
 
     class Channel:
+        take_fds = None
+
         def receive(self) -> dict[str, Any]:
             for request in requests:
                 return request
@@ -97,7 +99,7 @@ def test_a_worker_answers_when_its_copies_are_done(monkeypatch) -> None:
             events.append("answered" if message["ok"] else message["error"]["message"])
 
     worker = Worker(Channel())
-    monkeypatch.setattr(worker, "do_state", lambda request: events.append("copies queued"))
+    worker.handlers["state"] = lambda request: events.append("copies queued")
     monkeypatch.setattr(calls, "synchronize", lambda device: events.append("copies done"))
     worker.serve()
     assert events == ["copies queued", "copies done", "answered"]
