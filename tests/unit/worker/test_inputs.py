@@ -25,11 +25,16 @@ build {name}.so: link main.o
 
 
 def torch_build(
-    name: str, sources: list[str], *, build_directory: str, extra_include_paths: list[str], **_: Any
+    name: str,
+    *,
+    cpp_sources: list[str],
+    build_directory: str,
+    extra_include_paths: list[str],
+    **_: Any,
 ) -> None:
     """Build as torch does, by ninja with depfiles, but without torch's headers."""
     folder = Path(build_directory)
-    (folder / "main.cpp").write_text("\n".join(sources))
+    (folder / "main.cpp").write_text("\n".join(cpp_sources))
     folders = " ".join(f"-I{p}" for p in extra_include_paths)
     (folder / "build.ninja").write_text(NINJA.format(folders=folders, name=name))
     subprocess.run(["ninja", "-C", str(folder)], check=True, capture_output=True)
