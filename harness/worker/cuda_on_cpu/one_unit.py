@@ -55,7 +55,7 @@ def one_unit_will_do(cpp: Sequence[str], cuda: Sequence[str], flags: Sequence[st
     own = "|".join(map(re.escape, declared))
     kept = re.compile(
         rf"\b(?:static|inline|constexpr|template)\b[^;{{}}()#]*\b(?:{own})\b"
-        rf"|#[ \t]*define\b[^\n]*\b(?:{own})\b"
+        rf"|#[ \t]*define[ \t]+(?:{own})\b"
     )
     return bool(declared) and not any(kept.search(source) for source in cuda)
 
