@@ -79,25 +79,19 @@ class Inputs:
 
     def fresh(self, value: Any) -> Any:
         """Return value with every tensor copied into new memory on this worker's device."""
-        if isinstance(value, torch.Tensor):
-            return own_copy(value, self._device)
-        if isinstance(value, dict):
-            return {k: self.fresh(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.fresh(v) for v in value)
-        return value
+        return modules.mapped(value, lambda t: own_copy(t, self._device))
 
-    def _copied(self, buffer: Any, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            # The same tensor object as before: an answer kept by its identity must become wrong.
+    def _copied(self, buffers: Any, value: Any) -> Any:
+        own = iter(modules.tensors_of(buffers))
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            buffer = next(own)
             if 0 in buffer.stride() and buffer.numel() > 1:
-                return own_copy(value, self._device)
-            return buffer.copy_(value)
-        if isinstance(value, dict):
-            return {k: self._copied(buffer[k], v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._copied(b, v) for b, v in zip(buffer, value, strict=False))
-        return value
+                return own_copy(tensor, self._device)
+            # The same tensor object as before: an answer kept by its identity must become wrong.
+            return buffer.copy_(tensor)
+
+        return modules.mapped(value, copied)
 
 
 def own_copy(value: torch.Tensor, device: torch.device) -> torch.Tensor:
