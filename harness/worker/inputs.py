@@ -44,6 +44,8 @@ def in_rule(text: str) -> list[str]:
 
 def known_to_ninja(folder: Path) -> list[str]:
     """Return the files that ninja noted while it built in a folder; torch builds with it."""
+    if not (folder / "build.ninja").is_file():
+        return []
     done = subprocess.run(
         ["ninja", "-C", str(folder), "-t", "deps"], capture_output=True, text=True, check=True
     )
