@@ -121,12 +121,11 @@ class AnswerJudge:
                 raise Refused(mismatch, trial, case)
 
         values = answer["decoded"]
-        odd = answer.get("odd")
-        if odd:
-            refuse(Mismatch(status=Status.WRONG_STRUCTURE, message=str(odd[0])[:300]))
-        refuse(structure(values.get("output"), case.reference.output))
+        if answer["odd"]:
+            refuse(Mismatch(status=Status.WRONG_STRUCTURE, message=answer["odd"][0]))
+        refuse(structure(values["output"], case.reference.output))
         self._compare_all(
-            values.get("output"),
+            values["output"],
             case.reference.output,
             case.oracle.output,
             "output",
@@ -149,9 +148,9 @@ class AnswerJudge:
             self._check_previous(values["previous"], trial, case)
         if case.output_grads is not None:
             self._check_gradients(answer, values, trial, case)
-        self._check_state(values.get("state"), trial, case)
+        self._check_state(values["state"], trial, case)
         size = sum(t.numel() * t.element_size() for t in tensors_of(case.reference.output))
-        self._accepted = values.get("output") if size < BIG_BYTES else None
+        self._accepted = values["output"] if size < BIG_BYTES else None
 
     def _compare_all(
         self,
@@ -236,8 +235,8 @@ class AnswerJudge:
 
     def _check_aliases(self, answer: dict[str, Any], trial: trials.Trial, case: Case) -> None:
         allowed = {tuple(a) for a in case.reference.aliases}
-        for pair in answer.get("aliases") or []:
-            if isinstance(pair, list) and len(pair) == 2 and tuple(pair) not in allowed:
+        for pair in answer["aliases"]:
+            if tuple(pair) not in allowed:
                 raise Refused(
                     Mismatch(
                         status=Status.INPUT_MUTATED,
@@ -292,19 +291,17 @@ class AnswerJudge:
     def _check_gradients(
         self, answer: dict[str, Any], values: dict[str, Any], trial: trials.Trial, case: Case
     ) -> None:
-        missing = answer.get("missing_grads")
+        missing = answer["missing_grads"]
         if missing:
-            raise Refused(
-                Mismatch(status=Status.WRONG_GRADIENTS, message=str(missing)[:500]), trial, case
-            )
-        got_inputs = values.get("input_grads") or []
+            raise Refused(Mismatch(status=Status.WRONG_GRADIENTS, message=missing), trial, case)
+        got_inputs = values.get("input_grads", [])
         names = self._names
         for i, r in enumerate(case.reference.input_grads):
             o = case.oracle.input_grads[i] if i < len(case.oracle.input_grads) else None
             g = got_inputs[i] if i < len(got_inputs) else None
             name = f"grad {names[i] if i < len(names) else i}"
             self._gradient(g, r, o, name, trial, case)
-        got_state = values.get("state_grads") or {}
+        got_state = values.get("state_grads", {})
         for theirs, ours in self._match.source.items():
             r = case.reference.state_grads.get(ours)
             o = case.oracle.state_grads.get(ours)
@@ -347,10 +344,6 @@ class AnswerJudge:
             raise Refused(recast(found, Status.WRONG_GRADIENTS, ""), trial, case)
 
     def _check_state(self, got: Any, trial: trials.Trial, case: Case) -> None:
-        if not isinstance(got, dict):
-            raise Refused(
-                Mismatch(status=Status.WRONG_STATE, message="no state came back"), trial, case
-            )
         for name in self._match.unheld:
             if not similarity.identical(case.reference.state[name], case.before[name]):
                 said = f"{name} changes in the reference; the candidate does not hold it"

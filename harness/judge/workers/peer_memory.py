@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,7 @@ import torch
 from harness import ipc
 from harness.domain import HarnessError
 
-_MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
-_ALIGNED = 256
-"""What the driver allocates begins at a multiple of this (CUDA C++ Programming Guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +36,8 @@ class Layout:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Layout:
-        """Return the layout that an answer describes.
-
-        Raises:
-            WireViolation: it describes none.
-        """
-        said, names = answer.get("forms"), answer.get("state")
-        if not isinstance(said, list) or not isinstance(names, list):
-            raise ipc.WireViolation("no description of what a call gave")
-        if len(said) > 1000 or any(type(n) is not str for n in names):
-            raise ipc.WireViolation("a malformed description of what a call gave")
-        return cls(forms=tuple(ipc.form(f) for f in said), state=tuple(names))
+        """Return the layout that an answer describes (see ``replies``)."""
+        return cls(forms=tuple(answer["forms"]), state=tuple(answer["state"]))
 
 
 class PeerMemory:
@@ -74,7 +63,7 @@ class PeerMemory:
         self._fd = memory_fd
         self._device = device
         self._most_bytes = most_bytes
-        self._mapped: dict[int, tuple[str, Any]] = {}
+        self._mapped: dict[int, tuple[bytes, Any]] = {}
         self._bases: list[int] = []
         self._lent: Any = None
         self.blind = ""
@@ -84,48 +73,38 @@ class PeerMemory:
         """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
         self._lent = arena
 
-    def learn(self, allocations: Any, *, whole: bool = False) -> None:
+    def learn(self, allocations: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
         """Map the device memory that a worker describes.
 
         What the driver does not map is not seen; ``blind`` says why.
 
         Args:
-            allocations: as ``device_arena.allocations`` describes them.
+            allocations: as ``device_arena.allocations`` describes them, handles as bytes.
             whole: there are no others: what was mapped beside them has been freed, and would stay
                 taken for as long as it is mapped.
 
         Raises:
-            WireViolation: that describes no memory.
+            WireViolation: there is no GPU.
         """
-        if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
-            raise ipc.WireViolation("a malformed list of allocations")
-        described = {one.get("base") for one in allocations if isinstance(one, dict)}
+        described = {one["base"] for one in allocations}
         for base in set(self._mapped) - described if whole else ():
             self._unmap(self._mapped.pop(base)[1])
         for one in allocations:
-            try:
-                base, size, handle = one["base"], one["bytes"], one["handle"]
-                if type(base) is not int or type(size) is not int or not 0 < size < 1 << 46:
-                    raise ipc.WireViolation("a malformed allocation")
-                if base % _ALIGNED:
-                    raise ipc.WireViolation("an allocation where the driver makes none")
-                known = self._mapped.get(base)
-                if known is not None and known[0] == handle and known[1].size_bytes == size:
-                    continue
-                raw = bytes.fromhex(handle)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ipc.WireViolation(f"a malformed allocation: {error!r}") from None
+            base, size, handle = one["base"], one["bytes"], one["handle"]
+            known = self._mapped.get(base)
+            if known is not None and known[0] == handle and known[1].size_bytes == size:
+                continue
             if self._device.type != "cuda":
                 raise ipc.WireViolation("GPU memory where there is no GPU")
             from harness.ipc import device_arena
 
             self._forget(base, size)
-            if not raw:
+            if not handle:
                 if self._lent is not None and size == self._lent.size_bytes:
                     self._mapped[base] = (handle, self._lent)
                 continue
             try:
-                arena = device_arena.DeviceArena.open(raw, size, str(self._device))
+                arena = device_arena.DeviceArena.open(handle, size, str(self._device))
             except (HarnessError, RuntimeError) as error:
                 self.blind = str(error)
             else:
