@@ -1,12 +1,12 @@
-"""``pytest --pairs``: each pair a pytest item, so that IDEs, ``-k`` and ``-n`` work on pairs.
+"""``pytest --pairs``: makes each pair a pytest item, so that IDEs, ``-k`` and ``-n`` work on pairs.
 
     pytest --pairs                                     every pair
     pytest --pairs -k groupnorm                        some
     pytest --pairs solutions/groupnorm/solution.py     one, by its file
     pytest --pairs --pairs-device cuda --junitxml out.xml
 
-A pair is evaluated in processes of its own: nothing of it is imported here. What pytest would
-collect otherwise is left alone: with ``--pairs`` only pairs are.
+A pair is evaluated in processes of its own: pytest imports none of its files. With ``--pairs``
+pytest collects pairs alone.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from typing import Any
 import pytest
 
 from harness.domain import Options, Pair, Status, UsageError, Verdict
-from harness.fleet import run_pairs
+from harness.fleet import JudgeServer, run_pairs
 from harness.pairs.discover import discover
 from harness.report import explain
 from harness.report.text import speedup
 
 _PAIRS = pytest.StashKey[dict[Path, Pair]]()
+_JUDGES = pytest.StashKey[JudgeServer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--pairs`` and what goes with it."""
+    """Add ``--pairs`` and its options."""
     group = parser.getgroup("pairs", "kernel pairs")
-    group.addoption("--pairs", action="store_true", help="evaluate pairs, each one an item")
-    group.addoption("--pairs-root", metavar="FOLDER", help="holds problems/ and solutions/ (.)")
+    group.addoption("--pairs", action="store_true", help="evaluate pairs, each as an item")
+    group.addoption("--pairs-root", metavar="FOLDER", help="folder of problems/ and solutions/ (.)")
     group.addoption("--pairs-device", default="auto", help="as run_eval.py --device (auto)")
     group.addoption("--pairs-size", help="as run_eval.py --size")
     group.addoption("--pairs-full", action="store_true", help="all trials, not --quick")
@@ -39,9 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find the pairs, and look for them in solutions/ where no path was given."""
+    """Find the pairs. If the user gives no path, collect them from solutions/."""
     if not config.getoption("--pairs"):
         return
+    config.stash[_JUDGES] = JudgeServer()
+    config.add_cleanup(config.stash[_JUDGES].close)
     root = Path(config.getoption("--pairs-root") or config.invocation_params.dir).resolve()
     config.stash[_PAIRS] = {pair.solution.resolve(): pair for pair in discover(root).pairs}
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
@@ -52,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
-    """Collect a pair for its solution file, and nothing else while ``--pairs`` is on."""
+    """Collect the pair of a solution file; with ``--pairs`` collect nothing else."""
     collectors = yield
     pairs = parent.config.stash.get(_PAIRS, None)
     if pairs is None:
@@ -62,7 +65,7 @@ def pytest_collect_file(
 
 
 class PairFile(pytest.File):
-    """A solution file, which stands for its pair."""
+    """A solution file, in place of its pair."""
 
     def __init__(self, *, pair: Pair, **more: Any) -> None:
         super().__init__(**more)
@@ -85,7 +88,7 @@ class PairFailed(Exception):
 
 
 class PairItem(pytest.Item):
-    """One pair, evaluated when it is run."""
+    """One pair. Running the item evaluates it."""
 
     def __init__(self, *, pair: Pair, **more: Any) -> None:
         super().__init__(**more)
@@ -105,7 +108,8 @@ class PairItem(pytest.Item):
             jobs=1,
         )
         try:
-            (verdict,) = run_pairs([self._pair], options)
+            judges = self.config.stash[_JUDGES]
+            (verdict,) = run_pairs([self._pair], options, judges=judges)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from error
         self.user_properties += [

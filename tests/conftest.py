@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.domain import Pair
+from harness.fleet import JudgeServer
 from harness.machine.environment import torch_build
 from harness.machine.gpus import find_gpus
 
@@ -43,6 +44,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip("needs a CUDA build of torch")
         if not find_gpus().devices:
             pytest.skip(f"needs a GPU: {find_gpus().problem}")
+
+
+@pytest.fixture(scope="session")
+def judges() -> Iterator[JudgeServer]:
+    """Return what forks the judges of the session: importing torch for each takes three seconds."""
+    with JudgeServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Evaluates many pairs: which one runs where and when, and what becomes of the results."""
+"""Evaluates many pairs: starts their judges, where and when there is room, and keeps verdicts."""
 
 from __future__ import annotations
 
@@ -8,29 +8,36 @@ import os
 import queue
 import secrets
 import shutil
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
+from harness.domain import (
+    BASELINES,
+    HarnessError,
+    Options,
+    Pair,
+    Refusal,
+    Status,
+    UsageError,
+    Verdict,
+    to_json,
+)
 from harness.fleet.devices import Plan, make_plan
-from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
+from harness.fleet.judge_process import Deadlines, JudgeProcess, Outcome
+from harness.fleet.judge_server import JUDGE_COMMAND, JudgeServer
 from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.resume import ResumeFile
-from harness.fleet.slots import Slot
 from harness.fleet.turns import Turn
 from harness.machine.environment import PROJECT_ROOT, find_compiler
 from harness.machine.folders import cache_folder
 from harness.machine.packaged_nvcc import linked_home
-
-JUDGE_COMMAND = (sys.executable, "-m", "harness.judge")
 
 _MODES = (None, "forward", "eval", "train")
 _POLL_S = 0.05
@@ -46,12 +53,12 @@ _OTHERS_CAN_CAUSE = frozenset(
         Status.TIMED_OUT,
     }
 )
-"""What a pair that shares a GPU can do to another: take its memory or its time. A verdict of these
-is no proof beside others, so the pair is evaluated again alone. Values are its own."""
+"""Statuses that another pair on the same GPU can cause, by taking memory or time. The fleet
+evaluates such a pair again, alone. Wrong values are always the pair's own."""
 
 
 class Listener(Protocol):
-    """Is told what happens, from several threads."""
+    """Hears what happens, from several threads."""
 
     def started(self, pair: str, device: str) -> None:
         """A pair begins."""
@@ -63,7 +70,7 @@ class Listener(Protocol):
         """A pair has its verdict."""
 
     def reused(self, verdict: Verdict) -> None:
-        """A pair's verdict was taken from the resume file: the pair is not started."""
+        """The fleet took a pair's verdict from the resume file, and does not start the pair."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,21 +110,25 @@ def run_pairs(
     deadlines: Deadlines | None = None,
     plan: Plan | None = None,
     resume: ResumeFile | None = None,
+    judges: JudgeServer | None = None,
 ) -> list[Verdict]:
-    """Return one verdict per pair, in their order, whatever becomes of their judges.
+    """Return one verdict per pair, in their order, even where a judge fails.
 
     Args:
         pairs: what to evaluate; names must be unique.
         options: what the user asked for.
-        listener: is told of progress.
+        listener: hears of progress.
         judge_command: starts one judge; None is the real one.
         deadlines: when to give up on a judge; None follows from the options.
         plan: how to use the machine; None makes one from the options.
-        resume: gets every verdict at once; a pair whose verdict stands there is not evaluated.
+        resume: gets every verdict at once. The fleet does not evaluate a pair whose verdict the
+            file already holds.
+        judges: forks the judges of several runs; None is one of this run's own, where there are
+            several pairs.
 
     Raises:
         UsageError: an option is not valid, or its device is not there.
-        Interrupted: Ctrl-C; carries the verdicts that were reached.
+        Interrupted: Ctrl-C; carries the verdicts so far.
     """
     _validate(pairs, options)
     # The judge runs in another folder.
@@ -138,6 +149,7 @@ def run_pairs(
         judge_command or JUDGE_COMMAND,
         deadlines or Deadlines.from_options(options),
         resume,
+        judges,
     )
     return run.evaluate(pairs)
 
@@ -175,6 +187,7 @@ class _Run:
         judge_command: Sequence[str],
         deadlines: Deadlines,
         resume: ResumeFile | None,
+        judges: JudgeServer | None,
     ) -> None:
         self._options = options
         self._plan = plan
@@ -182,6 +195,7 @@ class _Run:
         self._judge_command = judge_command
         self._deadlines = deadlines
         self._resume = resume
+        self._judges = judges
         self._logs = new_log_folder(options.log_dir)
         self._cache = options.cache_dir or cache_folder()
         self._verdicts: dict[str, Verdict] = {}
@@ -195,6 +209,17 @@ class _Run:
         for pair in pairs:
             if not self._take_stored(pair):
                 waiting.put(pair)
+        with contextlib.ExitStack() as ends_with_this_run:
+            if self._judges is None and waiting.qsize() > 1:
+                self._judges = ends_with_this_run.enter_context(JudgeServer())
+            interrupted = self._work_side_by_side(waiting)
+        verdicts = [self._verdicts.get(pair.name) or self._unreached(pair) for pair in pairs]
+        if interrupted:
+            raise Interrupted(verdicts)
+        return verdicts
+
+    def _work_side_by_side(self, waiting: queue.SimpleQueue[Pair]) -> bool:
+        """Evaluate all pairs; returns whether the user interrupted that."""
         threads = [
             threading.Thread(target=self._work, args=(waiting,), name=f"fleet-{i}", daemon=True)
             for i in range(min(self._plan.alive, waiting.qsize()))
@@ -209,10 +234,7 @@ class _Run:
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop_all("interrupted before it came to a verdict")
-        verdicts = [self._verdicts.get(pair.name) or self._unreached(pair) for pair in pairs]
-        if interrupted:
-            raise Interrupted(verdicts)
-        return verdicts
+        return interrupted
 
     def _work(self, waiting: queue.SimpleQueue[Pair]) -> None:
         """Evaluate pairs until none waits."""
@@ -228,22 +250,19 @@ class _Run:
                 verdict = self._failed(
                     pair,
                     self._options,
-                    Failure(
-                        status=Status.HARNESS_ERROR,
-                        message=f"the fleet failed: {traceback.format_exc(limit=-1).strip()}",
-                    ),
+                    HarnessError(f"the fleet failed: {traceback.format_exc(limit=-1).strip()}"),
                 )
             if verdict is None:
                 return
             self._verdicts[pair.name] = verdict
             if self._resume is not None:
-                # A file that was edited meanwhile: nobody knows which of its contents was judged.
+                # A file may have changed meanwhile. Then it is unknown which content was judged.
                 self._resume.append(key if key == self._key(pair) else None, verdict)
             self._listener.finished(verdict)
             self._stop_if_bad(verdict)
 
     def _take_stored(self, pair: Pair) -> bool:
-        """Take a pair's verdict from the resume file; returns whether it stands there."""
+        """Take a pair's verdict from the resume file; return whether the file has one."""
         stored = self._resume.verdict_of(self._key(pair)) if self._resume is not None else None
         if stored is None:
             return False
@@ -281,9 +300,10 @@ class _Run:
                 seed=secrets.randbits(63) if seed is None else seed,
             )
             self._listener.started(pair.name, device)
-            settings = preflight(pair, options)
-            if isinstance(settings, Failure):
-                return self._failed(pair, options, settings)
+            try:
+                settings = preflight(pair, options)
+            except Refusal as refusal:
+                return self._failed(pair, options, refusal)
             log = log_file(self._logs, pair.name)
             request = {
                 "pair": to_json(pair),
@@ -295,7 +315,7 @@ class _Run:
             for alone in (False, True):
                 turn = self._plan.turn(device, alone=alone)
                 outcome = self._judged(pair, device, request, turn)
-                if turn is None or not turn.was_shared or self._stands(pair, outcome):
+                if turn is None or not turn.was_shared or self._stands(options, outcome):
                     break
             if outcome is None:
                 return None
@@ -306,11 +326,13 @@ class _Run:
     def _judged(
         self, pair: Pair, device: str, request: Mapping[str, Any], turn: Turn | None
     ) -> Outcome | None:
-        """Return what becomes of one judge; None where the run was stopped before it."""
+        """Run one judge and return its outcome; None where the run was stopped before it."""
         build_slot = self._plan.build_slot(device)
-        with self._taken(build_slot) as taken:
-            if not taken:
-                return None
+        try:
+            while not build_slot.try_take():
+                if self._stop.is_set():
+                    return None
+                time.sleep(_POLL_S)
             return JudgeProcess(
                 self._judge_command,
                 request,
@@ -320,40 +342,30 @@ class _Run:
                 deadlines=self._deadlines,
                 build_slot=build_slot,
                 turn=turn,
-                on_phase=self._tell_phase(pair),
+                on_phase=lambda phase: self._listener.phase(pair.name, phase),
                 stop=self._stop,
+                server=self._judges,
             ).run()
+        finally:
+            build_slot.release()
 
-    def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
-        """Say whether another pair on the same device can have had no part in an outcome."""
+    def _stands(self, options: Options, outcome: Outcome | None) -> bool:
+        """Return whether no other pair on the same device can have caused an outcome."""
         verdict = outcome.verdict if outcome is not None else None
         if verdict is None:
             return True
         if verdict.status in _OTHERS_CAN_CAUSE:
             return False
-        chosen = pair.size is None and self._options.size is None and not self._options.quick
-        return isinstance(verdict, Failure) or verdict.size == "full" or not chosen
-
-    def _tell_phase(self, pair: Pair) -> Callable[[str], None]:
-        return lambda phase: self._listener.phase(pair.name, phase)
-
-    @contextlib.contextmanager
-    def _taken(self, slot: Slot) -> Iterator[bool]:
-        """Wait for a slot; yields False where the run was stopped first."""
-        try:
-            while not slot.try_take():
-                if self._stop.is_set():
-                    yield False
-                    return
-                time.sleep(_POLL_S)
-            yield True
-        finally:
-            slot.release()
+        asked = options.size is not None or options.quick
+        return isinstance(verdict, Refusal) or verdict.size == "full" or asked
 
     def _environment(self) -> Mapping[str, str]:
         """Return a judge's environment: this one, with our package in reach."""
         path = os.environ.get("PYTHONPATH")
         env = dict(os.environ)
+        env.pop(
+            "PYTEST_CURRENT_TEST", None
+        )  # it changes with each test, and forks need one for all
         env["PYTHONPATH"] = str(PROJECT_ROOT) + (os.pathsep + path if path else "")
         compiler = find_compiler()
         if compiler is not None and shutil.which("c++") is None:
@@ -370,12 +382,12 @@ class _Run:
     def _concluded(
         self, pair: Pair, options: Options, outcome: Outcome, log: Path
     ) -> Verdict | None:
-        """Return the judge's verdict with what the fleet knows, or one of our own."""
+        """Return the judge's verdict with what the fleet knows, or the fleet's own verdict."""
         result = outcome.verdict
         if result is None:
             return None
-        if isinstance(result, Failure):
-            append(log, f"{result.status.value}: {result.message}")
+        if isinstance(result, Refusal):
+            append(log, f"{result.status.value}: {result}")
             return dataclasses.replace(
                 self._failed(pair, options, result), phases=outcome.phases, log=str(log)
             )
@@ -392,11 +404,11 @@ class _Run:
             log=result.log or str(log),
         )
 
-    def _failed(self, pair: Pair, options: Options, failure: Failure) -> Verdict:
+    def _failed(self, pair: Pair, options: Options, refusal: Refusal) -> Verdict:
         return Verdict(
             pair=pair.name,
-            status=failure.status,
-            message=failure.message,
+            status=refusal.status,
+            message=str(refusal),
             seed=options.seed or 0,
             device=options.device,
             size=options.size or "",
@@ -407,5 +419,5 @@ class _Run:
         return self._failed(
             pair,
             self._options,
-            Failure(status=Status.SKIPPED, message=self._why_stopped or "never started"),
+            Refusal(Status.SKIPPED, self._why_stopped or "never started"),
         )

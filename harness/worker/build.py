@@ -1,13 +1,13 @@
 """Builds and loads a solution's extensions, through ``load_inline`` and ``load``.
 
-Both are replaced before the solution is imported. An extension is looked up by the content of
-everything that went into it, first in the cache (read-only here), else it is built in the build
-folder of this worker, which the judge moves into the cache when the build worker is done. Two
-solutions that use the same extension name therefore never meet, and a build that is killed leaves
-nothing but a folder that is thrown away.
+The builder replaces both before the solution is imported. The key of an extension is a hash of
+everything that goes into it. The builder looks it up in the cache, which is read-only here. If it
+is missing, the builder builds it in this worker's build folder. The judge moves it into the cache
+when the build worker is done. So two solutions with the same extension name never share one, and a
+build that is killed leaves only a folder that is thrown away.
 
-Within one solution, the second extension of a name becomes ``name_v1``, as torch names it: pybind11
-keeps one module per name and process, and would hand out the first one again.
+Within one solution, the second extension of a name becomes ``name_v1``, as with torch: pybind11
+keeps one module per name and process, and would return the first one again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
 
 
 class ExtensionBuildError(BuildFailed, RuntimeError):
-    """BuildFailed as the solution sees it: cpp_extension raises RuntimeError there."""
+    """A BuildFailed that is a RuntimeError, too, as cpp_extension raises."""
 
 
 def _strings(value: Any) -> list[str]:
@@ -52,17 +52,17 @@ def _strings(value: Any) -> list[str]:
 
 
 class Builder:
-    """Stands in for torch.utils.cpp_extension's JIT entry points in one worker.
+    """Replaces the JIT entry points of torch.utils.cpp_extension in one worker.
 
     Args:
         device: ``cuda``, ``emulated`` or ``cpu``.
         cache: folder with finished extensions by key; only read.
-        build_folder: folder of this worker, where missing ones are built.
+        build_folder: folder of this worker for the builds of missing ones.
         support: folder of the CPU runner's run-time library and headers.
-        solution: the solution's file, to point compiler errors at its own lines.
+        solution: the solution's file, so that compiler errors name its lines.
         announce: called with (event, extension name) around each compilation.
-        nvcc: architectures for which nvcc is asked too, off the GPU.
-        fast_headers: try headers first that hold only what the source names; ``cuda`` only.
+        nvcc: off the GPU, nvcc compiles for these architectures, too.
+        fast_headers: first try headers that hold only what the source names; ``cuda`` only.
         failed: message and log of builds that failed in the build worker, by key. A solution that
             hides a failed build tries it again in each process or call, for a minute each time.
     """
@@ -149,7 +149,7 @@ class Builder:
                 more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
                 self._torch_load_inline(  # type: ignore[no-untyped-call]
                     name,
-                    list(request["cpp_sources"]),  # torch adds to both lists
+                    list(request["cpp_sources"]),  # a copy: torch adds to both lists
                     cuda_sources=list(request["cuda_sources"]),
                     functions=functions,
                     extra_cflags=request["extra_cflags"],
@@ -250,7 +250,7 @@ class Builder:
         )
 
     def _look_for_kernels(self, sources: Iterable[str]) -> None:
-        """Note whether sources define or launch a kernel: CUDA that calls libraries ships none."""
+        """Note whether sources define or launch a kernel, rather than call libraries only."""
         self.ships_cuda = self.ships_cuda or any(_KERNEL.search(s) for s in sources)
 
     def _resolve(self, source: str) -> Path:
@@ -258,11 +258,15 @@ class Builder:
         if not path.is_absolute() and not path.exists():
             path = self._solution.parent / path
         if not path.is_file():
-            raise self._failed(f"{self._solution}: no source file {source!r}", "")
+            raise self._failed(
+                f"{self._solution}: the source file {source!r} does not exist. "
+                "Next: name an existing file in load(sources=...)",
+                "",
+            )
         return path.resolve()
 
     def _contents(self, files: Sequence[str], include_paths: Sequence[str]) -> dict[str, str]:
-        """Return the hash of each source and of the headers beside them, and remember the files."""
+        """Return the hashes of the sources and of the headers beside them; note these files."""
         seen = {Path(f) for f in files}
         for folder in {p.parent for p in seen} | {Path(i) for i in include_paths}:
             if folder.is_dir():
@@ -294,7 +298,7 @@ class Builder:
         self.keys.append(finished.name)
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
-            raise self._failed(f"extension {name!r} was built but left no library", "")
+            raise self._failed(f"the build of extension {name!r} left no library", "")
         notes = finished / "nvcc.json"
         if notes.is_file():
             self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]
@@ -308,10 +312,10 @@ class Builder:
         return next((place for place in places if (place / "done").exists()), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
-        """Return the name under which an extension is built: one name never stands for two.
+        """Return the name under which an extension is built: two extensions never share a name.
 
-        The number follows from the order in which this process asks for extensions. Where another
-        process asks in another order, the key differs, too, and it builds its own.
+        The number follows from the order in which this process asks for extensions. The name is
+        part of the key. So a process that asks in another order builds its own.
         """
         digest = content_key(name, content, self._device)
         number, own = 0, name
@@ -332,7 +336,7 @@ class Builder:
 
         Args:
             name: the extension's.
-            keys: the key of a build with fast headers, if that is to be tried, then torch's own.
+            keys: the key of the build with fast headers, if it is tried, then the key without.
             build: compiles.
             units: the sources.
             flags: the solution's compiler flags and include paths.
@@ -372,9 +376,10 @@ class Builder:
         units: Sequence[fast_headers.Source],
         flags: dict[str, Any],
     ) -> str:
-        """Build with headers that hold only what the source names; returns why that failed.
+        """Build with headers that hold only what the source names; return why that failed.
 
-        Any failure is one: the build with torch's own headers follows and says what is wrong.
+        After any failure the build with torch's own headers follows. Its message is the one that
+        the user sees.
         """
         from torch.utils import cpp_extension
 
@@ -397,7 +402,7 @@ class Builder:
             subprocess.SubprocessError,
         ) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            # torch would take the next build of this name for a second version of it.
+            # Else torch takes the next build of this name for a second version of it.
             cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
             return str(error)
         (folder / "headers").write_text("fast\n")
@@ -412,7 +417,9 @@ class Builder:
             module = importlib.util.module_from_spec(spec)
             loader.exec_module(module)
         except ImportError as error:
-            raise self._failed(f"extension {name!r} does not load: {error}", str(error)) from error
+            raise self._failed(
+                f"extension {name!r} cannot be loaded: {error}", str(error)
+            ) from error
         return module
 
     def _failed(self, message: str, log: str) -> ExtensionBuildError:
@@ -421,7 +428,7 @@ class Builder:
         return ExtensionBuildError(message, log)
 
     def _first_error(self, log: str, folder: Path) -> str:
-        """Return the tool chain's first error, pointed at the solution's own line where it can."""
+        """Return the tool chain's first error, at the solution's own line if that is found."""
         found = re.search(
             r"^(\S+?)[:(](\d+)\)?(?::\d+)?: (?:fatal )?error:? .*$", log, re.MULTILINE
         )
@@ -446,9 +453,9 @@ class Builder:
 
 
 def content_key(name: str, content: dict[str, Any], device: str) -> str:
-    """Return a key over everything that decides what the built library is.
+    """Return a hash of everything that the built library depends on.
 
-    Sources, flags and bindings, and the tool chain.
+    These are sources, flags, bindings and the tool chain.
     """
     everything = {**toolchain(device), "name": name, "content": content}
     text = json.dumps(everything, sort_keys=True, default=str)

@@ -57,9 +57,14 @@ class TimedCalls:
         with self._undisturbed():
             order, seed = page.await_go(number)
             claimed = batch.run(module, order, request["keep"], seed)
-            page.done(number, batch.where, batch.width)
-        allocations = self._allocations(batch.where)
-        return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
+            page.done(number, batch.where[: mailbox.MAX_WORDS], batch.width)
+        tensors = modules.module_state(module)
+        moving = [tensors.get(name) for name in request["moving"]]
+        forms = batch.forms(moving)
+        tensors_of_call = len(forms["forms"])
+        where = [w for i, w in enumerate(batch.where) if i % batch.width < tensors_of_call]
+        allocations = self._allocations([*where, *forms["moving_at"]])
+        return {"claimed_ms": claimed, "allocations": allocations, **forms}
 
     def do_alone(self, request: dict[str, Any]) -> None:
         """Make isolated calls, each when its inputs have come over the mailbox."""

@@ -17,8 +17,8 @@ lines on top of a solution say what it is evaluated against and what must come o
     # tier: full                         only evaluated where CORPUS=full is set
     # why: one line
 
-One evaluation costs about four seconds of CPU time, mostly PyTorch's import in two processes. So
-one solution of each kind is evaluated by default, and all of them by ``CORPUS=full make test``.
+One evaluation costs about a second of processor time. One solution of each kind is evaluated by
+default, and all of them by ``CORPUS=full make test``.
 
 All selected solutions are evaluated side by side, two at a time; each test then looks at one.
 """
@@ -37,6 +37,7 @@ import pytest
 import torch
 
 from harness import Blame, Status, Verdict, evaluate
+from harness.fleet import JudgeServer
 
 FOLDER = Path(__file__).parent
 KEYS = {
@@ -114,7 +115,7 @@ CASES = [
 ]
 
 
-def run(case: Case, seed: int | None = None) -> Verdict:
+def run(case: Case, judges: JudgeServer, seed: int | None = None) -> Verdict:
     """Evaluate one case as its header says."""
     return evaluate(
         case.problem,
@@ -125,11 +126,14 @@ def run(case: Case, seed: int | None = None) -> Verdict:
         timeout_s=case.timeout_s,
         timed=False,
         seed=seed,
+        judges=judges,
     )
 
 
 @pytest.fixture(scope="session")
-def verdict_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Verdict]]:
+def verdict_of(
+    request: pytest.FixtureRequest, judges: JudgeServer
+) -> Iterator[Callable[[Case], Verdict]]:
     """Start every case that was selected and return the verdict of one on demand."""
     chosen = [
         item.callspec.params["case"]
@@ -138,7 +142,7 @@ def verdict_of(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Verd
     ]
     runnable = {c.name: c for c in chosen if c.device != "cuda" or torch.cuda.is_available()}
     with concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        futures = {name: pool.submit(run, case) for name, case in runnable.items()}
+        futures = {name: pool.submit(run, case, judges) for name, case in runnable.items()}
         yield lambda case: futures[case.name].result()
         pool.shutdown(cancel_futures=True)
 
@@ -153,10 +157,12 @@ def parameters() -> list[pytest.param]:
 
 
 @pytest.mark.parametrize("seed", [5755037666728664772, 7120230214148110815])
-def test_inputs_of_any_size_leave_their_rounding_in_what_lies_between(seed: int) -> None:
+def test_inputs_of_any_size_leave_their_rounding_in_what_lies_between(
+    seed: int, judges: JudgeServer
+) -> None:
     """exp(x - logsumexp(x)) rounds at the size of x, softmax at that of 1: both are float32."""
     (case,) = [c for c in CASES if c.name == "kernels/honest/mentions_cuda"]
-    verdict = run(case, seed)
+    verdict = run(case, judges, seed)
     assert verdict.status is Status.PASSED, verdict.message
 
 

@@ -114,7 +114,7 @@ def make_worker(
             role="candidate",
             log=tmp_path / "log",
             timeout_s=MOST_S,
-            build_timeout_s=60,
+            policy=Policy(),
             memory_bytes=1 << 40,
             threads=1,
             device="cpu",
@@ -140,7 +140,7 @@ class Bench:
         self.problem = Problem(path, {}, torch.device("cpu"), 1)
         self.described = describe_state(self.problem.reference)
         self.report = Report()
-        self.oracle = Oracle(self.problem, self.report.notes)
+        self.oracle = Oracle(self.problem, self.report.notes, Policy())
         self.match = state.match(self.described, self.described, frozenset(), training=True)
         self.trial = plan(1, ["train"], 4, False)[0]
         inputs = self.problem.inputs(1)
@@ -186,6 +186,8 @@ class Bench:
                 "allocations": [],
                 "forms": forms,
                 "state": ["linear.weight"],
+                "moving": [ipc.described(torch.ones(8))],
+                "moving_at": [4096],
                 **facts,
             }, None
         call = self.case.reference

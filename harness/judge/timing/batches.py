@@ -180,12 +180,25 @@ class Batches:
                 )
             )
 
-    def run(self, role: str, calls: int | None = None, *, logged: bool = True) -> float:
+    def check_state(self) -> None:
+        """Run one more batch of the candidate, and see what it makes of its state.
+
+        It cannot tell this batch from those that count.
+
+        Raises:
+            TimedWrongly: its state is not the reference's after as many calls.
+        """
+        self.run(CANDIDATE, logged=False, state=True)
+
+    def run(
+        self, role: str, calls: int | None = None, *, logged: bool = True, state: bool = False
+    ) -> float:
         """Run one batch, of as many calls as chosen or said.
 
         Args:
             role: whose.
             calls: None for as many as were chosen.
+            state: whether what the calls make of the candidate's state is checked.
             logged: whether it counts among the role's batches: one of an isolated call does not.
 
         Returns:
@@ -215,7 +228,9 @@ class Batches:
             whole = like_candidate and self._checks.wants_whole
             see = self._checks.see_inputs if role == CANDIDATE else None
             seed = 1 + self._secret.getrandbits(60) if self._probe.draws else 0
-            timed = timed_worker.run(order, self._secret, self._checks.most, whole, see, seed)
+            timed = timed_worker.run(
+                order, self._secret, self._checks.most, whole, see, seed, state=state
+            )
         except WorkerFailed as failed:
             if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
@@ -225,7 +240,9 @@ class Batches:
                 # Its allocator took new memory. Now the judge knows it; this batch counts for
                 # nothing, or it would be one that nobody had looked at.
                 self.reruns -= 1
-                return self.run(role, calls, logged=logged)
+                return self.run(role, calls, logged=logged, state=state)
+            if state:
+                self._checks.check_moved(timed)
             if self.alike:
                 self._unchecked.append((timed, self._checks.inputs_of(timed)))
             else:

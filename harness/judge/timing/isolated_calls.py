@@ -43,11 +43,15 @@ class CallInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """Of one call: which elements were read on the clock, what they were, and all of them."""
+    """Of one call: which elements were read on the clock, what they were, and all of them.
+
+    And the words that stand for values that are no tensors.
+    """
 
     numbers: np.ndarray
     elements: list[torch.Tensor | None]
     whole: list[torch.Tensor | None]
+    words: list[int]
 
 
 _Take = Callable[[], Callable[[], _Outputs]]
@@ -146,6 +150,7 @@ class IsolatedCalls:
                 elements={0: seen[p].elements},
                 chosen=0,
                 whole=seen[p].whole,
+                words={0: seen[p].words},
                 inputs=inputs if p == last else None,
             )
             one = Timed(
@@ -168,9 +173,10 @@ class IsolatedCalls:
         prepared = timed_worker.plan_read(numbers)
 
         def take() -> Callable[[], _Outputs]:
-            where = self._mailbox.where(count)
-            elements = timed_worker.elements(where, prepared)
-            return lambda: _Outputs(numbers, elements, timed_worker.whole(where))
+            where = self._mailbox.where(count + timed_worker.values)
+            elements = timed_worker.elements(where[:count], prepared)
+            words = where[count:].tolist()
+            return lambda: _Outputs(numbers, elements, timed_worker.whole(where[:count]), words)
 
         return take
 
@@ -183,17 +189,18 @@ class IsolatedCalls:
 
             def take() -> Callable[[], _Outputs]:
                 buffer.copy_(self._mailbox.outputs[: self._out])
-                return lambda: self._outputs(buffer)
+                words = self._mailbox.where(self._timed_worker.values).tolist()
+                return lambda: self._outputs(buffer, words)
 
             return take
 
         return looking
 
-    def _outputs(self, buffer: torch.Tensor) -> _Outputs:
+    def _outputs(self, buffer: torch.Tensor, words: list[int]) -> _Outputs:
         whole, numbers = mailbox.packed(buffer, _forms(self._timed_worker)), self._numbers()
         at = torch.from_numpy(numbers)
         elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
-        return _Outputs(numbers, elements, whole)
+        return _Outputs(numbers, elements, whole, words)
 
     def _looker(self) -> Callable[[], None]:
         number, deadline = self._number, time.monotonic() + self._timed_worker.timeout_s

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.machine.process_tree import stat_of
 
 _THROTTLED = {
     0x08: "hardware slowdown",
@@ -113,15 +114,12 @@ class GpuWatch:
 
 
 def _ours(pid: int) -> bool:
-    """Return whether a process on the GPU belongs to this run: started by whoever started us."""
+    """Return whether a process on the GPU belongs to this run, by its descent."""
     for _ in range(16):
         if pid in (os.getpid(), os.getppid()):
             return True
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-            pid = int(stat.rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            return False
+        stat = stat_of(pid)
+        pid = int(stat[1]) if stat else 0
         if pid <= 1:
             return False
     return False

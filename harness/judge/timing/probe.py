@@ -15,7 +15,7 @@ from harness.judge.reference.seeds import derived
 from harness.judge.timing import roofline
 from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_outputs import alike
-from harness.usercode.modules import differentiable, tensors_of, write_state
+from harness.usercode.modules import differentiable, tensors_of, values_of, write_state
 
 _LARGE_BYTES = 1 << 30
 _SETTLE_S = 0.3
@@ -35,6 +35,8 @@ class Probe:
         repeats: whether a second process gives the same outputs for the same inputs: nothing is
             carried over from the call before, what is drawn at random comes from seeded generators.
         draws: whether something is: each timed call has to have a seed of its own.
+        moving: names of the tensors of the state that a call changes.
+        values: how many values of an output are no tensors.
         draw_grads: draws output gradients for a seed; None where no gradients are asked.
         work: passes with their bytes and flops; empty where there is no GPU.
         peaks: what the device can do, None where there is no GPU.
@@ -44,6 +46,8 @@ class Probe:
     large: bool
     repeats: bool
     draws: bool
+    moving: frozenset[str]
+    values: int
     draw_grads: DrawGrads | None
     work: tuple[roofline.Pass, ...]
     peaks: roofline.Peaks | None
@@ -69,9 +73,12 @@ def probe(problem: Problem, mode: str, seed: int, precision: str, policy: ClockP
     before = {n: t.detach().clone() for n, t in problem.state().items()}
     calling = partial(_outputs, problem, mode, inputs, private=large)
     calling(1)  # a state that is carried over moves on
+    state_now = problem.state()
+    moving = frozenset(n for n, t in before.items() if not torch.equal(t, state_now[n]))
     draws = not _same(outputs, calling(2), policy)
     repeats = not draws or _same(outputs, calling(0), policy)
     write_state(problem.reference, before)
+    values = len(values_of(outcome.output))
     del outputs, outcome, calling
     draw = _drawing(problem.device, forms) if mode == "train" else None
     on_gpu = problem.device.type == "cuda"
@@ -93,6 +100,8 @@ def probe(problem: Problem, mode: str, seed: int, precision: str, policy: ClockP
         large=large,
         repeats=repeats,
         draws=draws and repeats,
+        moving=moving,
+        values=values,
         draw_grads=draw,
         work=tuple(work),
         peaks=peaks,

@@ -33,6 +33,8 @@ from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, Wor
 
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
+_STATE_PART = 1 / 4
+"""After this part of the blocks, the judge looks at the state that the candidate's calls leave."""
 _COMPILE_S = 300.0
 """torch.compile may take its time for the first call; nobody else gets more."""
 
@@ -141,7 +143,13 @@ class Stopwatch:
             repeats=self._probe.repeats,
             large=self._probe.large,
             secret=self._secret,
+            moving=self._probe.moving,
         )
+        self._timed_workers[CANDIDATE].moving = [
+            theirs for theirs, ours in self._match.source.items() if ours in self._probe.moving
+        ]
+        for timed_worker in self._timed_workers.values():
+            timed_worker.values = self._probe.values
         batches = self._batches
         batches.over(self._input_pool, self._checks, self._probe)
         self._prepare()
@@ -159,10 +167,12 @@ class Stopwatch:
                     policy,
                     order,
                     condition=self._watch.condition,
-                    prepare=batches.check_pending,
+                    prepare=self._between_blocks,
                     host_delayed=batches.host_delayed_roles,
                 )
                 batches.check_pending()
+                if self._probe.moving:
+                    batches.check_state()
                 break
             except BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
@@ -216,6 +226,12 @@ class Stopwatch:
             ),
         )
         return speed_of(measured, self._policy)
+
+    def _between_blocks(self) -> None:
+        """Check what the last block timed, and now and then what calls make of the state."""
+        self._batches.check_pending()
+        if self._probe.moving and self._secret.random() < _STATE_PART:
+            self._batches.check_state()
 
     def _enter(self, step: str) -> None:
         self._step = step
@@ -300,7 +316,9 @@ class Stopwatch:
         """Find how many calls of each role take as long as a batch should, and stage them."""
         self._batch_each(1)
         estimates = self._batch_each(1)
-        most = min(mailbox.MAX_CALLS, self._room())
+        layout = self._timed_workers[REFERENCE].layout
+        words = self._probe.values + (len(layout.forms) if layout else 0)
+        most = min(mailbox.MAX_CALLS, self._room(), max(mailbox.MAX_WORDS // max(words, 1), 1))
         for _ in range(3):
             self._batches.calls = clock.calls_by_role(estimates, most, self._policy)
             self._batches.short = clock.short_calls(estimates, self._policy)

@@ -12,20 +12,32 @@ import torch
 from harness.domain import Refusal, Status
 from harness.ipc import mailbox
 from harness.judge.check import compare
-from harness.judge.check.fingerprint import Evidence, Looks, real_double
+from harness.judge.check.fingerprint import Evidence, Looks, named
 from harness.judge.check.precision import Standard
-from harness.judge.check.structure import Mismatch
+from harness.judge.check.structure import Mismatch, same_number
 from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem
 from harness.judge.reference.similarity import triples
 from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.input_pool import InputPool, Values, flat
-from harness.judge.timing.timed_worker import Seen, Timed
+from harness.judge.timing.timed_worker import Seen, Timed, tensors_read
 from harness.judge.workers.peer_memory import Layout
-from harness.usercode.modules import differentiable, given_tensors, tensors_of, write_state
+from harness.usercode.modules import (
+    differentiable,
+    float_of,
+    given_tensors,
+    tensors_of,
+    values_of,
+    word_of,
+    write_state,
+)
 
 _SAMPLE = 1 << 22
+_GRADIENTS_PART = 1 / 8
+_MOVED_PART, _MOVED_EPS = 0.25, 64.0
+"""The state after a batch may be off by this part of what the batch changed, and by so many units
+of rounding of its size. Sums of other orders differ by less, an update that is left out by all."""
 _PART = 1 << 20
 """Elements of an input that are looked at: all of it where there are no more."""
 
@@ -58,6 +70,7 @@ class OutputCheck:
             all.
         large: outputs take gigabytes: one batch in four is checked whole.
         secret: chooses what is looked at.
+        moving: names of the tensors of the reference's state that calls change.
     """
 
     def __init__(
@@ -73,6 +86,7 @@ class OutputCheck:
         repeats: bool,
         large: bool,
         secret: random.Random,
+        moving: frozenset[str] = frozenset(),
     ) -> None:
         self._problem = problem
         self._oracle = oracle
@@ -86,6 +100,7 @@ class OutputCheck:
         self._repeats = repeats
         self._large = large
         self._secret = secret
+        self._moving = moving
         self._batches = 0
         self._looks = Looks()
 
@@ -148,12 +163,20 @@ class OutputCheck:
             if whole is not None:
                 self._check_rest(seen, whole)
             self._check_elements(wanted, seen, position)
+            self._check_values(expected.output, seen.words.get(position))
             if whole is not None and self._repeats:
                 self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
 
     def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
         """Return what the reference gave, in the order of the candidate's own."""
         wanted = list(given_tensors(expected.output, None))
+        unknown = [name for name in layout.state if name not in self._match.source]
+        if unknown or (layout.state and self._mode != "train"):
+            said = (unknown or layout.state)[0][:200]
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives a gradient of {said!r}, which no checked call gave",
+            )
         if self._mode == "train":
             of_state = {
                 name: expected.state_grads.get(ours) for name, ours in self._match.source.items()
@@ -185,8 +208,11 @@ class OutputCheck:
 
     def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
         numbers = torch.from_numpy(seen.numbers[position])
-        for tensor, got in zip(wanted, seen.elements[position], strict=True):
-            if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
+        read = tensors_read(seen.numbers[position], len(wanted))
+        for i, (tensor, got) in enumerate(zip(wanted, seen.elements[position], strict=True)):
+            if i not in read or tensor is None or not tensor.numel():
+                continue
+            if tensor.layout is not torch.strided:
                 continue
             want = torch.take(tensor, (numbers % tensor.numel()).to(tensor.device))
             if got is None:
@@ -211,6 +237,64 @@ class OutputCheck:
                     + (f": {seen.blind})" if seen.blind else ")"),
                 )
 
+    def _check_values(self, output: Any, words: Sequence[int] | None) -> None:
+        """See that numbers and other values of a timed call are the reference's."""
+        wanted = values_of(output)
+        if words is None or not self._repeats:
+            return
+        if len(words) != len(wanted):
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives {len(words)} values that are no tensors, the reference "
+                f"{len(wanted)}",
+            )
+        for word, want in zip(words, wanted, strict=True):
+            got = float_of(word)
+            near = isinstance(want, float) and same_number(got, want)
+            if not near and word != word_of(want):
+                said = repr(got) if isinstance(want, float) else "another value"
+                raise _wrong(
+                    Status.WRONG_VALUES, f"a timed call gives {said} where {want!r} is right"
+                )
+
+    def check_moved(self, timed: Timed) -> None:
+        """See that the state after a batch is the reference's after as many calls.
+
+        Args:
+            timed: a batch that read the state; its inputs are still staged.
+
+        Raises:
+            TimedWrongly: the candidate did not update its state, or in another way.
+        """
+        if timed.moved is None:
+            return
+        before, after = timed.moved
+        names = [name for name in self._match.source if self._match.source[name] in self._moving]
+        problem = self._problem
+        kept = {n: t.detach().clone() for n, t in problem.state().items()}
+        began = {
+            self._match.source[n]: t
+            for n, t in zip(names, before, strict=False)
+            if t is not None and t.shape == kept[self._match.source[n]].shape
+        }
+        write_state(problem.reference, began)
+        for position, slot in enumerate(timed.order):
+            rng = timed.seed + position if timed.seed else 0
+            inputs = self._input_pool.values(slot)[0]
+            problem.call(problem.reference, self._mode, inputs, rng, None)
+        right = {n: t.detach().clone() for n, t in problem.state().items()}
+        write_state(problem.reference, kept)
+        for name, first, got in zip(names, before, after, strict=False):
+            want = right[self._match.source[name]]
+            if first is None or got is None or first.shape != want.shape:
+                continue  # not in sight before: its next batch shows where it lies
+            if got.shape != want.shape or not _moved_alike(first.to(want), got.to(want), want):
+                raise _wrong(
+                    Status.WRONG_STATE,
+                    f"after {len(timed.order)} timed calls state {name} is not the reference's: "
+                    "the calls left its update out, or update it in another way",
+                )
+
     def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
         """See that an output rests: it is read whole when the clock has stopped."""
         numbers = torch.from_numpy(seen.numbers[seen.chosen])
@@ -231,22 +315,29 @@ class OutputCheck:
         whole: Sequence[torch.Tensor | None],
         layout: Layout,
         expected: Outcome,
-        oracle: Any,
+        oracle: Outcome,
         evidence: Evidence | None,
     ) -> None:
-        exact = tensors_of(oracle)
-        names = [n for n, _, _, _ in triples(oracle, oracle, oracle, "output")]
+        output = oracle.output
+        names = [n for n, _, _, _ in triples(output, output, output, "output")]
+        names += [f"grad {i}" for i, _ in enumerate(expected.input_grads)]
+        names += [f"grad {self._match.source[n]}" for n in layout.state if self._mode == "train"]
+        exact = [
+            *tensors_of(output),
+            *oracle.input_grads,
+            *(oracle.state_grads.get(self._match.source[n]) for n in layout.state),
+        ]
         into = len(given_tensors(expected.output, None)) + len(expected.input_grads)
         for i, (got, want) in enumerate(zip(whole, wanted, strict=True)):
             if want is None or not want.numel() or want.layout is not torch.strided:
                 continue
             if got is None:
                 raise _wrong(Status.WRONG_VALUES, "an output is in memory that nobody can see")
-            if i >= into:
+            right = exact[i] if i < len(exact) else None
+            if i >= into and right is None:
                 self._check_state_grad(layout.state[i - into], got, want)
                 continue
-            what = names[i] if i < len(exact) else "gradient of an input"
-            right = exact[i] if i < len(exact) else want
+            right, what = want if right is None else right, names[i]
             mismatch = compare.tensor(
                 got.to(want.device), want, right, self._standard, "time", what, evidence
             ).mismatch
@@ -283,7 +374,7 @@ class OutputCheck:
 
     def _expected(
         self, staged: Values, whole: bool, rng: int
-    ) -> tuple[Outcome, Any, Evidence | None]:
+    ) -> tuple[Outcome, Outcome, Evidence | None]:
         problem, mode = self._problem, self._mode
         before: Mapping[str, torch.Tensor] = {
             n: t.detach().clone() for n, t in problem.state().items()
@@ -291,14 +382,15 @@ class OutputCheck:
         inputs, grads = staged
         oracle = None
         if whole and not self._oracle.is_reference and not self._large:
-            oracle = self._oracle.call(mode, inputs, rng, None).output
+            # Gradients in float64 take three times as long: seldom, but nobody knows when.
+            differentiated = self._batches == 1 or self._secret.random() < _GRADIENTS_PART
+            oracle = self._oracle.call(mode, inputs, rng, grads if differentiated else None)
         versions = [t._version for t in tensors_of(inputs)]
         outcome = problem.call(problem.reference, mode, inputs, rng, grads, private=True)
         write_state(problem.reference, before)
-        exact = outcome.output if oracle is None else oracle
+        exact = dataclasses.replace(outcome, state_grads={}) if oracle is None else oracle
         if not whole or versions != [t._version for t in tensors_of(inputs)]:
             return outcome, exact, None
-        found = triples(exact, exact, exact, "output")
         evidence = Evidence(
             problem,
             self._oracle,
@@ -308,13 +400,24 @@ class OutputCheck:
             rng=rng,
             grads=grads,
             before=before,
-            exact={n: real_double(t) for n, t, _, _ in found if differentiable(t)},
+            exact=named(exact, []),
             seed=self._secret.getrandbits(60),
             notes=[],
             looks=self._looks,
             stand_in=oracle is None,
         )
         return outcome, exact, evidence
+
+
+def _moved_alike(first: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Return whether a state has moved from the first value to that which the reference has now."""
+    if not differentiable(want):
+        return torch.equal(got, want)
+    rounding = _MOVED_EPS * torch.finfo(want.dtype).eps * rms(want)
+    off = torch.where(torch.isfinite(want), (got - want).abs(), 0.0)
+    return (
+        bool(torch.isfinite(off).all()) and rms(off) <= _MOVED_PART * rms(want - first) + rounding
+    )
 
 
 def parts(places: Sequence[torch.Tensor]) -> list[Part]:

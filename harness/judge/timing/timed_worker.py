@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from harness.judge.workers.remote import RemoteWorker
 
 _ELEMENTS = 64
 """Elements that are looked at in each tensor of a chosen output: on the CPU, each a system call."""
+_TENSORS = 64
+"""Tensors of a chosen call that are looked at: reading all gradients of a model takes too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,7 @@ class Seen:
         chosen: the position that is judged by more than these elements.
         whole: its tensors, read after the clock had stopped; None where they were not.
         inputs: what was found where the inputs lie, by the same time; None where nobody asked.
+        words: by position, what stands for the values of the call that are no tensors.
         unseen: whether something lay in GPU memory that was allocated within the batch.
         blind: why some memory cannot be seen.
     """
@@ -46,6 +49,7 @@ class Seen:
     chosen: int
     whole: Sequence[torch.Tensor | None] | None
     inputs: Any = None
+    words: Mapping[int, Sequence[int]] = field(default_factory=dict)
     unseen: bool = False
     blind: str = ""
 
@@ -61,6 +65,8 @@ class Timed:
         seed: of the generators before the first call, one more before each further one; 0 where
             they were left as they are.
         seen: what was found of the outputs.
+        moved: the state that calls change, before the batch and after it; None where it was not
+            looked at. None in place of a tensor that could not be read.
     """
 
     total_ms: float
@@ -68,6 +74,20 @@ class Timed:
     order: tuple[int, ...]
     seen: Seen
     seed: int = 0
+    moved: tuple[list[torch.Tensor | None], list[torch.Tensor | None]] | None = None
+
+
+def tensors_read(numbers: np.ndarray, count: int) -> set[int]:
+    """Return which tensors of a call have elements read: all, or what the secret chooses of many.
+
+    Args:
+        numbers: which elements: drawn anew for each call that is looked at.
+        count: tensors of a call.
+    """
+    if count <= _TENSORS:
+        return set(range(count))
+    chosen = np.random.default_rng(numbers).choice(count, _TENSORS, replace=False)
+    return set(chosen.tolist())
 
 
 class TimedWorker:
@@ -82,6 +102,8 @@ class TimedWorker:
 
     Attributes:
         keep: how many outputs of a batch it keeps.
+        moving: names of the tensors of its state that calls change.
+        values: how many values of an output are no tensors.
     """
 
     def __init__(
@@ -96,6 +118,8 @@ class TimedWorker:
         self.role = role
         self.worker = worker
         self.keep = mailbox.MAX_CALLS
+        self.moving: Sequence[str] = ()
+        self.values = 0
         self.timeout_s = timeout_s
         self._clock = clock
         self._number = 0
@@ -128,7 +152,7 @@ class TimedWorker:
         self.resume()
         self._number += 1
         self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
-        self.worker.send("go", number=self._number, keep=self.keep)
+        self.worker.send("go", number=self._number, keep=self.keep, moving=list(self.moving))
         self._mailbox.wait_ready(self._number, self._looker())
         # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
         # batch, and in the batch overhead that is subtracted.
@@ -143,6 +167,8 @@ class TimedWorker:
         whole: bool,
         see_inputs: Callable[[set[int]], Any] | None = None,
         seed: int = 0,
+        *,
+        state: bool = False,
     ) -> Timed:
         """Start the clock, let the worker run, look at its outputs when it is done, stop.
 
@@ -156,8 +182,10 @@ class TimedWorker:
             see_inputs: called with the slots of the outputs that are looked at, before the worker
                 can know that it has been looked at.
             seed: of the generators, 0 leaves them as they are.
+            state: read the state that calls change, before and after.
         """
         look = self._looker()
+        before = self._moving_now() if state else []
         positions = range(max(len(order) - self.keep, 0), len(order))
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
         once = np.random.default_rng(secret.getrandbits(128))
@@ -175,7 +203,10 @@ class TimedWorker:
         elements = [self.elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
         self._wait()
         seen_at = self._clock()
+        after = self._moving_now() if state else []
+        known = self._layout.moving_at if self._layout else ()
         one = secret.randrange(most)
+        forms = len(self._layout.forms) if self._layout else 0
         seen = Seen(
             layout=self._layout,
             numbers=dict(zip(chosen, numbers, strict=True)),
@@ -183,6 +214,7 @@ class TimedWorker:
             chosen=chosen[one],
             whole=self.whole(where[chosen[one]]) if whole else None,
             inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
+            words={p: where[p][forms:].tolist() for p in chosen},
             unseen=self._peer_memory.missed > missed,
             blind=self._peer_memory.blind,
         )
@@ -190,13 +222,27 @@ class TimedWorker:
         answer = self.worker.answer()
         self._map(answer, whole=True)
         self._layout = Layout.of(answer)
+        if len(self._layout.moving) != len(self.moving):
+            raise self.worker.tampered("it describes other state than it was asked for")
+        if state and self._layout.moving_at != known:
+            after = self._moving_now()  # the module's calls put other tensors there
         return Timed(
             total_ms=(seen_at - began) * 1e3,
             claimed_ms=answer["claimed_ms"],
             order=tuple(order),
             seed=seed,
             seen=seen,
+            moved=(before, after) if state else None,
         )
+
+    def _moving_now(self) -> list[torch.Tensor | None]:
+        """Read the state that calls change, where it lay after the batch before."""
+        layout = self._layout or Layout()
+        with self.claims():
+            return [
+                self._peer_memory.whole(at, form) if form is not None and form.elements else None
+                for at, form in zip(layout.moving_at, layout.moving, strict=True)
+            ]
 
     @contextlib.contextmanager
     def claims(self) -> Iterator[None]:
@@ -219,12 +265,14 @@ class TimedWorker:
         """
         if self._layout is None:
             return []
+        forms = self._layout.forms
+        read = tensors_read(numbers, len(forms))
         with self.claims():
             return [
                 self._peer_memory.plan_read(form, numbers)
-                if form is not None and form.elements
+                if i in read and form is not None and form.elements
                 else None
-                for form in self._layout.forms
+                for i, form in enumerate(forms)
             ]
 
     def elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
@@ -235,7 +283,10 @@ class TimedWorker:
             prepared: which.
         """
         return self._read(
-            where, lambda peer_memory, i, at, form: peer_memory.elements(at, form, prepared[i])
+            where,
+            lambda peer_memory, i, at, form: (
+                None if prepared[i] is None else peer_memory.elements(at, form, prepared[i])
+            ),
         )
 
     def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:

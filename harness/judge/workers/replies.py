@@ -10,6 +10,7 @@ A field that a worker is to send from now on is added here; a reply that has it 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch
 
 from harness import ipc
 from harness.domain import Finding
+from harness.ipc.mailbox import MAX_TENSORS
 
 _MOST_TENSORS = 100_000
 _MOST_KERNELS = 10_000
@@ -133,10 +135,15 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fields:
-    """An object with these fields, and no others."""
+    """An object with these fields, and no others.
+
+    Attributes:
+        equally_long: lists among the needed fields that have as many entries as each other.
+    """
 
     needed: Mapping[str, Kind] = field(default_factory=dict)
     optional: Mapping[str, Kind] = field(default_factory=dict)
+    equally_long: tuple[str, ...] = ()
 
     def read(self, said: Any) -> dict[str, Any]:
         if not isinstance(said, dict):
@@ -153,6 +160,8 @@ class Fields:
                 found[name] = known[name].read(value)
             except ipc.WireViolation as error:
                 raise ipc.WireViolation(f"in the field {name!r}: {error}") from None
+        if len({len(found[name]) for name in self.equally_long}) > 1:
+            raise ipc.WireViolation(f"{' and '.join(self.equally_long)} are not equally long")
         return found
 
 
@@ -314,9 +323,12 @@ _REPLIES: Mapping[str, Fields] = {
         needed={
             "claimed_ms": Maybe(of=Milliseconds()),
             "allocations": _ALLOCATIONS,
-            "forms": Rows(of=Maybe(of=Form()), most=1000),
+            "forms": Rows(of=Maybe(of=Form()), most=MAX_TENSORS),
             "state": Rows(of=Text(most=_PATH), most=_MOST_TENSORS),
-        }
+            "moving": Rows(of=Maybe(of=Form()), most=MAX_TENSORS),
+            "moving_at": Rows(of=Whole(), most=MAX_TENSORS),
+        },
+        equally_long=("moving", "moving_at"),
     ),
     "profile": Fields(needed={"device_ms": Milliseconds()}),
 }
@@ -365,7 +377,7 @@ def read(do: str, message: Mapping[str, Any]) -> dict[str, Any]:
     if "too_small" in said and do in _GROWS:
         return _TOO_SMALL.read(said)
     granted = _REPLIES.get(do, _NOTHING)
-    return Fields(needed=granted.needed, optional=_FACTS).read(said)
+    return dataclasses.replace(granted, optional=_FACTS).read(said)
 
 
 def event(message: Mapping[str, Any]) -> str:

@@ -87,6 +87,7 @@ class FakeWorker:
     def answer(self) -> dict[str, Any]:
         forms = [ipc.described(t) for t in self.outputs[-1:]]
         true = {"claimed_ms": 1.0, "allocations": [], "forms": forms, "state": []}
+        true |= {"moving": [], "moving_at": []}
         try:
             return replies.read("go", {"ok": True, **true, **self.lies})
         except ipc.WireViolation as error:
