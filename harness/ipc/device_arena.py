@@ -147,7 +147,7 @@ class DeviceArena:
 
     Attributes:
         size_bytes: usable bytes.
-        pointer: where they begin in this process.
+        pointer: their address in this process.
     """
 
     def __init__(self, pointer: int, size_bytes: int, device: str, *, owned: bool) -> None:

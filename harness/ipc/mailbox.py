@@ -188,11 +188,11 @@ class CallMailbox(_Page):
         self.outputs = flat[_CALL_HEAD_BYTES + aligned(into) :]
 
     def await_go(self, number: int) -> int:
-        """Wait, as the worker, for a call; return its seed, or END where no call follows."""
+        """Wait, as the worker, for a call; return its seed, or END if no call follows."""
         return self._await_go(number)
 
     def done(self, number: int, where: Sequence[int] = ()) -> None:
-        """Say, as the worker, that a call's outputs lie in the mailbox, or where they lie.
+        """Say, as the worker, that a call is done; its outputs lie in the mailbox or at addresses.
 
         Args:
             number: of the call.

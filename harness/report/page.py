@@ -76,7 +76,7 @@ def render_page(
     answers = {decision.pair: decision for decision in run.gate.pairs} if run.gate else {}
 
     def svg(text: str) -> Markup:
-        return Markup(text)  # noqa: S704 - drawn by us; its texts are escaped where it is drawn
+        return Markup(text)  # noqa: S704 - plots.py draws it and escapes its texts
 
     rows = [
         {

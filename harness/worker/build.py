@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,40 @@ def _strings(value: Any) -> list[str]:
     if isinstance(value, (str, os.PathLike)):
         return [os.fspath(value)]
     return [os.fspath(v) for v in value]
+
+
+def _flags(cflags: Any, cuda_cflags: Any, ldflags: Any, include_paths: Any) -> dict[str, Any]:
+    return {
+        "extra_cflags": _strings(cflags),
+        "extra_cuda_cflags": _strings(cuda_cflags),
+        "extra_ldflags": _strings(ldflags),
+        "extra_include_paths": _strings(include_paths),
+    }
+
+
+def _with_folders(flags: dict[str, Any], in_front: Sequence[str]) -> dict[str, Any]:
+    return {**flags, "extra_include_paths": [*in_front, *flags["extra_include_paths"]]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Extension:
+    """An extension that a solution asks for.
+
+    Attributes:
+        name: as the solution gives it.
+        content: everything that its key depends on.
+        build: compiles it.
+        as_module: whether it is a Python module, and not a library of operators.
+        units: its sources.
+        flags: the solution's compiler flags and include paths.
+    """
+
+    name: str
+    content: dict[str, Any]
+    build: Build
+    as_module: bool
+    units: tuple[fast_headers.Source, ...]
+    flags: dict[str, Any]
 
 
 class Builder:
@@ -131,55 +166,52 @@ class Builder:
         """Build inline sources for this worker's device; see cpp_extension.load_inline."""
         if sycl_sources or with_sycl:
             raise Unsupported(f"extension {name!r} has SYCL sources")
+        flags = _flags(extra_cflags, extra_cuda_cflags, extra_ldflags, extra_include_paths)
         request = {
             "cpp_sources": _strings(cpp_sources),
             "cuda_sources": _strings(cuda_sources),
             "functions": functions,
-            "extra_cflags": _strings(extra_cflags),
-            "extra_cuda_cflags": _strings(extra_cuda_cflags),
-            "extra_ldflags": _strings(extra_ldflags),
-            "extra_include_paths": _strings(extra_include_paths),
             "with_pytorch_error_handling": with_pytorch_error_handling,
+            **flags,
         }
-
         self._look_for_kernels(request["cuda_sources"])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
-            if self._device == "cuda":
-                more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
-                self._torch_load_inline(  # type: ignore[no-untyped-call]
-                    name,
-                    list(request["cpp_sources"]),  # a copy: torch adds to both lists
-                    cuda_sources=list(request["cuda_sources"]),
-                    functions=functions,
-                    extra_cflags=request["extra_cflags"],
-                    extra_cuda_cflags=request["extra_cuda_cflags"],
-                    extra_ldflags=request["extra_ldflags"],
-                    extra_include_paths=[*in_front, *request["extra_include_paths"]],
-                    build_directory=str(folder),
-                    with_cuda=with_cuda,
-                    is_python_module=is_python_module,
-                    with_pytorch_error_handling=with_pytorch_error_handling,
-                    **more,
-                )
-            else:
+            if self._device != "cuda":
                 from harness.worker import cuda_on_cpu
 
                 cuda_on_cpu.compile_inline(
-                    name=name,
-                    build_dir=folder,
-                    support_dir=self._support,
-                    solution_file=str(self._solution),
-                    nvcc=self._nvcc,
-                    **request,
+                    name=name, solution_file=str(self._solution), **request, **self._to(folder)
                 )
+                return
+            given = {**request, **_with_folders(flags, in_front)}
+            for sources in ("cpp_sources", "cuda_sources"):  # copies: torch adds to both lists
+                given[sources] = list(request[sources])
+            if no_implicit_headers:
+                given["no_implicit_headers"] = True
+            self._torch_load_inline(  # type: ignore[no-untyped-call]
+                name,
+                build_directory=str(folder),
+                with_cuda=with_cuda,
+                is_python_module=is_python_module,
+                **given,
+            )
 
         bindings = "PYBIND11_MODULE wrap_pybind_function" if functions is not None else ""
-        units = [
+        units = (
             fast_headers.Source(text="\n".join([*request["cpp_sources"], bindings]), cuda=False),
             fast_headers.Source(text="\n".join(request["cuda_sources"]), cuda=True),
-        ]
-        return self._obtain(name, {"inline": request}, build, is_python_module, units, request)
+        )
+        return self._obtain(
+            _Extension(
+                name=name,
+                content={"inline": request},
+                build=build,
+                as_module=is_python_module,
+                units=units,
+                flags=flags,
+            )
+        )
 
     def load(  # the signature of torch.utils.cpp_extension.load
         self,
@@ -200,54 +232,44 @@ class Builder:
     ) -> Any:
         """Build source files for this worker's device; see cpp_extension.load."""
         files = [str(self._resolve(s)) for s in _strings(sources)]
-        flags = {
-            "extra_cflags": _strings(extra_cflags),
-            "extra_cuda_cflags": _strings(extra_cuda_cflags),
-            "extra_ldflags": _strings(extra_ldflags),
-            "extra_include_paths": _strings(extra_include_paths),
-        }
+        flags = _flags(extra_cflags, extra_cuda_cflags, extra_ldflags, extra_include_paths)
         contents = self._contents(files, flags["extra_include_paths"])
         self._look_for_kernels(Path(f).read_text(errors="replace") for f in contents)
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
-            if self._device == "cuda":
-                self._torch_load(
-                    name,
-                    files,
-                    extra_cflags=flags["extra_cflags"],
-                    extra_cuda_cflags=flags["extra_cuda_cflags"],
-                    extra_ldflags=flags["extra_ldflags"],
-                    extra_include_paths=[*in_front, *flags["extra_include_paths"]],
-                    build_directory=str(folder),
-                    with_cuda=with_cuda,
-                    is_python_module=is_python_module,
-                )
-            else:
+            if self._device != "cuda":
                 from harness.worker import cuda_on_cpu
 
-                cuda_on_cpu.compile_files(
-                    name=name,
-                    sources=files,
-                    build_dir=folder,
-                    support_dir=self._support,
-                    solution_file=str(self._solution),
-                    nvcc=self._nvcc,
-                    **flags,
-                )
+                cuda_on_cpu.compile_files(name=name, sources=files, **flags, **self._to(folder))
+                return
+            self._torch_load(
+                name,
+                files,
+                build_directory=str(folder),
+                with_cuda=with_cuda,
+                is_python_module=is_python_module,
+                **_with_folders(flags, in_front),
+            )
 
-        units = [
+        units = tuple(
             fast_headers.Source(text=Path(f).read_text(errors="replace"), cuda=f.endswith(".cu"))
             for f in files
-        ]
-        folders = [*flags["extra_include_paths"], *(str(Path(f).parent) for f in files)]
-        return self._obtain(
-            name,
-            {"files": contents, "flags": flags},
-            build,
-            is_python_module,
-            units,
-            {**flags, "extra_include_paths": folders},
         )
+        beside = [str(Path(f).parent) for f in files]
+        return self._obtain(
+            _Extension(
+                name=name,
+                content={"files": contents, "flags": flags},
+                build=build,
+                as_module=is_python_module,
+                units=units,
+                flags={**flags, "extra_include_paths": [*flags["extra_include_paths"], *beside]},
+            )
+        )
+
+    def _to(self, folder: Path) -> dict[str, Any]:
+        """Return what the CPU runner needs to build into a folder."""
+        return {"build_dir": folder, "support_dir": self._support, "nvcc": self._nvcc}
 
     def _look_for_kernels(self, sources: Iterable[str]) -> None:
         """Note whether sources define or launch a kernel, rather than call libraries only."""
@@ -274,18 +296,10 @@ class Builder:
         self.files |= {str(p) for p in seen}
         return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
 
-    def _obtain(
-        self,
-        name: str,
-        content: dict[str, Any],
-        build: Build,
-        as_module: bool,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> Any:
-        if self._nvcc:
-            content = {**content, "nvcc": self._nvcc}
-        name = self._versioned(name, content)
+    def _obtain(self, extension: _Extension) -> Any:
+        """Return the imported extension, from the cache or built now."""
+        content = {**extension.content, "nvcc": self._nvcc} if self._nvcc else extension.content
+        name = self._versioned(extension.name, content)
         keys = [content_key(name, content, self._device)]
         if self._fast_headers:
             fast = {**content, "fast_headers": fast_headers.version()}
@@ -294,7 +308,7 @@ class Builder:
         if finished is None and keys[-1] in self.failed:
             raise self._failed(*self.failed[keys[-1]])
         if finished is None:
-            finished = self._build(name, keys, build, units, flags)
+            finished = self._build(name, keys, extension)
         self.keys.append(finished.name)
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
@@ -302,7 +316,7 @@ class Builder:
         notes = finished / "nvcc.json"
         if notes.is_file():
             self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]
-        if not as_module:
+        if not extension.as_module:
             torch.ops.load_library(str(library))
             return str(library)
         return self._import(library.stem, library)
@@ -324,33 +338,24 @@ class Builder:
             own = f"{name}_v{number}"
         return own
 
-    def _build(
-        self,
-        name: str,
-        keys: Sequence[str],
-        build: Build,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> Path:
+    def _build(self, name: str, keys: Sequence[str], extension: _Extension) -> Path:
         """Build under the first of the keys that works, and return the folder.
 
         Args:
-            name: the extension's.
+            name: under which it is built.
             keys: the key of the build with fast headers, if it is tried, then the key without.
-            build: compiles.
-            units: the sources.
-            flags: the solution's compiler flags and include paths.
+            extension: what to build.
         """
         self._announce("compiling", name)
         *fast, own = [self._build_folder / key for key in keys]
         try:
             why = "not asked for"
             for folder in fast:
-                why = self._build_fast(name, folder, build, units, flags)
+                why = self._build_fast(name, folder, extension)
                 if not why:
                     return folder
             own.mkdir(parents=True, exist_ok=True)
-            build(own, name, [])
+            extension.build(own, name, [])
             if self._device == "cuda":
                 (own / "headers").write_text(f"torch\n{why}\n")
         except Unsupported as error:
@@ -368,14 +373,7 @@ class Builder:
         (own / "done").touch()
         return own
 
-    def _build_fast(
-        self,
-        name: str,
-        folder: Path,
-        build: Build,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> str:
+    def _build_fast(self, name: str, folder: Path, extension: _Extension) -> str:
         """Build with headers that hold only what the source names; return why that failed.
 
         After any failure the build with torch's own headers follows. Its message is the one that
@@ -383,16 +381,16 @@ class Builder:
         """
         from torch.utils import cpp_extension
 
-        headers = folder / "fast_headers"
+        headers, flags = folder / "fast_headers", extension.flags
         try:
             fast_headers.write(
                 headers,
-                units,
+                extension.units,
                 torch_include=Path(torch.__file__).parent / "include",
                 include_paths=[Path(p) for p in flags["extra_include_paths"]],
                 flags=[*flags["extra_cflags"], *flags["extra_cuda_cflags"]],
             )
-            build(folder, name, [str(headers)])
+            extension.build(folder, name, [str(headers)])
         except (
             fast_headers.NotFast,
             RuntimeError,

@@ -18,7 +18,7 @@ class CheckedCalls:
     """Answers the requests of checked calls.
 
     Args:
-        state: what the worker keeps.
+        state: shared by all requests.
     """
 
     def __init__(self, state: State) -> None:
@@ -97,7 +97,7 @@ class CheckedCalls:
         torch.cuda.set_per_process_memory_fraction(share, self._state.device)
 
     def do_finish(self, request: dict[str, Any]) -> None:
-        """Free all inputs and outputs: the allocator then finds what was written around them."""
+        """Free all inputs and outputs: the allocator then finds writes outside of them."""
         if self._state.kind == "cuda":  # timed batches keep many outputs
             torch.cuda.set_per_process_memory_fraction(1.0, self._state.device)
         self._state.forget_calls()

@@ -27,7 +27,7 @@ class Preparation:
     """Answers the requests that make a worker ready for calls.
 
     Args:
-        state: what the worker keeps.
+        state: shared by all requests.
         take_fds: returns the descriptors that came with the request.
         announce: tells the judge (event, extension name) around each compilation.
     """
@@ -66,12 +66,12 @@ class Preparation:
             torch.set_num_threads(request["threads"])
 
     def do_pin(self, request: dict[str, Any]) -> None:
-        """Keep every thread of this process on some cores, as far as the system lets it."""
+        """Keep every thread of this process on some cores, if the system allows it."""
         for task in Path("/proc/self/task").iterdir():
             _pin(int(task.name), request["cores"])
 
     def do_pin_main_thread(self, request: dict[str, Any]) -> None:
-        """Keep the main thread, which is this one, on some cores, as far as the system lets it."""
+        """Keep the main thread, which is this one, on some cores, if the system allows it."""
         _pin(0, request["cores"])
 
     def do_arena(self, request: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class Preparation:
             pass
 
     def do_draws(self, request: dict[str, Any]) -> None:
-        """Take the large random tensors that the next constructor would draw."""
+        """Map the large random tensors of the next constructor, so that it need not draw them."""
         (fd,) = self._take_fds()
         self._draws = Draws(fd, request["index"])
 

@@ -60,7 +60,7 @@ def profiled_call(arena: ipc.Arena, request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what the folder asks for."""
+    """Make the call of the folder's request."""
     folder = Path(sys.argv[1])
     os.chdir(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))

@@ -26,15 +26,20 @@ PLAN = (
     "tails",
     "permuted",
     "small",
-    "nominal",
+    "special",
 )
 """Order of input kinds over the calls of one mode; a later call starts over.
 
 ``edited`` is the call before with a few elements changed: it exposes an answer that was kept under
 some of the elements. ``same`` leaves the input buffers untouched while the state changes: it
 exposes an answer that was kept under the inputs alone. ``numbers`` is a nominal draw with other
-floating arguments that are no tensors: it exposes a constant in their place.
+floating arguments that are no tensors, or tensors of equal elements: it exposes a constant in their
+place. ``special`` plants
+values that no draw gives: zeros of both signs, halves, whole numbers, equal ones, a row of zeros.
 """
+
+_SPECIAL = (0.0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 1.0, -1.0, 2.0, -3.0)
+_SPECIAL_ELEMENTS = 4096
 
 STATE_CHANGES = frozenset({1, 3, 6})
 """Calls before which the state is perturbed anew; call 0 runs on the constructed values."""
@@ -42,7 +47,7 @@ STATE_CHANGES = frozenset({1, 3, 6})
 FOLLOWERS = ("edited", "same")
 """Variants that start from the inputs of the call before."""
 
-OUTSIDE = frozenset({"numbers", "samples", "shift", "large", "tails", "small"})
+OUTSIDE = frozenset({"numbers", "samples", "shift", "large", "tails", "small", "special"})
 """Variants that no draw of the problem gives. On these only another function is refused."""
 
 
@@ -94,7 +99,7 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
                 Trial(
                     index=i,
                     mode=mode,
-                    variant=PLAN[i % len(PLAN)],
+                    variant=_variant(mode, i),
                     input_seed=derived(seed, mode, _origin(i), "input"),
                     variant_seed=derived(seed, mode, i, "variant"),
                     rng=derived(seed, mode, i, "rng") % 2**31,
@@ -105,6 +110,15 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
                 )
             )
     return trials
+
+
+def _variant(mode: str, index: int) -> str:
+    """Return the kind of input of a call.
+
+    Special values are for outputs only: where a function has a kink, gradients are a convention.
+    """
+    variant = PLAN[index % len(PLAN)]
+    return "nominal" if variant == "special" and mode == "train" else variant
 
 
 def on_other_stream(seed: int, mode: str) -> Trial:
@@ -186,11 +200,9 @@ def varied(
     result = []
     for i, value in enumerate(inputs):
         limits = domain.get(names[i]) if i < len(names) else None
-        if variant == "numbers":
-            result.append(_other_number(value, limits))
-            changed = changed or result[-1] is not value
-        else:
-            result.append(mapped(value, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
+        other = _other_number(value, limits) if variant == "numbers" else value
+        changed = changed or other is not value
+        result.append(mapped(other, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
     outside = variant in OUTSIDE or (variant == "signs" and one_signed)
     return Varied(inputs=result, changed=changed, outside=changed and outside)
 
@@ -239,7 +251,21 @@ def rolled(x: torch.Tensor, by: int, factor: float) -> torch.Tensor:
     return restored(fresh * factor, x)
 
 
+def _other_constant(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return other values of a floating tensor of equal elements, such as a state of zeros."""
+    if not x.is_floating_point() or not x.numel():
+        return x
+    first = x.flatten()[0]
+    if not bool(torch.isfinite(first)) or bool((x != first).any()):
+        return x
+    if first == 0:
+        return 0.25 * torch.randn(x.shape, generator=generator, device=x.device)
+    return x * (1.25 + 0.25 * torch.rand(x.shape, generator=generator, device=x.device))
+
+
 def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    if variant == "numbers":
+        return _other_constant(x, generator)
     if x.numel() < 2 and variant != "signs":
         return x
     if variant == "edited":
@@ -258,7 +284,7 @@ def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) ->
 
 
 def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return x with a few elements swapped, so that only values that occur occur."""
+    """Return x with a few elements changed: integers swapped, so that only their values occur."""
     if _is_sorted(_one_of(x)) or _is_binary(x) or (x.is_floating_point() and _is_made(x)):
         return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
     flat = x.flatten().clone()
@@ -276,7 +302,9 @@ def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if filled is not None:
         places = filled[places]
     values = flat[places].roll(1)
-    if x.is_floating_point():
+    # A pure swap half of the time: it changes no sum, so a cache under one is stale then.
+    swap = bool(torch.randint(2, (1,), generator=generator, device=x.device))
+    if x.is_floating_point() and not swap:
         values = torch.where(values == 0, values, values * 1.5)
     flat[places] = values.to(flat.dtype)
     return flat.view(x.shape)
@@ -330,7 +358,26 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
         return torch.where(chosen, x * 20, x)
     if variant == "permuted" and not bool(zero.any()):
         return _permuted(x, generator)
-    return x
+    return _with_special_values(x, generator) if variant == "special" else x
+
+
+def _with_special_values(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return x with special values at a few places, and with one row of zeros.
+
+    Values keep to the sign that all elements have: a logarithm's argument stays positive.
+    """
+    flat = x.flatten().clone()
+    values = torch.tensor(_SPECIAL, device=x.device, dtype=x.dtype)
+    if _is_one_signed(x):
+        values = values.abs() if bool((x >= 0).all()) else -values.abs()
+    count = min(_SPECIAL_ELEMENTS, max(flat.numel() // 8, 1))
+    where = torch.randint(flat.numel(), (count,), generator=generator, device=x.device)
+    flat[where] = values[torch.arange(count, device=x.device) % len(values)]
+    fresh = torch.where(x == 0, x, flat.view(x.shape))  # zeros may be a pattern
+    if x.dim() > 1 and x.shape[-1] > 1:
+        rows = fresh.view(-1, x.shape[-1])
+        rows[int(torch.randint(len(rows), (1,), generator=generator, device=x.device))] = 0
+    return fresh
 
 
 def _one_of(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What one call of the reference takes and gives: looked at once before it is timed."""
+"""Facts about one call of the reference, found before it is timed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from harness.usercode.modules import differentiable, tensors_of, values_of, writ
 
 _LARGE_BYTES = 1 << 30
 _SETTLE_S = 0.3
-"""For some 20 ms after 100 GiB had been freed, copies ran at 3.8 instead of 4.25 TB/s (H200, driver
-580.159.04, 2026-11-21). So nothing is freed between batches, and this long passes after it was."""
+"""Pause after memory was freed. For some 20 ms after 100 GiB had been freed, copies ran at 3.8
+instead of 4.25 TB/s (H200, driver 580.159.04, 2026-11-21). So nothing is freed between batches."""
 
 DrawGrads = Callable[[int], list[torch.Tensor | None]]
 
@@ -30,16 +30,16 @@ class Probe:
     """Facts about one call.
 
     Attributes:
-        poison: sizes of the blocks that hold what a call returns, bytes.
+        poison: sizes of the tensors that a call returns, bytes.
         large: whether a call's tensors take gigabytes.
         repeats: whether a second process gives the same outputs for the same inputs: nothing is
-            carried over from the call before, what is drawn at random comes from seeded generators.
-        draws: whether something is: each timed call has to have a seed of its own.
+            carried over from the call before, and random numbers come from seeded generators.
+        draws: whether the reference draws random numbers: then each timed call gets a seed.
         moving: names of the tensors of the state that a call changes.
         values: how many values of an output are no tensors.
-        draw_grads: draws output gradients for a seed; None where no gradients are asked.
-        work: passes with their bytes and flops; empty where there is no GPU.
-        peaks: what the device can do, None where there is no GPU.
+        draw_grads: draws output gradients for a seed; None without gradients.
+        work: passes with their bytes and flops; empty without a GPU.
+        peaks: what the device can do, None without a GPU.
     """
 
     poison: tuple[int, ...]
@@ -121,7 +121,7 @@ def _same(outputs: list[torch.Tensor], others: list[torch.Tensor], policy: Clock
 
 
 def settle(device: torch.device) -> None:
-    """Wait until freed memory no longer costs others bandwidth."""
+    """Wait until freed memory no longer costs bandwidth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         time.sleep(_SETTLE_S)

@@ -1,4 +1,4 @@
-"""Checks outputs of timed batches as they were at *done*: elements of some, a few of them whole."""
+"""Checks outputs of timed batches as they were at *done*: elements of some, one of them whole."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ _MOVED_PART, _MOVED_EPS = 0.25, 64.0
 """The state after a batch may be off by this part of what the batch changed, and by so many units
 of rounding of its size. Sums of other orders differ by less, an update that is left out by all."""
 _PART = 1 << 20
-"""Elements of an input that are looked at: all of it where there are no more."""
+"""Elements of an input that are read; all of it if it has no more."""
 
 Part = tuple[torch.Tensor | None, torch.Tensor]
-"""Which elements of a tensor were read, None for all, and what they were."""
+"""Indices of the elements of a tensor that were read, None for all, and their values."""
 
 
 class TimedWrongly(Refusal):
@@ -56,20 +56,20 @@ class TimedWrongly(Refusal):
 
 
 class OutputCheck:
-    """Holds timed outputs against the reference on the same inputs.
+    """Compares timed outputs with the reference on the same inputs.
 
     Args:
-        problem: its reference says what is right.
-        oracle: what whole outputs are held against where they are small enough.
+        problem: its reference gives the right outputs.
+        oracle: gives exact outputs, if they are small enough; whole outputs are compared with it.
         stage: gives the inputs of a slot once more.
         match: how the candidate's state was matched.
         standard: bounds for whole outputs.
         policy: bounds for elements, and how much is looked at.
         mode: forward, eval or train.
-        repeats: whether the reference gives the same outputs again; where not, form and size are
-            all.
-        large: outputs take gigabytes: one batch in four is checked whole.
-        secret: chooses what is looked at.
+        repeats: whether the reference gives the same outputs again; if not, only form and size are
+            checked.
+        large: outputs take gigabytes: few batches are checked whole.
+        secret: chooses the outputs that are read.
         moving: names of the tensors of the reference's state that calls change.
     """
 
@@ -92,8 +92,8 @@ class OutputCheck:
         self._oracle = oracle
         self._input_pool = stage
         self._match = match
-        # The oracle may be too large for the moment: the reference then stands in for it. What
-        # rounds differently has been found by the checked calls.
+        # The reference stands in for an oracle that is too large now. The checked calls have
+        # found solutions that round differently.
         self._standard = dataclasses.replace(standard, oracle_precision="itself")
         self._policy = policy
         self._mode = mode
@@ -113,7 +113,7 @@ class OutputCheck:
 
     @property
     def most(self) -> int:
-        """Return how many outputs of a batch are looked at."""
+        """Return how many outputs of a batch are read."""
         policy = self._policy
         return policy.large_outputs_read if self._large else policy.outputs_read
 
@@ -122,13 +122,13 @@ class OutputCheck:
         self._batches = 0
 
     def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
-        """Return what is found now where inputs of slots lie: all of it, or elements of much."""
+        """Return the present contents of the inputs of slots: some elements of large ones."""
         return {slot: parts(self._input_pool.places(slot)) for slot in slots}
 
     def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
-        """Return what those outputs of a batch that were looked at were computed from, by slot.
+        """Return private copies of the inputs of the outputs that were read, by slot.
 
-        Private copies: to check it when other inputs are staged.
+        With them the batch can be checked after other inputs have been staged.
         """
         slots = {timed.order[position] for position in timed.seen.elements}
         return {slot: self._input_pool.values(slot) for slot in slots}
@@ -155,7 +155,7 @@ class OutputCheck:
             touched = seen.inputs is not None and not _untouched(seen.inputs[slot], staged)
             rng = timed.seed + position if timed.seed else 0
             expected, oracle, evidence = self._expected(staged, whole is not None, rng)
-            # Where the reference writes into its inputs, too, they are as it left them.
+            # If the reference writes into its inputs, they must be as it left them.
             if touched and not _untouched(seen.inputs[slot], staged, self._policy):
                 raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
             wanted = self._wanted(expected, seen.layout)
@@ -168,7 +168,7 @@ class OutputCheck:
                 self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
 
     def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
-        """Return what the reference gave, in the order of the candidate's own."""
+        """Return the reference's tensors, in the order of the candidate's."""
         wanted = list(given_tensors(expected.output, None))
         unknown = [name for name in layout.state if name not in self._match.source]
         if unknown or (layout.state and self._mode != "train"):
@@ -189,7 +189,7 @@ class OutputCheck:
         return wanted[: mailbox.MAX_TENSORS]
 
     def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout) -> None:
-        """See that the candidate's tensors are what they are when nobody times it."""
+        """Check that the candidate's tensors have the forms of untimed calls."""
         if len(layout.forms) != len(wanted):
             raise _wrong(
                 Status.WRONG_STRUCTURE,
@@ -224,7 +224,7 @@ class OutputCheck:
                 got, want = got.to(want.device, wide), want.to(wide)
                 there = torch.isfinite(want)
                 off = torch.where(there, (got - want).abs(), 0.0)
-                # NaN and infinity are nowhere near: memory that nobody wrote holds NaN.
+                # NaN and infinity are wrong: memory that was not written holds NaN.
                 wrong = not bool(torch.isfinite(off).all())
                 wrong = wrong or not rms(off) <= self._bound(tensor, want)
             else:
@@ -296,7 +296,7 @@ class OutputCheck:
                 )
 
     def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
-        """See that an output rests: it is read whole when the clock has stopped."""
+        """Check that an output did not change between *done* and the end of the clock."""
         numbers = torch.from_numpy(seen.numbers[seen.chosen])
         for got, later in zip(seen.elements[seen.chosen], whole, strict=True):
             if got is None or later is None:
@@ -332,7 +332,9 @@ class OutputCheck:
             if want is None or not want.numel() or want.layout is not torch.strided:
                 continue
             if got is None:
-                raise _wrong(Status.WRONG_VALUES, "an output is in memory that nobody can see")
+                raise _wrong(
+                    Status.WRONG_VALUES, "an output is in memory that the judge cannot see"
+                )
             right = exact[i] if i < len(exact) else None
             if i >= into and right is None:
                 self._check_state_grad(layout.state[i - into], got, want)
@@ -345,9 +347,9 @@ class OutputCheck:
                 raise TimedWrongly(mismatch)
 
     def _check_state_grad(self, name: str, got: torch.Tensor, want: torch.Tensor) -> None:
-        """See that a parameter's gradient is there; checked calls have judged its precision.
+        """Check that a parameter's gradient is there; checked calls have judged its precision.
 
-        It sums over the whole batch: the reference's own rounding is far above an element's.
+        It is a sum over all samples, so the reference's own rounding is large.
         """
         if not rms(got.to(want.device) - want) <= self._policy.element_part * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
@@ -421,7 +423,7 @@ def _moved_alike(first: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> 
 
 
 def parts(places: Sequence[torch.Tensor]) -> list[Part]:
-    """Return what is found at places now: all of it, or elements of much."""
+    """Return the present contents of places: all, or some elements of large ones."""
     return [_part(place) for place in places]
 
 

@@ -36,17 +36,15 @@ def _prefix_for_cuda() -> str:
     )
 
 
-def _refuse_unsupported(sources: Sequence[str], solution_file: str | None, fallback: str) -> None:
-    for source in sources:
-        found = find_unsupported(source)
-        if found:
-            what, line = found
-            start = locate(source, solution_file)
-            file = Path(solution_file).name if start and solution_file else fallback
-            raise Unsupported(
-                f"{file}:{(start or 1) + line - 1}: {what} cannot run on the CPU. "
-                "Next: evaluate it on a GPU with --device cuda"
-            )
+def _refuse_unsupported(source: str, file: str, first_line: int = 1) -> None:
+    """Raise Unsupported if the source, which begins at a line of a file, cannot run here."""
+    found = find_unsupported(source)
+    if found:
+        what, line = found
+        raise Unsupported(
+            f"{file}:{first_line + line - 1}: {what} cannot run on the CPU. "
+            "Next: evaluate it on a GPU with --device cuda"
+        )
 
 
 def _bindings(
@@ -103,12 +101,15 @@ def compile_inline(
     gets the user's flags and no checks, as on the real tool chain.
 
     Raises:
-        BuildFailed: the compiler's first error, at the solution's own line where it can be found.
+        BuildFailed: the compiler's first error, at the solution's own line if that is found.
         Unsupported: a construct that the CPU runner does not run, with its line.
     """
     cpp = [cpp_sources] if isinstance(cpp_sources, str) else list(cpp_sources)
     cuda = [cuda_sources] if isinstance(cuda_sources, str) else list(cuda_sources or [])
-    _refuse_unsupported(cuda, solution_file, f"{name} cuda_sources")
+    for source in cuda:
+        start = locate(source, solution_file)
+        known = Path(solution_file).name if start and solution_file else f"{name} cuda_sources"
+        _refuse_unsupported(source, known, start or 1)
     if source_files is None and not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise BuildFailed(f"load_inline(name={name!r}): Python cannot import such a name")
     support = obtain(support_dir)
@@ -203,7 +204,6 @@ def compile_files(
     extra_cuda_cflags: Sequence[str] = (),
     extra_ldflags: Sequence[str] = (),
     extra_include_paths: Sequence[str] = (),
-    solution_file: str | None = None,
     nvcc: Sequence[str] = (),
 ) -> Path:
     """Build the extension of a ``load(sources=[...])`` call from .cpp and .cu files.
@@ -215,7 +215,6 @@ def compile_files(
         BuildFailed: the compiler's first error, at the file's own line.
         Unsupported: a construct that the CPU runner does not run, with its line.
     """
-    del solution_file  # errors point into the files
     support = obtain(support_dir)
     build_dir.mkdir(parents=True, exist_ok=True)
     includes = _rewritten_headers(sources, extra_include_paths, build_dir)
@@ -229,7 +228,7 @@ def compile_files(
         directive = toolchain.line_directive(1, str(path))
         full = _unit_flags([text])
         if path.suffix in (".cu", ".cuh"):
-            _refuse_unsupported_file(path, text)
+            _refuse_unsupported(text, str(path))
             unit.write_text(_prefix_for_cuda() + directive + rewrite_cuda(text))
             units.append((unit, True, [*full, *toolchain.cuda_flags(extra_cuda_cflags)]))
         else:
@@ -246,15 +245,6 @@ def compile_files(
         folders = [*beside, *extra_include_paths]
         _ask_nvcc(texts, nvcc, build_dir, flags=extra_cuda_cflags, include_paths=folders)
     return library
-
-
-def _refuse_unsupported_file(path: Path, text: str) -> None:
-    found = find_unsupported(text)
-    if found:
-        raise Unsupported(
-            f"{path}:{found[1]}: {found[0]} cannot run on the CPU. "
-            "Next: evaluate it on a GPU with --device cuda"
-        )
 
 
 def _rewritten_headers(
@@ -278,7 +268,7 @@ def _rewritten_headers(
             text = path.read_text(encoding="utf-8", errors="replace")
             if "<<<" not in text and "__shared__" not in text and "is_cuda" not in text:
                 continue
-            _refuse_unsupported_file(path, text)
+            _refuse_unsupported(text, str(path))
             target = copy / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(toolchain.line_directive(1, str(path)) + rewrite_cuda(text))

@@ -100,7 +100,7 @@ class NvccVerdict:
     Attributes:
         compiled: whether every architecture compiled.
         errors: the first error of each architecture, as ``file:line: message``.
-        kernels: one per kernel and architecture, where it compiled.
+        kernels: one per kernel and architecture that compiled.
         log: everything nvcc printed.
     """
 

@@ -31,8 +31,6 @@ class Runtime:
         self._library = ctypes.CDLL(str(support.runtime), mode=ctypes.RTLD_GLOBAL)
         self._library.emu_launches.restype = ctypes.c_uint64
         self._library.emu_launches_without_stream.restype = ctypes.c_uint64
-        self._library.emu_live_allocations.restype = ctypes.c_uint64
-        self._library.emu_kernels.restype = ctypes.c_char_p
         self._library.emu_take_findings.restype = ctypes.c_char_p
         self._library.emu_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self._library.emu_install_crash_handler.argtypes = [ctypes.c_char_p]
@@ -49,11 +47,6 @@ class Runtime:
     def launches_without_stream(self) -> int:
         """Return how many of them named no stream, or the default stream."""
         return int(self._library.emu_launches_without_stream())
-
-    def launched_kernels(self) -> dict[str, int]:
-        """Return how often each kernel ran, by the name written at its launch."""
-        text = self._library.emu_kernels()
-        return {str(k): int(v) for k, v in json.loads(text.decode("utf-8", "replace")).items()}
 
     def take_findings(self) -> list[Finding]:
         """Return the findings since the last call, one per defect, and forget them."""
@@ -74,10 +67,6 @@ class Runtime:
     def guard_allocations(self, guarded: bool) -> None:
         """Give torch a CPU allocator with guard pages and NaN poison, or its own one again."""
         self._library.emu_guard_allocations(int(guarded))
-
-    def live_allocations(self) -> int:
-        """Return how many guarded allocations are alive."""
-        return int(self._library.emu_live_allocations())
 
 
 def read_findings(path: Path) -> list[Finding]:

@@ -12,7 +12,7 @@ from harness.worker.cuda_on_cpu.support import RUNTIME
 
 @functools.cache
 def resolve(library: str, offset: int) -> tuple[str, int] | None:
-    """Return (file, line) of an address in a library; None where it is not known.
+    """Return (file, line) of an address in a library; None if unknown.
 
     With inlined frames, the innermost one outside of our own headers counts.
     """

@@ -203,7 +203,7 @@ def _keep_newest(support: Path, kind: str, keep: int = 2) -> None:
 
 
 def obtain(support_dir: Path) -> Support:
-    """Build what is missing under ``support_dir``; return where everything is.
+    """Build the missing parts in ``support_dir``; return their paths.
 
     Raises:
         HarnessError: the compiler is missing or cannot build our own sources.

@@ -121,15 +121,6 @@ const char* emu_take_findings() {
     return text.c_str();
 }
 
-const char* emu_kernels() {
-    static std::string text;
-    text = "{";
-    for (auto& k : counters.kernels)
-        text += (text.size() > 1 ? "," : "") + quoted(k.first) + ":" + std::to_string(k.second);
-    text += "}";
-    return text.c_str();
-}
-
 uint64_t emu_launches() { return counters.launches; }
 uint64_t emu_launches_without_stream() { return counters.without_stream; }
 

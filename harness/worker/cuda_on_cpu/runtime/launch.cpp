@@ -410,7 +410,6 @@ int emu_launch(const EmuLaunch* l) {
     }
     ++counters.launches;
     counters.without_stream += l->without_stream;
-    ++counters.kernels[l->kernel];
     return 0;
 }
 

@@ -26,7 +26,7 @@ std::string base_name(const std::string& text) {
 }
 }  // namespace
 
-void note_kernel(const std::string& kernel) { ++counters.kernels_by_base[base_name(kernel)]; }
+void note_kernel(const std::string& kernel) { counters.kernels.insert(base_name(kernel)); }
 
 int check_configuration(const EmuLaunch& l) {
     const uint64_t threads = static_cast<uint64_t>(l.block.x) * l.block.y * l.block.z;
@@ -46,7 +46,7 @@ int check_configuration(const EmuLaunch& l) {
         most = std::max(most, found->second);
     else
         for (auto& o : opted_in)
-            if (!counters.kernels_by_base.count(o.first)) most = std::max(most, o.second);
+            if (!counters.kernels.count(o.first)) most = std::max(most, o.second);
     if (l.dynamic_shared > most && l.dynamic_shared > kDefaultShared)
         return refuse(l, 1,
                       std::to_string(l.dynamic_shared) + " bytes of dynamic shared memory; the limit is " +

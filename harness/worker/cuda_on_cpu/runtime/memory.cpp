@@ -242,7 +242,6 @@ void emu_guard_allocations(int guarded) {
     c10::SetCPUAllocator(guarded ? &allocator : c10::GetDefaultCPUAllocator(), 100);
 }
 
-uint64_t emu_live_allocations() { return live; }
 
 void* emu_device_malloc(size_t bytes) {
     return allocate(bytes, true, reinterpret_cast<uintptr_t>(__builtin_return_address(0)));

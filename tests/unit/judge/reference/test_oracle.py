@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.judge.policy import Policy
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Problem
 
@@ -38,7 +39,7 @@ def made(tmp_path: Path) -> Callable[[str], Made]:
             body = f"    def forward(self, x):\n        {body}\n"
         path.write_text(HEAD + body + TAIL)
         problem = Problem(path, {}, torch.device("cpu"), 1)
-        return Oracle(problem, []), problem
+        return Oracle(problem, [], Policy()), problem
 
     return make
 

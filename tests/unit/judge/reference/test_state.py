@@ -32,29 +32,6 @@ WEIGHT, BIAS = entry("weight", "parameter", 3, 2), entry("bias", "parameter", 3)
 
 
 @pytest.mark.parametrize(
-    "claimed",
-    [
-        None,
-        {},
-        "weight",
-        [None],
-        [[]],
-        ["weight"],
-        [{}],
-        [{**WEIGHT, "shape": None}],
-        [{**WEIGHT, "shape": 7}],
-        [{**WEIGHT, "shape": ["x"]}],
-        [{**WEIGHT, "shape": [[3], 2]}],
-        [{**WEIGHT, "shape": [math.nan]}],
-        [{k: v for k, v in WEIGHT.items() if k != "tie"}],
-    ],
-)
-def test_a_description_that_is_none_is_refused(claimed: Any) -> None:
-    with pytest.raises(StateMismatch, match="malformed"):
-        match([WEIGHT], claimed)
-
-
-@pytest.mark.parametrize(
     ("claimed", "said"),
     [
         ([], "nothing of the candidate takes the reference's weight"),
@@ -69,7 +46,8 @@ def test_a_description_that_is_none_is_refused(claimed: Any) -> None:
 def test_claims_that_do_not_fit_are_refused_with_both_lists(claimed: Any, said: str) -> None:
     with pytest.raises(StateMismatch) as refused:
         match([WEIGHT], claimed, training=True)
-    assert said in str(refused.value) and "| candidate" in str(refused.value)
+    assert said in str(refused.value)
+    assert any("| candidate" in line for line in refused.value.lists)
 
 
 def test_one_tensor_cannot_stand_for_two_of_the_reference() -> None:

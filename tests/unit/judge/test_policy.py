@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.judge.policy import Policy
 
-JUDGE = Path(__file__).parents[1] / "harness" / "judge"
+JUDGE = Path(__file__).parents[3] / "harness" / "judge"
 
 
 def test_every_threshold_is_used_and_described() -> None:
