@@ -204,7 +204,13 @@ class Checker:
         kept = {n: t.detach().clone() for n, t in self._problem.state().items()}
         while self._boldness > 0:
             generator = torch.Generator().manual_seed(trial.new_state)
-            fresh = state.perturbed(self._constructed, self._kinds, generator, self._boldness)
+            fresh = state.perturbed(
+                self._constructed,
+                self._kinds,
+                generator,
+                self._boldness,
+                self._problem.drawn_buffers,
+            )
             write_state(self._problem.reference, fresh)
             try:
                 outcome = self._problem.call(
