@@ -79,13 +79,7 @@ class Inputs:
 
     def fresh(self, value: Any) -> Any:
         """Return value with every tensor copied into new memory on this worker's device."""
-        if isinstance(value, torch.Tensor):
-            return own_copy(value, self._device)
-        if isinstance(value, dict):
-            return {k: self.fresh(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.fresh(v) for v in value)
-        return value
+        return modules.mapped(value, lambda tensor: own_copy(tensor, self._device))
 
     def _copied(self, buffer: Any, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
