@@ -1,17 +1,17 @@
 # make eval   evaluate every pair           make test    run the tests
-# make check  ruff and mypy                 make bench   cold and warm wall time, peak memory
-# make clean  remove what was built         make nvcc   bring nvcc from PyPI into .venv
+# make check  run ruff and mypy             make bench   measure wall time and peak memory
+# make clean  remove all built files        make nvcc    install nvcc from PyPI into .venv
 #
-# ARGS is passed on: make eval ARGS="groupnorm --device cpu", make test ARGS="-k settings".
-# PYTHON is the interpreter that .venv is made from: make eval PYTHON=python3.12.
+# make passes ARGS on: make eval ARGS="groupnorm --device cpu", make test ARGS="-k settings".
+# PYTHON creates .venv: make eval PYTHON=python3.12.
 
 PYTHON ?= python3
-# A checkout on a read-only file system keeps its environment with the user.
+# A checkout on a read-only file system has its environment in the user's cache.
 VENV := $(shell if [ -x .venv/bin/python ] || [ -w . ]; then echo .venv; \
     else echo "$${XDG_CACHE_HOME:-$$HOME/.cache}/kernel-eval/venv"; fi)
 PY := $(VENV)/bin/python
 LOCK := requirements.lock
-# A copy of the lock file that .venv was last filled from: contents, not dates, tell staleness.
+# A copy of the lock file of .venv's packages. make compares contents, not dates.
 FILLED := $(VENV)/filled-from.lock
 
 .PHONY: help eval test check bench clean nvcc venv
@@ -57,7 +57,7 @@ venv:
 	fi; \
 	echo "Filling $(VENV) from $(LOCK)"; \
 	if ! $(PY) -m pip install --quiet --disable-pip-version-check -r $(LOCK); then \
-	    echo "make: filling $(VENV) failed; pip's own words stand above." >&2; \
+	    echo "make: pip could not install the packages into $(VENV). Next: see its message above" >&2; \
 	    exit 1; \
 	fi; \
 	$(PY) -m harness.machine.packaged_nvcc; \

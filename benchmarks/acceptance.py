@@ -1,21 +1,21 @@
-"""Compares the harness's verdicts on other people's work with the verdicts that others gave.
+"""Compares the harness's verdicts on public solutions with the verdicts of others.
 
 ``python benchmarks/acceptance.py ROOT RUN ...`` reads a folder of pairs (``ROOT/problems``,
 ``ROOT/solutions``) and the stored runs of its pairs, and prints Markdown. A run is a document of
-``run_eval.py --json FILE`` or a file of ``run_eval.py --resume FILE``. Where a pair was evaluated
-more than once, the last verdict counts; SKIPPED counts only where there is no other. Verdicts on
-other files than those in ROOT do not count.
+``run_eval.py --json FILE`` or a file of ``run_eval.py --resume FILE``. If a pair was evaluated more
+than once, its last verdict counts; SKIPPED counts only if it is the only verdict. Verdicts on other
+files than those in ROOT do not count.
 
-- ``--index FILE``: what the source of each solution said of it. JSON: ``{PAIR: {"source": ...,
-  "model": ..., "correct": true, "compiled": true, "hardware": ..., "note": ...}}``; ``correct`` is
-  null where nobody knows, and ``model`` splits a source with several.
+- ``--index FILE``: the verdict of each solution's source. JSON: ``{PAIR: {"source": ..., "model":
+  ..., "correct": true, "compiled": true, "hardware": ..., "note": ...}}``. ``correct`` is null if
+  the source does not say. ``model`` splits a source with solutions of several models.
 - ``--kernelbench FILE``: KernelBench's own verdicts, from ``benchmarks/kernelbench_verdicts.py``.
-  They are of the same machine, so they replace the source's where both exist.
-- ``--explanations FILE``: who is right where the two disagree, and why. JSON: ``{PAIR: [WHO,
-  REASON]}``; or a Markdown table whose columns are *pair*, *right* and *reason*. WHO is ``ours``,
+  They are of the same machine, so they replace the verdict of the source.
+- ``--explanations FILE``: which verdict is right if the two disagree, and why. JSON: ``{PAIR: [WHO,
+  REASON]}``; or a Markdown table with the columns *pair*, *right* and *reason*. WHO is ``ours``,
   ``theirs`` or ``neither``. PAIR may be a pattern.
-- ``--own``: the solutions are the problems' own code. Prints what did not pass, and the speedups,
-  which should all be 1.
+- ``--own``: the solutions are the problems' own code. Prints the pairs that did not pass, and the
+  speedups, which should all be 1.
 - ``--picture FILE``: draws the speedups (SVG or PNG). Needs matplotlib.
 
 Exit code 1: a disagreement has no explanation, or own code was refused or is not as fast as itself.
@@ -78,15 +78,15 @@ DISAGREEMENTS = (Agreement.WE_REFUSE, Agreement.THEY_REFUSE, Agreement.REFUSED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One pair with everything that is known of it.
+    """One pair with all verdicts on it.
 
     Attributes:
         pair: ``problem/solution``.
-        source: where the solution is from.
-        model: what wrote it, where the source has solutions of several; else empty.
-        ours: the harness's verdict, None where the pair was not run.
-        from_source: what its source said.
-        from_kernelbench: what KernelBench said on the same machine, None where it did not run.
+        source: origin of the solution.
+        model: its author, if the source has solutions of several models; else empty.
+        ours: the harness's verdict; None if the pair was not run.
+        from_source: the verdict of its source.
+        from_kernelbench: KernelBench's verdict on the same machine; None if it did not run.
     """
 
     pair: str
@@ -103,7 +103,7 @@ class Row:
 
     @property
     def theirs(self) -> Theirs:
-        """Return the verdict to compare with: of the same machine where there is one."""
+        """Return the verdict to compare with: that of the same machine if there is one."""
         known = self.from_kernelbench
         return known if known is not None and known.correct is not None else self.from_source
 
@@ -126,7 +126,7 @@ def rows_of(
     index: Mapping[str, Entry],
     kernelbench: Mapping[str, Theirs],
 ) -> list[Row]:
-    """Return one row per pair of a root; without an index a solution's name tells its source."""
+    """Return one row per pair of a root. Without an index, a solution's name is its source."""
     rows = []
     for pair in pairs:
         entry = index.get(pair.name, Entry())
@@ -168,7 +168,7 @@ def agreement_table(rows: Sequence[Row]) -> str:
 
 
 def disagreement_table(rows: Sequence[Row], explanations: Sequence[Explanation]) -> str:
-    """Return each pair on which the verdicts differ, with who is right and why."""
+    """Return each pair with differing verdicts, and the explanation."""
     body = []
     for row in sorted(disagreements(rows), key=lambda row: (row.agreement.value, row.pair)):
         assert row.ours is not None
@@ -192,7 +192,7 @@ def disagreement_table(rows: Sequence[Row], explanations: Sequence[Explanation])
 
 
 def disagreements(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows whose verdicts differ, or that we refuse and nobody else has judged."""
+    """Return the rows whose verdicts differ, or that we alone have judged and refused."""
     return [row for row in rows if row.agreement in DISAGREEMENTS]
 
 
@@ -215,7 +215,7 @@ def comparison(rows: Sequence[Row], explanations: Sequence[Explanation]) -> tupl
         "## Verdicts by source",
         status_table(rows),
         "## Beside the verdicts of others",
-        "Theirs is KernelBench's verdict on this machine, or the source's where there is none.",
+        "Theirs is KernelBench's verdict on this machine, else that of the source.",
         agreement_table(rows),
         "## Disagreements",
         disagreement_table(rows, explanations),
@@ -230,10 +230,9 @@ def comparison(rows: Sequence[Row], explanations: Sequence[Explanation]) -> tupl
 
 
 def own_code(rows: Sequence[Row]) -> tuple[str, bool]:
-    """Return the page on problems against their own code, and whether it is as it should be.
+    """Return the page on problems with their own code, and whether it is as expected.
 
-    It should: everything passes, is a weak problem or is skipped, and nothing is faster or slower
-    than itself.
+    Expected: every pair passes, is a weak problem or is skipped, and no pair is faster or slower.
     """
     evaluated = [row.ours for row in rows if row.ours]
     fine = (Status.PASSED, Status.WEAK_PROBLEM, Status.SKIPPED)
@@ -304,7 +303,7 @@ def speedups(rows: Iterable[Row]) -> list[Ours]:
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown; *None.* where it has no rows."""
+    """Return a table in Markdown; *None.* if it has no rows."""
     if not body:
         return "None."
     lines = [head, ["---"] * len(head), *body]
@@ -354,9 +353,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("root", type=Path, help="folder with problems/ and solutions/")
     add("runs", type=Path, nargs="+", help="files of run_eval.py --json or --resume")
-    add("--index", type=Path, help="what the sources said")
-    add("--kernelbench", type=Path, help="what KernelBench said on the same machine")
-    add("--explanations", type=Path, help="who is right where verdicts differ, and why")
+    add("--index", type=Path, help="the verdicts of the sources")
+    add("--kernelbench", type=Path, help="KernelBench's verdicts on the same machine")
+    add("--explanations", type=Path, help="which verdict is right if they differ, and why")
     add("--own", action="store_true", help="the solutions are the problems' own code")
     add("--picture", type=Path, help="draw the speedups: .svg or .png")
     add("--select", nargs="+", default=[], metavar="PAIR", help="these pairs only; @FILE: a list")

@@ -17,7 +17,7 @@ from typing import Any
 
 
 class BaseModel:
-    """Stands in for pydantic's: takes the fields that the class annotates, with their defaults."""
+    """Replaces pydantic's: has the annotated fields of a class, with their defaults."""
 
     def __init__(self, **given: Any) -> None:
         for name in type(self).__annotations__:
@@ -27,10 +27,10 @@ class BaseModel:
 
 
 def _absent(*_given: object, **_named: object) -> None:
-    raise RuntimeError("a package that is not installed here was called; see STAND_INS")
+    raise RuntimeError("KernelBench called a package that is not installed; see STAND_INS")
 
 
-# What KernelBench imports at the top of its files and does not use to evaluate a CUDA solution.
+# KernelBench imports these packages and does not use them to evaluate a CUDA solution.
 STAND_INS: dict[str, dict[str, Any]] = {
     "dotenv": {"load_dotenv": lambda: None},  # called on import: there is no file of secrets here
     "litellm": {"completion": _absent},
@@ -42,7 +42,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
 
 
 def stand_in() -> list[str]:
-    """Put a stand-in in the place of each package of STAND_INS that is missing; return which."""
+    """Replace the missing packages of STAND_INS; return their names."""
     missing = [name for name in STAND_INS if importlib.util.find_spec(name) is None]
     for name in missing:
         module = types.ModuleType(name)
@@ -57,7 +57,7 @@ def probe(kernelbench: Any) -> dict[str, Any]:
 
 
 def build(kernelbench: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Build a solution into its folder; return why it could not be, if so."""
+    """Build a solution into its folder; return whether it was built, and else why not."""
     try:
         model = kernelbench.load_custom_model(_text(job["solution"]), {}, job["build_dir"])
     except BaseException as error:  # noqa: BLE001 - whatever a solution raises is its result
@@ -68,7 +68,7 @@ def build(kernelbench: Any, job: dict[str, Any]) -> dict[str, Any]:
 def evaluate(kernelbench: Any, job: dict[str, Any]) -> dict[str, Any]:
     """Return KernelBench's verdict on a pair as plain JSON."""
     try:
-        for _ in range(2):  # it returns None where it met a lock of a build, and asks for a retry
+        for _ in range(2):  # it returns None if another build holds a lock
             result = kernelbench.eval_kernel_against_ref(
                 original_model_src=_text(job["problem"]),
                 custom_model_src=_text(job["solution"]),
@@ -83,7 +83,11 @@ def evaluate(kernelbench: Any, job: dict[str, Any]) -> dict[str, Any]:
     except BaseException as error:  # noqa: BLE001 - as in KernelBench's scripts: it is not correct
         return {"compiled": None, "correctness": False, "metadata": {"error": describe(error)}}
     if result is None:
-        return {"compiled": None, "correctness": None, "metadata": {"error": "a lock of a build"}}
+        return {
+            "compiled": None,
+            "correctness": None,
+            "metadata": {"error": "another build held a lock"},
+        }
     return {
         "compiled": result.compiled,
         "correctness": result.correctness,
@@ -103,7 +107,7 @@ def _text(path: str) -> str:
 
 
 def main() -> None:
-    """Run the step that the job names and write its result."""
+    """Run the step of the job and write its result."""
     job = json.loads(_text(sys.argv[1]))
     sys.path.insert(0, job["kernelbench"])
     stand_in()

@@ -1,14 +1,13 @@
-"""Asks KernelBench for its own verdict on pairs of a folder, one process per pair.
+"""Lets KernelBench judge the pairs of a folder, each in a process of its own.
 
 ``python benchmarks/kernelbench_verdicts.py ROOT --kernelbench SRC --out FILE [PAIR ...]`` runs
-``eval_kernel_against_ref`` of the KernelBench checkout whose ``src`` folder is SRC (the one that
-holds ``kernelbench/``). Nothing of KernelBench is copied here. Packages that it imports and does
-not need for this (pydantic, openai, ...) may be missing. PAIR may be a pattern, and ``@NAMES``
-reads patterns from a file, one a line.
+``eval_kernel_against_ref`` of a KernelBench checkout. SRC is its ``src`` folder, which holds
+``kernelbench/``. Packages that KernelBench imports and does not need for this (pydantic, openai,
+...) may be missing. PAIR may be a pattern, and ``@NAMES`` reads patterns from a file, one a line.
 
 Each line of FILE is a JSON object: ``pair``, ``compiled``, ``correctness`` (null: no verdict),
-``runtime`` and ``ref_runtime`` (milliseconds, -1 where not measured), ``metadata``, and the SHA-256
-of the two files. A pair that stands in FILE already is skipped unless one of its files changed.
+``runtime`` and ``ref_runtime`` (milliseconds, -1 if not measured), ``metadata``, and the SHA-256 of
+the two files. A pair that FILE holds already is skipped, unless one of its files has changed.
 
 ``--jobs`` solutions are built side by side. A pair is evaluated as soon as it is built, so its
 times are taken on a busy host.
@@ -69,11 +68,11 @@ class Settings:
 
 @dataclass(slots=True)
 class Processes:
-    """The processes that run now, so that an interrupt can end them.
+    """The running processes, so that an interrupt can end them.
 
     Attributes:
-        running: their process ids, each the leader of its own group.
-        stopped: whether they were ended: what they did until then is no verdict.
+        running: their process ids; each leads a group of its own.
+        stopped: whether kill_all() ended them. Their results are then no verdicts.
         lock: guards the two.
     """
 
@@ -85,7 +84,7 @@ class Processes:
         """Run one step in a process of its own.
 
         Returns:
-            the step's result; ``timed_out`` or ``died`` says why there is none.
+            The step's result; ``timed_out`` or ``died`` says why it is missing.
 
         Raises:
             InterruptedError: the process was ended by ``kill_all``.
@@ -113,7 +112,7 @@ class Processes:
             except subprocess.TimeoutExpired:
                 return {"timed_out": f"{name}: no result within {limit_s:g} s"}
             finally:
-                _kill(process.pid)  # also what it left behind
+                _kill(process.pid)  # and its remaining children
                 process.wait()
                 with self.lock:
                     self.running.discard(process.pid)
@@ -127,7 +126,7 @@ class Processes:
         return {"died": f"{name}: ended with {why}: {tail}"}
 
     def kill_all(self) -> None:
-        """End whatever runs."""
+        """End all running processes."""
         with self.lock:
             self.stopped = True
             for pid in self.running:
@@ -140,7 +139,7 @@ def _kill(pid: int) -> None:
 
 
 def verdict_on(pair: Pair, settings: Settings, processes: Processes) -> Ask:
-    """Build a pair's solution and return what asks KernelBench for its verdict."""
+    """Build a pair's solution; return a function that returns KernelBench's verdict."""
     hashes = hashes_of(pair)
     folder = settings.cache / hashes["solution_hash"][:24] / hashes["problem_hash"][:8]
     job = {
@@ -155,7 +154,7 @@ def verdict_on(pair: Pair, settings: Settings, processes: Processes) -> Ask:
     built = processes.step({**job, "step": "build"}, folder, settings.time_limit_s)
 
     def ask() -> dict[str, Any]:
-        if built.get("built") or "died" in built:  # a build that died says nothing of the verdict
+        if built.get("built") or "died" in built:  # a build that died gives no verdict
             answer = processes.step({**job, "step": "evaluate"}, folder, settings.time_limit_s)
         elif "timed_out" in built:
             answer = built
@@ -173,8 +172,7 @@ def verdict_on(pair: Pair, settings: Settings, processes: Processes) -> Ask:
 def plain_verdict(pair: str, answer: dict[str, Any]) -> dict[str, Any]:
     """Return one line of the file.
 
-    A process that died takes its solution's verdict with it: not correct. One that took too long
-    has none.
+    If the process died, the solution is not correct. If it took too long, there is no verdict.
     """
     metadata = dict(answer.get("metadata") or {})
     correct = answer.get("correctness")
@@ -201,7 +199,7 @@ def hashes_of(pair: Pair) -> dict[str, str]:
 
 
 def left_to_do(pairs: Sequence[Pair], out: Path) -> list[Pair]:
-    """Return the pairs without a line in a file, and cut off its last line if it is not whole."""
+    """Return the pairs without a line in a file; remove an incomplete last line from the file."""
     if not out.exists():
         return list(pairs)
     data = out.read_bytes()
@@ -229,7 +227,7 @@ def ask_all(pairs: Sequence[Pair], settings: Settings, out: Path) -> None:
             f"{settings.kernelbench}: KernelBench cannot be imported: {next(iter(answer.values()))}"
         )
     if not answer["cuda"]:
-        raise UsageError("KernelBench needs a GPU that torch can use, and there is none")
+        raise UsageError("KernelBench needs a GPU, and torch finds none here")
     lock, finished = threading.Lock(), [0]
 
     def evaluate(building: Future[Ask]) -> None:
@@ -274,14 +272,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("root", type=Path, help="folder with problems/ and solutions/")
     add("pairs", nargs="*", metavar="PAIR", help="patterns over problem/solution; @FILE: a list")
     add("--kernelbench", type=Path, required=True, help="folder that holds kernelbench/")
-    add("--out", type=Path, required=True, help="JSON lines; continued where it exists")
+    add("--out", type=Path, required=True, help="JSON lines; an existing file is continued")
     add("--cache", type=Path, default=Path(".cache/kernelbench"), help="builds and logs")
     add("--device", default="cuda:0")
     add("--trials", type=int, default=5, help="calls that are compared")
     add("--timed-trials", type=int, default=100, help="calls that are timed; 0: none")
     add("--time-limit", type=float, default=300.0, help="seconds per build and per evaluation")
     add("--jobs", type=int, default=1, help="builds side by side")
-    add("--at-once", type=int, default=1, help="evaluations side by side; then times mean little")
+    add("--at-once", type=int, default=1, help="evaluations side by side, which disturbs the times")
     options = parser.parse_intermixed_args(argv)
     settings = Settings(
         kernelbench=options.kernelbench,

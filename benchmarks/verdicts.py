@@ -1,4 +1,4 @@
-"""Reads verdicts for ``acceptance.py``: the harness's own, those of others, and explanations."""
+"""Reads verdicts for ``acceptance.py``: those of the harness, those of others, explanations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ours:
         status, message: as in the verdict.
         warnings: what the harness suspects of a solution that passed.
         outcome, speedup, low, high, noise_floor: as in the verdict's ``speed``.
-        problem_hash, solution_hash: SHA-256 of the two files, empty where not stored.
+        problem_hash, solution_hash: SHA-256 of the two files, empty if not stored.
     """
 
     pair: str
@@ -42,7 +42,7 @@ class Ours:
 
     @property
     def accepts(self) -> bool | None:
-        """Return whether the harness accepts the solution; None where it cannot say."""
+        """Return whether the harness accepts the solution; None without a verdict on it."""
         if self.status is Status.PASSED:
             return True
         if self.status is Status.SKIPPED or self.status.blame is Blame.HARNESS:
@@ -52,11 +52,11 @@ class Ours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Theirs:
-    """What somebody else said of a solution.
+    """A verdict of others on a solution.
 
     Attributes:
-        correct: whether it was right; None where that is not known.
-        compiled: whether it was built; None where that is not known.
+        correct: whether it is correct; None if unknown.
+        compiled: whether it could be built; None if unknown.
         note: why it was refused, or on which machine it ran.
     """
 
@@ -76,7 +76,7 @@ class Theirs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Who is right about the pairs that a pattern names, and why."""
+    """Which verdict is right on the pairs of a pattern, and why."""
 
     pattern: str
     right: str
@@ -84,7 +84,7 @@ class Explanation:
 
 
 def read_runs(paths: Iterable[Path]) -> dict[str, list[Ours]]:
-    """Return all verdicts of some files, by pair, in the order in which they were written.
+    """Return all verdicts of some files, by pair, in the order of the files.
 
     Raises:
         UsageError: a file cannot be read or holds no verdicts.
@@ -117,7 +117,7 @@ def _verdicts(path: Path) -> list[Mapping[str, Any]]:
 
 
 def json_lines(text: str, path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a text with one a line; a last line that was cut off is left out.
+    """Return the JSON objects of a text, one a line; an incomplete last line is left out.
 
     Raises:
         UsageError: another line is not an object.
@@ -161,7 +161,7 @@ def _ours(plain: Mapping[str, Any], path: Path) -> Ours:
 
 
 def _without_root(message: str, pair: str) -> str:
-    """Return a message whose paths start at the root: where that stands is the machine's affair."""
+    """Return a message whose paths begin below the root, which differs between machines."""
     folder = re.escape(pair.partition("/")[0])
     return re.sub(rf"\S*/(?=(?:problems|solutions)/{folder}/)", "", message)
 
@@ -189,7 +189,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def latest(verdicts: Sequence[Ours], pair: Pair) -> Ours | None:
-    """Return the verdict that counts: the last on these files, SKIPPED only for want of another."""
+    """Return the verdict that counts: the last one on these files that is not SKIPPED, if any."""
     problem = hashlib.sha256(pair.problem.read_bytes()).hexdigest()
     solution = hashlib.sha256(pair.solution.read_bytes()).hexdigest()
     valid = [
@@ -202,7 +202,7 @@ def latest(verdicts: Sequence[Ours], pair: Pair) -> Ours | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """What an index says of one pair."""
+    """The entry of one pair in an index."""
 
     source: str = ""
     model: str = ""
@@ -210,10 +210,10 @@ class Entry:
 
 
 def read_index(path: Path) -> dict[str, Entry]:
-    """Return what an index says, by pair.
+    """Return the entries of an index, by pair.
 
     Raises:
-        UsageError: it cannot be read, or is not of the form that this file's head names.
+        UsageError: it cannot be read, or has not the form that ``acceptance.py`` describes.
     """
     found = {}
     for pair, entry in _read_object(path).items():
@@ -265,9 +265,7 @@ def read_explanations(path: Path) -> tuple[Explanation, ...]:
         entries = list(_markdown_rows(_read(path), path))
     for pattern, right, _ in entries:
         if right not in RIGHT:
-            raise UsageError(
-                f"{path}: {pattern}: {right!r} is right? Next: write {', '.join(RIGHT)}"
-            )
+            raise UsageError(f"{path}: {pattern}: {right!r} is none of {', '.join(RIGHT)}")
     return tuple(Explanation(pattern=p, right=r, reason=why) for p, r, why in entries)
 
 
@@ -283,7 +281,7 @@ def _markdown_rows(text: str, path: Path) -> Iterable[tuple[str, str, str]]:
             columns = [c.lower() for c in cells]
         elif {"pair", "right", "reason"} <= set(columns) and set("".join(cells)) - set("-: "):
             if len(cells) != len(columns):
-                raise UsageError(f"{path}: {cells[0]}: has another number of cells than the header")
+                raise UsageError(f"{path}: {cells[0]}: the row and the header differ in length")
             row = dict(zip(columns, cells, strict=True))
             yield row["pair"].strip("`"), row["right"], row["reason"]
 

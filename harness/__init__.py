@@ -73,32 +73,32 @@ def evaluate(
 ) -> Verdict:
     """Evaluate one solution against one problem and return the verdict.
 
-    Runs in processes of its own: neither file is imported here, and nothing that they do can
-    hurt the caller. Safe to call from several threads at once, from any folder and from a
-    script without a ``__main__`` guard; whoever measures on a device has it alone.
+    It runs in processes of its own: it imports neither file here, and the files cannot hurt the
+    caller. Several threads may call it at once, from any folder and from a script without a
+    ``__main__`` guard. One evaluation at a time measures on a device.
 
     Args:
         problem: file with ``Model``, ``get_inputs`` and ``get_init_inputs``.
         solution: file with ``ModelNew``.
         device: ``auto``, ``cuda``, ``cuda:N``, ``emulated`` or ``cpu``.
-        mode: ``forward``, ``eval`` or ``train``; None checks what the problem's settings say.
+        mode: ``forward``, ``eval`` or ``train``; None: the modes of the problem's settings.
         size: a named size of the problem, ``full`` or ``small``; None is the device's default.
-        quick: small size and fewest trials.
+        quick: small size and few trials.
         seed: replay this seed; None draws a secret one.
-        timeout_s: limit for one phase, seconds.
-        time_limit_s: limit for all phases, seconds; waiting and compiling do not count.
-        timed: whether speed is measured where the device allows it.
-        baselines: what to compare with: ``eager`` (always), ``compile``, ``max-autotune``; None is
-            eager, and on a GPU compile, too.
-        cap_s: seconds for the timed blocks; None is 8, or 2 where quick.
-        cache_dir: where built extensions are kept; None is the default cache.
-        log_dir: where the log is written; None is the default folder.
+        timeout_s: limit of one phase, seconds.
+        time_limit_s: limit of all phases, seconds; waiting and compiling do not count.
+        timed: whether to measure the speed, if the device allows it.
+        baselines: of the speedup: ``eager`` (always), ``compile``, ``max-autotune``; None is eager,
+            and on a GPU also compile.
+        cap_s: seconds for the timed blocks; None is 8, or 2 if quick.
+        cache_dir: folder for built extensions; None is the default cache.
+        log_dir: folder for the log; None is the default folder.
         judges: forks the judges of many calls: ``with harness.fleet.JudgeServer() as judges``
             saves each call but the first three seconds of imports. None starts a program.
 
     Returns:
-        One verdict, whatever the two files do. What is wrong inside the problem file, its
-        settings included, is INVALID_REFERENCE; inside the solution, a status of the solution.
+        One verdict, whatever the two files do. An error in the problem file or its settings is
+        INVALID_REFERENCE; an error in the solution is a status of the solution.
 
     Raises:
         UsageError: a file does not exist, or an option is not valid.

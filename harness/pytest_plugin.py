@@ -1,12 +1,12 @@
-"""``pytest --pairs``: each pair a pytest item, so that IDEs, ``-k`` and ``-n`` work on pairs.
+"""``pytest --pairs``: makes each pair a pytest item, so that IDEs, ``-k`` and ``-n`` work on pairs.
 
     pytest --pairs                                     every pair
     pytest --pairs -k groupnorm                        some
     pytest --pairs solutions/groupnorm/solution.py     one, by its file
     pytest --pairs --pairs-device cuda --junitxml out.xml
 
-A pair is evaluated in processes of its own: nothing of it is imported here. What pytest would
-collect otherwise is left alone: with ``--pairs`` only pairs are.
+A pair is evaluated in processes of its own: pytest imports none of its files. With ``--pairs``
+pytest collects pairs alone.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _JUDGES = pytest.StashKey[JudgeServer]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--pairs`` and what goes with it."""
+    """Add ``--pairs`` and its options."""
     group = parser.getgroup("pairs", "kernel pairs")
-    group.addoption("--pairs", action="store_true", help="evaluate pairs, each one an item")
-    group.addoption("--pairs-root", metavar="FOLDER", help="holds problems/ and solutions/ (.)")
+    group.addoption("--pairs", action="store_true", help="evaluate pairs, each as an item")
+    group.addoption("--pairs-root", metavar="FOLDER", help="folder of problems/ and solutions/ (.)")
     group.addoption("--pairs-device", default="auto", help="as run_eval.py --device (auto)")
     group.addoption("--pairs-size", help="as run_eval.py --size")
     group.addoption("--pairs-full", action="store_true", help="all trials, not --quick")
@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find the pairs, and look for them in solutions/ where no path was given."""
+    """Find the pairs. If the user gives no path, collect them from solutions/."""
     if not config.getoption("--pairs"):
         return
     config.stash[_JUDGES] = JudgeServer()
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collect_file(
     file_path: Path, parent: pytest.Collector
 ) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
-    """Collect a pair for its solution file, and nothing else while ``--pairs`` is on."""
+    """Collect the pair of a solution file; with ``--pairs`` collect nothing else."""
     collectors = yield
     pairs = parent.config.stash.get(_PAIRS, None)
     if pairs is None:
@@ -65,7 +65,7 @@ def pytest_collect_file(
 
 
 class PairFile(pytest.File):
-    """A solution file, which stands for its pair."""
+    """A solution file, in place of its pair."""
 
     def __init__(self, *, pair: Pair, **more: Any) -> None:
         super().__init__(**more)
@@ -88,7 +88,7 @@ class PairFailed(Exception):
 
 
 class PairItem(pytest.Item):
-    """One pair, evaluated when it is run."""
+    """One pair. Running the item evaluates it."""
 
     def __init__(self, *, pair: Pair, **more: Any) -> None:
         super().__init__(**more)

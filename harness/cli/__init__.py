@@ -1,1 +1,1 @@
-"""The command line: parses options once, runs what was asked for, prints and writes files."""
+"""The command line: parses options, evaluates, prints, writes files."""

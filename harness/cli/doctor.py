@@ -1,4 +1,4 @@
-"""One page on this machine: what works, what does not, and the remedy for it."""
+"""``--doctor``: checks this machine, and names a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _SHARED_USER = (
     "from pathlib import Path; from harness.judge.workers import identity; "
     "print(identity.confinement(Path(identity.__file__), []).note)"
 )
-"""Prints why a candidate would run under the judge's user id. In a process of its own: it is the
-judge's to know, and takes torch."""
+"""Prints why a candidate would run under the judge's user id. It runs in a process of its own,
+because it imports the judge's code and torch."""
 _DISK_NEEDED_BYTES = 2 * 1024**3
 _MEMORY_NEEDED_BYTES = 4 * 1024**3
 
@@ -51,10 +51,10 @@ class Finding:
     """One line of the page.
 
     Attributes:
-        what: what was looked at.
-        level: ok; note: something will be missing or skipped; FAULT: evaluation cannot work.
-        fact: what was found.
-        remedy: what to do about it; empty where it is fine.
+        what: the part of the machine.
+        level: ok; note: something will be missing or skipped; FAULT: no pair can be evaluated.
+        fact: its state.
+        remedy: what the user can do; empty if nothing is needed.
     """
 
     what: str
@@ -64,7 +64,7 @@ class Finding:
 
 
 def main() -> int:
-    """Print the page; returns 1 where a FAULT keeps pairs from being evaluated, else 0."""
+    """Print the page; return 1 if it has a FAULT, else 0."""
     findings = examine()
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
@@ -75,15 +75,17 @@ def main() -> int:
     gpu = bool(find_gpus().devices) and bool((build := torch_build()) and build.cuda)
     print()
     if faults:
-        print(f"{faults} fault(s): mend what is marked FAULT, then run --doctor again")
+        print(
+            f"{faults} fault(s). Next: follow the remedy below each FAULT, then run --doctor again"
+        )
         return 1
     print(f"pairs can be evaluated here on: {'cuda, ' if gpu else ''}emulated, cpu")
     return 0
 
 
 def examine() -> list[Finding]:
-    """Return every finding, in the order in which a person would mend things."""
-    rooms: tuple[Callable[[], Iterator[Finding]], ...] = (
+    """Return every finding, in the order in which to follow the remedies."""
+    parts: tuple[Callable[[], Iterator[Finding]], ...] = (
         _python,
         _torch,
         _compilers,
@@ -91,7 +93,7 @@ def examine() -> list[Finding]:
         _memory_and_disk,
         _rights,
     )
-    return [finding for room in rooms for finding in room()]
+    return [finding for part in parts for finding in part()]
 
 
 def _python() -> Iterator[Finding]:
@@ -105,7 +107,7 @@ def _python() -> Iterator[Finding]:
         what="python",
         level=FAULT if old else OK,
         fact=f"{platform.python_version()} at {sys.executable}",
-        remedy="Python 3.10 or newer is needed" if old else "",
+        remedy="install Python 3.10 or newer" if old else "",
     )
     names = ("ninja", "numpy", "rich", "tabulate")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
@@ -125,7 +127,7 @@ def _torch() -> Iterator[Finding]:
             what="torch",
             level=FAULT,
             fact="not installed",
-            remedy="make eval brings its own; or pip install torch",
+            remedy="make eval installs it; or pip install torch",
         )
         return
     error = _error_of(sys.executable, "-c", "import torch; torch.ones(1)")
@@ -133,7 +135,7 @@ def _torch() -> Iterator[Finding]:
         what="torch",
         level=FAULT if error else OK,
         fact=f"{build.version}, built {'for CUDA ' + build.cuda if build.cuda else 'without CUDA'}"
-        + (f", but does not import: {error}" if error else ""),
+        + (f", but cannot be imported: {error}" if error else ""),
         remedy="reinstall torch" if error else "",
     )
 
@@ -145,7 +147,7 @@ def _compilers() -> Iterator[Finding]:
         yield Finding(
             what="C++ compiler",
             level=FAULT,
-            fact=f"CXX={named} is not found" if named else "none of c++, g++, clang++",
+            fact=f"CXX={named} was not found" if named else "c++, g++ and clang++ were not found",
             remedy="apt-get install g++, or set CXX",
         )
     else:
@@ -154,7 +156,7 @@ def _compilers() -> Iterator[Finding]:
             what="C++ compiler",
             level=FAULT if error else OK,
             fact=said(compiler, "--version").partition("\n")[0]
-            + (f", but C++17 does not compile: {error}" if error else ""),
+            + (f", but it cannot compile C++17: {error}" if error else ""),
             remedy="apt-get install g++ (9 or newer)" if error else "",
         )
     ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
@@ -168,8 +170,8 @@ def _compilers() -> Iterator[Finding]:
         yield Finding(
             what="nvcc",
             level=NOTE,
-            fact="not found: nothing can be built for a GPU here",
-            remedy=nvcc_remedy() if nvcc_needed() else "none needed without a GPU",
+            fact="not found: no CUDA source can be built for a GPU here",
+            remedy=nvcc_remedy() if nvcc_needed() else "not needed without a GPU",
         )
         return
     release = nvcc_version(nvcc)
@@ -180,9 +182,9 @@ def _compilers() -> Iterator[Finding]:
         what="nvcc",
         level=NOTE if clash else OK,
         fact=f"{release} at {nvcc}"
-        + (", a package of this environment" if packaged else "")
-        + (f", torch is built for {wanted}" if wanted else ""),
-        remedy=f"torch refuses another major version: set CUDA_HOME to CUDA {wanted}"
+        + (", from a package of this environment" if packaged else "")
+        + (f"; torch is built for CUDA {wanted}" if wanted else ""),
+        remedy=f"torch needs the same major version: set CUDA_HOME to CUDA {wanted}"
         if clash
         else "",
     )
@@ -196,7 +198,7 @@ def _gpus() -> Iterator[Finding]:
             what="GPU",
             level=NOTE,
             fact=fact,
-            remedy="--device auto uses emulated: the CUDA source runs on the CPU, untimed",
+            remedy="not needed: --device auto runs the CUDA source on the CPU (emulated), untimed",
         )
         return
     for gpu in gpus.devices:
@@ -206,7 +208,7 @@ def _gpus() -> Iterator[Finding]:
             what=f"GPU cuda:{gpu.index}",
             level=NOTE if old else OK,
             fact=f"{gpu.name}, sm_{major}{minor}, {gpu.memory_bytes / 1024**3:.0f} GiB",
-            remedy="kernels here need compute capability 7.5 or newer" if old else "",
+            remedy="use a GPU of compute capability 7.5 or newer" if old else "",
         )
     cuda = build.cuda if build else None
     too_new = bool(cuda and gpus.cuda and int(cuda.split(".")[0]) > int(gpus.cuda.split(".")[0]))
@@ -214,7 +216,7 @@ def _gpus() -> Iterator[Finding]:
     if cuda is None:
         remedy = "this torch cannot use the GPU: install a CUDA build of torch"
     elif too_new:
-        remedy = f"a newer driver, or a torch built for CUDA {gpus.cuda} or older"
+        remedy = f"install a newer driver, or a torch built for CUDA {gpus.cuda} or older"
     yield Finding(
         what="driver",
         level=NOTE if remedy else OK,
@@ -226,7 +228,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _architectures(capabilities: list[tuple[int, int]]) -> Iterator[Finding]:
-    """Compare what torch is compiled for with what is there."""
+    """Compare torch's architectures with those of the GPUs."""
     program = "import torch; print(torch.cuda.is_available(), *torch.cuda.get_arch_list())"
     words = said(sys.executable, "-c", program).split()
     if words[:1] != ["True"]:
@@ -234,7 +236,7 @@ def _architectures(capabilities: list[tuple[int, int]]) -> Iterator[Finding]:
             what="torch on the GPU",
             level=NOTE,
             fact="torch.cuda.is_available() is not True",
-            remedy=f'{sys.executable} -c "import torch; torch.ones(1).cuda()" says why',
+            remedy=f'{sys.executable} -c "import torch; torch.ones(1).cuda()" prints the reason',
         )
         return
     compiled = {tuple(divmod(int(n), 10)) for n in re.findall(r"(?:sm|compute)_(\d+)", str(words))}
@@ -243,7 +245,7 @@ def _architectures(capabilities: list[tuple[int, int]]) -> Iterator[Finding]:
         what="architectures",
         level=NOTE if missing else OK,
         fact=f"torch is compiled for {', '.join(words[1:])}",
-        remedy=f"it lacks {', '.join(f'sm_{a}{b}' for a, b in missing)}: install another torch"
+        remedy=f"it lacks {', '.join(f'sm_{a}{b}' for a, b in missing)}: install a torch with it"
         if missing
         else "",
     )
@@ -258,15 +260,15 @@ def _memory_and_disk() -> Iterator[Finding]:
         level=NOTE if short else OK,
         fact=f"{cache}: {size / 1024**2:.0f} MiB used, {free / 1024**3:.0f} GiB free on its disk"
         + ("" if cache.parent == PROJECT_ROOT else f"; {PROJECT_ROOT} is read-only"),
-        remedy="make room" if short else "",
+        remedy="free space on this disk" if short else "",
     )
     free = available_bytes()
     short = free < _MEMORY_NEEDED_BYTES
     yield Finding(
         what="memory",
         level=NOTE if short else OK,
-        fact=f"{free / 1024**3:.1f} GiB available, enough for {default_jobs(on_gpu=False)} job(s)",
-        remedy="--jobs 1 --size small, or a larger machine" if short else "",
+        fact=f"{free / 1024**3:.1f} GiB available, enough for --jobs {default_jobs(on_gpu=False)}",
+        remedy="run with --jobs 1 --size small, or use a larger machine" if short else "",
     )
     try:
         os.close(os.memfd_create("doctor", os.MFD_ALLOW_SEALING))
@@ -274,8 +276,8 @@ def _memory_and_disk() -> Iterator[Finding]:
         yield Finding(
             what="shared memory",
             level=FAULT,
-            fact=f"memfd_create is refused: {error.strerror}",
-            remedy="judge and workers share tensors through it: allow it in the seccomp profile",
+            fact=f"the system refuses memfd_create: {error.strerror}",
+            remedy="allow it in the seccomp profile: judge and workers share tensors through it",
         )
 
 
@@ -285,8 +287,8 @@ def _rights() -> Iterator[Finding]:
     yield Finding(
         what="sandbox",
         level=NOTE if shared else OK,
-        fact=shared or "root: a candidate runs as another user",
-        remedy="run untrusted solutions in a container, as root of it"
+        fact=shared or "a candidate runs as a user of its own",
+        remedy="run untrusted solutions in a container, as its root user"
         if shared and not root
         else "",
     )
@@ -295,7 +297,7 @@ def _rights() -> Iterator[Finding]:
         yield Finding(
             what="ptrace",
             level=NOTE,
-            fact="kernel.yama.ptrace_scope is 0: a candidate could read its judge's memory",
+            fact="kernel.yama.ptrace_scope is 0, so processes of one user may trace each other",
             remedy="sysctl kernel.yama.ptrace_scope=1",
         )
     if not find_gpus().devices:
@@ -312,8 +314,10 @@ def _nvml() -> Finding:
     return Finding(
         what="NVML",
         level=NOTE if code else OK,
-        fact=f"cannot be used (error {code})" if code else "clocks, power and temperature readable",
-        remedy="in a container: NVIDIA_DRIVER_CAPABILITIES=compute,utility" if code else "",
+        fact=f"NVML fails with error {code}: no clocks, power, temperature"
+        if code
+        else "clocks, power and temperature can be read",
+        remedy="in a container: set NVIDIA_DRIVER_CAPABILITIES=compute,utility" if code else "",
     )
 
 
@@ -323,23 +327,23 @@ def _counters() -> Finding:
         return Finding(
             what="ncu",
             level=NOTE,
-            fact="not found: no DRAM counters, nothing else is lost",
-            remedy="it comes with the CUDA toolkit (nsight-compute)",
+            fact="not found: --ncu cannot measure kernels",
+            remedy="install nsight-compute, a part of the CUDA toolkit",
         )
-    locked = "RmProfilingAdminOnly: 1" in _read("/proc/driver/nvidia/params")
-    refused = locked  # for root too: a solution is profiled without its rights
+    # For root, too: a solution is profiled without root's rights.
+    refused = "RmProfilingAdminOnly: 1" in _read("/proc/driver/nvidia/params")
     return Finding(
         what="ncu",
         level=NOTE if refused else OK,
-        fact=ncu + (": counters are for root only" if refused else ""),
-        remedy="options nvidia NVreg_RestrictProfilingToAdminUsers=0 in /etc/modprobe.d"
+        fact=ncu + (", but the driver allows its counters to root only" if refused else ""),
+        remedy="put options nvidia NVreg_RestrictProfilingToAdminUsers=0 into /etc/modprobe.d"
         if refused
         else "",
     )
 
 
 def _compile(compiler: str) -> str:
-    """Return why a C++17 program does not compile and link; empty where it does."""
+    """Return why a C++17 program does not compile and link; empty if it does."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "doctor.cpp"
         source.write_text("#include <optional>\nint main() { return *std::optional<int>{0}; }\n")
@@ -347,7 +351,7 @@ def _compile(compiler: str) -> str:
 
 
 def _error_of(*command: str) -> str:
-    """Return the last line a failing command prints; empty where it succeeds."""
+    """Return the last line that a failing command prints; empty if it succeeds."""
     try:
         done = subprocess.run(
             command,
@@ -358,7 +362,7 @@ def _error_of(*command: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "no end within 120 s"
+        return "it did not end within 120 s"
     except OSError as error:
         return str(error)
     if not done.returncode:

@@ -1,4 +1,4 @@
-"""The command line's side of the gate: which file, which pairs, what to say."""
+"""The gate on the command line: chooses the file and the pairs, and words the result."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """One run's dealings with stored results; made before anything is evaluated.
+    """Compares a run with stored results, or stores it. Made before the evaluation.
 
     Attributes:
         path: the baseline file.
-        name: the file as messages name it: relative to the root where it lies below it.
+        name: its name in messages: relative to the root if it lies below it.
         kind: kind of device of this run.
-        stored: what the file holds; None where it does not exist yet.
-        updating: write it, rather than check against it.
-        whole: the run is of every pair: entries of pairs that are gone go too.
-        scope: decides whether a stored pair had to be in this run.
+        stored: content of the file; None if it does not exist yet.
+        updating: write the file instead of comparing with it.
+        whole: the run is of every pair, so entries of pairs that no longer exist are removed.
+        scope: returns whether a stored pair should be in this run.
     """
 
     path: Path
@@ -55,13 +55,13 @@ class Guard:
     scope: Callable[[str], bool]
 
     def check(self, run: Run, remeasure: Remeasure | None = None) -> Run:
-        """Return the run with the gate's decision in it, suspicious pairs measured again."""
+        """Return the run with the gate's decision; suspicious pairs are measured again."""
         stored = self.stored or StoredResults(source=self.name, device=self.kind, pairs={})
         scope = {name for name in stored.pairs if self.scope(name)}
         return check(stored, run, scope=scope, remeasure=remeasure)[1]
 
     def update(self, run: Run, existing: Iterable[str]) -> str:
-        """Write the results of what passed; returns what is to be said.
+        """Store the results of pairs that passed; return the message about it.
 
         Raises:
             UsageError: the file cannot be written.
@@ -88,14 +88,14 @@ def make_guard(
     gpus: Sequence[str],
     chosen: Iterable[str],
 ) -> Guard | None:
-    """Return the guard that was asked for; None where none was.
+    """Return the guard that the options ask for; None if they ask for none.
 
     Args:
         arguments: the command line.
         root: folder that holds baselines/.
-        devices: what the run will use, e.g. ``cuda:0``.
+        devices: devices of the run, e.g. ``cuda:0``.
         gpus: names of the visible GPUs.
-        chosen: names of the pairs that will be run.
+        chosen: names of the pairs of the run.
 
     Raises:
         UsageError: the file is missing, damaged or for another device, the devices are of
@@ -106,13 +106,17 @@ def make_guard(
     if given is None:
         return None
     if checking is not None and updating is not None:
-        raise UsageError("--check-baseline and --update-baseline: check first, then update")
+        raise UsageError(
+            "--check-baseline and --update-baseline exclude each other. Next: check, then update"
+        )
     if updating is not None and arguments.fail_fast:
-        raise UsageError("--update-baseline needs every pair's result: leave out --fail-fast")
+        raise UsageError(
+            "--update-baseline needs the result of every pair. Next: leave out --fail-fast"
+        )
     kinds = sorted({device_kind(device, gpus) for device in devices})
     if len(kinds) != 1:
         raise UsageError(
-            "results are stored per kind of device, and this run is on "
+            "a baseline holds results of one kind of device, and this run uses "
             f"{' and '.join(kinds) or 'none'}. Next: choose one with --device cuda:N"
         )
     if given and not given.endswith(".json"):
@@ -129,7 +133,7 @@ def make_guard(
     if updating is not None and stored is not None and stored.device != kind:
         raise UsageError(
             f"{path}: holds results of {stored.device}, and this run is on {kind}. Next: name "
-            "another file, or none for the default"
+            "another file, or none for the default one"
         )
     patterns, names = list(arguments.patterns), set(chosen)
     everything = not patterns and not arguments.problem

@@ -1,4 +1,4 @@
-"""The command line: a thin layer over discover, fleet and report."""
+"""The command line: reads the options, lets the fleet evaluate, prints and writes the reports."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from harness.cli import guard, outputs
+from harness.cli.secret import hide_seed
 from harness.domain import Options, Pair, Run, Status, UsageError, Verdict
 from harness.fleet import Interrupted, run_pairs
 from harness.fleet.devices import make_plan
@@ -36,8 +37,8 @@ from harness.pairs.sizes import at_sizes
 OK, NOT_PASSED, BAD_USAGE, HARNESS_FAILED = 0, 1, 2, 3
 
 _EPILOG = """\
-exit codes: 0 all passed or skipped; 1 some pair did not pass; 2 bad usage or input, or nothing
-was evaluated; 3 the harness itself failed; 128 + N ended by signal N (130: Ctrl-C).
+exit codes: 0 all pairs passed or were skipped; 1 a pair did not pass; 2 bad usage or input, or no
+pair was evaluated; 3 the harness itself failed; 128 + N signal N ended the run (130: Ctrl-C).
 with --check-baseline also: 4 slower, 5 less precise, 6 a result is missing, 7 incomparable,
 8 no baseline, 9 undecided.
 
@@ -45,8 +46,8 @@ examples:
   run_eval.py                                  every pair
   run_eval.py groupnorm 'batchnorm*'           some problems
   run_eval.py 'gemm*/hopper' --device cuda:1   one solution, on the second GPU
-  run_eval.py --problem p.py --solution s.py   any pair of files
-  run_eval.py --resume done.jsonl              go on where an interrupted run stood
+  run_eval.py --problem p.py --solution s.py   any two files
+  run_eval.py --resume done.jsonl              continue an interrupted run
   run_eval.py --check-baseline                 every pair against baselines/DEVICE.json
   run_eval.py --report results/*.json --html report.html
 """
@@ -63,8 +64,9 @@ def main(
     Args:
         argv: arguments without the program's name; None is ``sys.argv``.
         root: folder with problems/ and solutions/; ``--root`` names another.
-        judge_command: starts one judge; None is the real one.
+        judge_command: command that starts one judge; None is the real judge.
     """
+    hide_seed()
     arguments = _parser().parse_args(argv)
     session = _Session(arguments, (arguments.root or root).resolve(), judge_command)
     code, error = HARNESS_FAILED, None
@@ -76,9 +78,9 @@ def main(
     except KeyboardInterrupt:
         code = session.interrupted_code
     except BrokenPipeError:
-        # Whoever read our output has gone: no place is left to complain to.
+        # The reader of our output has closed it, so no error message can be written.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as failure:  # noqa: BLE001 - edge of the process: exit code 3 says whose fault
+    except Exception as failure:  # noqa: BLE001 - the last handler of the process: exit code 3
         error = f"the harness failed: {failure!r}"
         traceback.print_exc()
     if error:
@@ -87,7 +89,7 @@ def main(
 
 
 class _Session:
-    """One invocation: what was asked for and what has come of it so far."""
+    """One invocation: its options and its results so far."""
 
     def __init__(
         self, arguments: argparse.Namespace, root: Path, judge_command: Sequence[str] | None
@@ -102,11 +104,11 @@ class _Session:
         self.interrupted_code = 128 + signal.SIGINT
 
     def note_signal(self, number: int) -> None:
-        """Remember which signal ends the run."""
+        """Note which signal ends the run."""
         self.interrupted_code = 128 + number
 
     def run(self) -> int:
-        """Do what was asked for and return the exit code."""
+        """Do what the options ask for; return the exit code."""
         arguments = self._arguments
         if arguments.root and not self._root.is_dir():
             raise UsageError(f"--root {arguments.root}: no such folder")
@@ -130,14 +132,14 @@ class _Session:
                 self._resume = stack.enter_context(open_resume(arguments.resume, _environment()))
                 for number in self._resume.ignored:
                     print(
-                        f"warning: --resume {arguments.resume}: line {number} holds no verdict "
-                        "of this version and is ignored",
+                        f"warning: --resume {arguments.resume}: line {number} is ignored: it holds "
+                        "no verdict of this version",
                         file=sys.stderr,
                     )
             return self._evaluate(self._pairs)
 
     def leave(self, code: int, error: str | None) -> int:
-        """Write what was asked for and keep the run in the history; returns the exit code."""
+        """Write the reports and keep the run in the history; return the exit code."""
         if not self._documented:
             return code
         from harness.report import keep_log_tails
@@ -180,9 +182,9 @@ class _Session:
         arguments = self._arguments
         if arguments.problem or arguments.solution:
             if not (arguments.problem and arguments.solution):
-                raise UsageError("--problem and --solution go together")
+                raise UsageError("--problem and --solution go together. Next: give both")
             if arguments.patterns:
-                raise UsageError("name pairs, or give --problem and --solution, not both")
+                raise UsageError("give names of pairs, or --problem and --solution, not both")
             return self._sized((pair_from_files(arguments.problem, arguments.solution),))
         pairs = select(self._discover().pairs, arguments.patterns)
         if not pairs:
@@ -198,7 +200,7 @@ class _Session:
         if arguments.sizes is None:
             return pairs
         if arguments.size is not None:
-            raise UsageError("--size evaluates one size, --sizes several: give one of them")
+            raise UsageError("--size evaluates one size, --sizes several. Next: give one of them")
         kind = arguments.device.partition(":")[0]
         on_gpu = kind == "cuda" or (kind == "auto" and bool(find_gpus().devices))
         return at_sizes(pairs, arguments.sizes, full=on_gpu)
@@ -221,7 +223,7 @@ class _Session:
         if torch_build() is None:
             raise UsageError(
                 f"PyTorch is not installed for {sys.executable}. "
-                "Next: make eval, which brings its own, or pip install torch"
+                "Next: run make eval, which installs it, or pip install torch"
             )
         arguments = self._arguments
         options = _options(arguments)
@@ -268,14 +270,14 @@ class _Session:
         return code or (self._run.gate.exit_code if self._run.gate else OK)
 
     def _all_kept(self) -> bool:
-        """Return whether the resume file holds every verdict; says what is missing there."""
+        """Return whether the resume file holds every verdict; warn if it does not."""
         problem = self._resume.problem() if self._resume else ""
         if problem:
             print(f"warning: {problem}", file=sys.stderr)
         return not problem
 
     def _existing(self, pairs: Sequence[Pair]) -> set[str]:
-        """Return the names of all pairs that are known, those at hand included."""
+        """Return the names of all pairs on disk and of some further pairs."""
         return {pair.name for pair in (*discover(self._root).pairs, *pairs)}
 
     @property
@@ -283,7 +285,7 @@ class _Session:
         return sys.stderr if self._arguments.json == "-" else sys.stdout
 
     def _print_report(self, wall_s: float) -> None:
-        """Print the table, then what is to be said about each pair."""
+        """Print the table, then the details of pairs."""
         from harness.report import explain_gate, explain_run, render_table, summarize
 
         out, run = self._out, self._run
@@ -312,7 +314,7 @@ def _environment() -> dict[str, Any]:
 
 
 def exit_code(verdicts: Sequence[Verdict]) -> int:
-    """Return the exit code that a run's verdicts call for."""
+    """Return the exit code for a run's verdicts."""
     statuses = {verdict.status for verdict in verdicts}
     if Status.HARNESS_ERROR in statuses:
         return HARNESS_FAILED
@@ -347,7 +349,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def nvcc_list(text: str) -> tuple[str, ...]:
-    """Return the architectures that ``--nvcc`` names; none named is the usual ones.
+    """Return the architectures that ``--nvcc`` names, or the usual ones.
 
     Raises:
         UsageError: nvcc is missing, or does not know one of them.
@@ -360,8 +362,8 @@ def nvcc_list(text: str) -> tuple[str, ...]:
     unknown = [a for a in named if a.rstrip("af") not in known]
     if unknown:
         raise UsageError(
-            f"--nvcc: {unknown[0]!r} is no architecture of this nvcc. "
-            f"Next: one of {', '.join(known)}, or --nvcc last on the line"
+            f"--nvcc: this nvcc has no architecture {unknown[0]!r}. "
+            f"Next: name one of {', '.join(known)}, or put --nvcc last on the line"
         )
     return named or tuple(a for a in ("sm_75", "sm_80", "sm_90") if a in known)
 
@@ -384,7 +386,7 @@ def _signals_interrupt(note: Callable[[int], None]) -> Iterator[None]:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 before[number] = signal.signal(number, interrupt)
-    except ValueError:  # not the main thread: whoever runs us there owns the signals
+    except ValueError:  # not the main thread, so the signals belong to the calling program
         pass
     try:
         yield
@@ -398,7 +400,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="run_eval.py",
-        description="Check that each solution computes what its PyTorch reference computes, and "
+        description="Check that each solution computes the same as its PyTorch reference, and "
         "measure how much faster it is.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -409,20 +411,20 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="list the pairs and exit")
     add("--problem", type=Path, metavar="FILE", help="a reference file, from anywhere")
     add("--solution", type=Path, metavar="FILE", help="a solution file, from anywhere")
-    add("--new", metavar="NAME", help="write the skeleton of a pair that already passes")
+    add("--new", metavar="NAME", help="write a new pair that already passes")
     add("--doctor", action="store_true", help="check this machine and exit")
     add(
         "--device",
         default="auto",
         help="auto (default: a GPU if there is one, else emulated), cuda, cuda:N, emulated (the "
-        "CUDA source run on the CPU) or cpu (CPU tensors; no CUDA)",
+        "CUDA source runs on the CPU) or cpu (CPU tensors; no CUDA)",
     )
     add("--mode", choices=("forward", "eval", "train"), help="check this mode only")
     add(
         "--size",
         metavar="NAME",
-        help="full, small (default off the GPU), a problem's own, or constants: NAME=VALUE,... "
-        "(default on a GPU: the largest that fits into its free memory)",
+        help="full, small (default off the GPU), a problem's size, or constants: NAME=VALUE,... "
+        "(default on a GPU: the largest size that fits into its free memory)",
     )
     add("--memory", type=float, metavar="GIB", help=argparse.SUPPRESS)  # for tests of sizes
     add(
@@ -430,69 +432,73 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         const="all",
         metavar="LIST",
-        help="evaluate each pair at several sizes: names with commas, or all that it has",
+        help="evaluate each pair at several sizes: names with commas (no LIST: all of its sizes)",
     )
-    add("--quick", action="store_true", help="small size, fewest trials")
-    add("--seed", type=int, help="replay this seed (default: a fresh secret one)")
-    add("--jobs", type=int, metavar="N", help="builds, or pairs on the CPU, side by side")
+    add("--quick", action="store_true", help="small size, few trials")
+    add(
+        "--seed",
+        type=int,
+        help="replay the checks of this seed; timed inputs are always new (default: a secret one)",
+    )
+    add("--jobs", type=int, metavar="N", help="run N builds, or pairs on the CPU, side by side")
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds per phase (60)")
     add(
         "--time-limit",
         type=float,
         default=300.0,
         metavar="S",
-        help="seconds for all phases of a pair, without waiting and compiling (300)",
+        help="seconds for all phases of a pair; waiting and compiling do not count (300)",
     )
     add(
         "--baselines",
         type=_baselines,
         metavar="LIST",
-        help="compare with these too: eager (always), compile, max-autotune, defaults (eager with "
-        "PyTorch's default numeric flags: TF32 in cuDNN); default: compile on a GPU, eager alone "
-        "elsewhere and with --quick",
+        help="baselines of the speedup: eager (always), compile, max-autotune, defaults (eager "
+        "with PyTorch's default numeric flags: TF32 in cuDNN). Default: eager, and compile on a "
+        "GPU; eager alone with --quick",
     )
     add(
         "--precision",
         choices=("fp32", "tf32"),
-        help="hold every solution to this precision, whatever the problem says; tf32 grants TF32 "
-        "to the solution and to the baselines",
+        help="require this precision of every solution, instead of the problem's own; tf32 allows "
+        "TF32 to the solution and to the baselines",
     )
-    add("--warm-l2", action="store_true", help="time with inputs that stay in the L2 cache")
+    add("--warm-l2", action="store_true", help="leave the inputs of timed calls in the L2 cache")
     add("--cap", type=float, metavar="S", help="seconds for the timed blocks of a pair (8)")
     add(
         "--ncu",
         action="store_true",
-        help="on a GPU: DRAM bytes, occupancy and top stall of each kernel, by Nsight Compute",
+        help="on a GPU: measure each kernel's DRAM bytes, occupancy, top stall with Nsight Compute",
     )
     add(
         "--nvcc",
         nargs="?",
         const="",
         metavar="LIST",
-        help="off the GPU: nvcc compiles the CUDA source too (sm_80,sm_90; default: the usual)",
+        help="off the GPU: also compile the CUDA source with nvcc (no LIST: sm_75, sm_80, sm_90)",
     )
     add(
         "--no-fast-headers",
         action="store_true",
-        help="build CUDA sources with torch's own headers only, which takes five times as long",
+        help="build CUDA sources with torch's own headers only (five times slower)",
     )
     add(
         "--thread-order",
         choices=("forward", "reverse", "shuffled"),
-        help="emulated: threads start in this order only (default: all three)",
+        help="emulated: start threads in this order only (default: all three orders)",
     )
     add(
         "--resume",
         type=Path,
         metavar="FILE",
-        help="keep every verdict in FILE at once, and take those that stand there: a run that was "
-        "interrupted goes on",
+        help="write every verdict to FILE at once, and reuse the verdicts in it: so an interrupted "
+        "run continues",
     )
-    add("--json", metavar="FILE", help="write one JSON document; - is stdout")
+    add("--json", metavar="FILE", help="write a JSON document; - is stdout")
     outputs.add_options(parser)
     guard.add_options(parser)
     add("--root", type=Path, metavar="FOLDER", help="folder with problems/ and solutions/")
     add("--format", default="simple", choices=FORMATS, metavar="FMT", help="any tabulate format")
     add("--fail-fast", action="store_true", help="stop at the first pair that does not pass")
-    add("-v", "--verbose", action="store_true", help="every phase, check and note")
+    add("-v", "--verbose", action="store_true", help="print every phase, check and note")
     return parser

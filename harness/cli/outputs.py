@@ -1,4 +1,4 @@
-"""What a run leaves behind: the document, reports, the history; and what is rebuilt from them."""
+"""Writes documents and reports, keeps the history, and rebuilds reports from stored runs."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ _HISTORY_SHOWN = 60
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on reports, history and stored runs."""
+    """Add the options for reports, history and stored runs."""
     add = parser.add_argument
-    add("--html", metavar="FILE", help="write one self-contained page with plots")
+    add("--html", metavar="FILE", help="write a self-contained page with plots")
     add("--markdown", metavar="FILE", help="write a summary for a pull request or a CI job")
-    add("--junit", metavar="FILE", help="write JUnit XML, each pair a test case")
+    add("--junit", metavar="FILE", help="write JUnit XML with a test case per pair")
     add(
         "--report",
         nargs="+",
         type=Path,
         metavar="JSON",
-        help="evaluate nothing: write the reports above from stored runs, about the newest",
+        help="evaluate nothing: write the reports above about the newest of some stored runs",
     )
     add(
         "--compare",
         nargs=2,
         type=Path,
         metavar=("A.json", "B.json"),
-        help="evaluate nothing: show run B against run A, with the gate's verdicts",
+        help="evaluate nothing: compare run B with run A, as the gate does",
     )
     add("--no-history", action="store_true", help="keep no copy of this run in results/")
 
 
 def check_targets(arguments: argparse.Namespace) -> None:
-    """Refuse files that could not be written, before anything is evaluated.
+    """Check, before the evaluation, that the named files can be written.
 
     Raises:
-        UsageError: one could not.
+        UsageError: one cannot.
     """
     for option in _TARGETS:
         target = getattr(arguments, option)
@@ -54,11 +54,15 @@ def check_targets(arguments: argparse.Namespace) -> None:
             continue
         path = Path(target)
         if arguments.resume and path.resolve() == arguments.resume.resolve():
-            raise UsageError(f"--{option} {target}: is the file of --resume. Next: name another")
+            raise UsageError(
+                f"--{option} {target}: is also the file of --resume. Next: name another"
+            )
         if path.is_dir():
-            raise UsageError(f"--{option} {target}: is a folder")
+            raise UsageError(f"--{option} {target}: is a folder. Next: name a file")
         if not path.resolve().parent.is_dir():
-            raise UsageError(f"--{option} {target}: no such folder as {path.resolve().parent}")
+            raise UsageError(
+                f"--{option} {target}: the folder {path.resolve().parent} does not exist"
+            )
         if not os.access(path if path.exists() else path.resolve().parent, os.W_OK):
             raise UsageError(f"--{option} {target}: cannot be written")
 
@@ -71,17 +75,17 @@ def write_all(
     pairs: Iterable[Pair] = (),
     root: Path,
 ) -> None:
-    """Write every file that was asked for.
+    """Write every report that the options name.
 
     Args:
-        run: what it is about.
+        run: its content.
         arguments: name the files.
-        history: gives earlier runs, oldest first; asked only for a page.
-        pairs: of this run, for the sources of those that failed.
+        history: returns earlier runs, oldest first; called only for a page.
+        pairs: of this run. The page shows the sources of those that failed.
         root: folder with solutions/.
 
     Raises:
-        OSError: a file cannot be written; its name is in it.
+        OSError: a file cannot be written.
     """
     from harness import report
 
@@ -97,9 +101,9 @@ def write_all(
 
 
 def keep(run: Run, root: Path) -> Path | None:
-    """Store a run in the history, ``DATE-COMMIT.json`` in results; None where that fails.
+    """Store a run in the history, ``DATE-COMMIT.json`` in results; None if that fails.
 
-    A run that cannot be kept costs a warning: the evaluation itself has succeeded.
+    A failure costs a warning only: the evaluation itself has succeeded.
     """
     from harness import report
 
@@ -109,7 +113,7 @@ def keep(run: Run, root: Path) -> Path | None:
     try:
         folder = results_folder(root)
         if folder.parent != root:
-            print(f"{root} is read-only: this run is kept in {folder}", file=sys.stderr)
+            print(f"{root} is read-only, so this run is stored in {folder}", file=sys.stderr)
         for number in range(1, 1000):
             path = folder / f"{name}{f'_{number}' if number > 1 else ''}.json"
             try:
@@ -119,7 +123,7 @@ def keep(run: Run, root: Path) -> Path | None:
             report.write_document(report.render_run(run), str(path))
             return path
     except OSError as failure:
-        print(f"warning: this run is not in the history: {failure}", file=sys.stderr)
+        print(f"warning: this run could not be stored in the history: {failure}", file=sys.stderr)
     return None
 
 
@@ -148,10 +152,10 @@ def stored_runs(root: Path, like: Run) -> list[Run]:
 
 
 def rebuild(arguments: argparse.Namespace, root: Path, existing: Iterable[str]) -> int:
-    """Write reports from stored runs, about the newest of them; returns the exit code.
+    """Write reports about the newest of some stored runs; return the exit code.
 
-    The gate's options work on that run too: a baseline can be checked, or renewed, from what
-    another machine recorded.
+    The gate's options work on that run, too: a baseline can be checked, or updated, with a run of
+    another machine.
 
     Args:
         arguments: the command line.
@@ -159,7 +163,7 @@ def rebuild(arguments: argparse.Namespace, root: Path, existing: Iterable[str]) 
         existing: names of all pairs on disk.
 
     Raises:
-        UsageError: no run can be read, or a file cannot be written.
+        UsageError: no file holds a run, or a report cannot be written.
     """
     from harness import report
 
@@ -198,10 +202,10 @@ def rebuild(arguments: argparse.Namespace, root: Path, existing: Iterable[str]) 
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Print run B against run A; returns the exit code that the gate would.
+    """Print run B beside run A; return the exit code of the gate.
 
     Raises:
-        UsageError: one of the files is not a run.
+        UsageError: one of the files holds no run.
     """
     from harness import report
 
@@ -213,7 +217,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def terminal(arguments: argparse.Namespace) -> tuple[int | None, bool]:
-    """Return width and colour for a table on stdout: neither where it is not a terminal."""
+    """Return width and colour for a table on stdout; neither if it is no terminal."""
     if arguments.format != "simple" or not sys.stdout.isatty():
         return None, False
     try:
@@ -225,7 +229,7 @@ def terminal(arguments: argparse.Namespace) -> tuple[int | None, bool]:
 
 
 def _readable(paths: Sequence[Path]) -> list[Run]:
-    """Return the runs of some files, oldest first; one that is no run costs a warning."""
+    """Return the runs of some files, oldest first; warn about files without a run."""
     from harness import report
 
     runs, why = [], ""
@@ -239,9 +243,9 @@ def _readable(paths: Sequence[Path]) -> list[Run]:
         if run.verdicts:
             runs.append(run)
         else:
-            why = f"{path}: evaluated nothing"
+            why = f"{path}: the run evaluated nothing"
     if not runs:
-        raise UsageError(f"--report: no run to report on; {why}")
+        raise UsageError(f"--report: no file holds a run with verdicts. {why}")
     return sorted(runs, key=_date)
 
 
@@ -255,7 +259,7 @@ def _kinds(run: Run) -> set[str]:
 
 
 def _sources(pairs: Iterable[Pair], root: Path) -> Callable[[Verdict], tuple[str, str] | None]:
-    """Return a function that finds the solution a verdict is about, if it is still the same."""
+    """Return a function that returns a verdict's solution, if its file has not changed since."""
     files = {pair.name: pair.solution for pair in pairs}
 
     def source_of(verdict: Verdict) -> tuple[str, str] | None:
@@ -267,7 +271,7 @@ def _sources(pairs: Iterable[Pair], root: Path) -> Callable[[Verdict], tuple[str
             text = path.read_bytes()
         except OSError:
             return None
-        if not verdict.solution_hash:  # only a run at hand is sure to be about this file
+        if not verdict.solution_hash:  # only a verdict of this run is certain to be about this file
             return (path.name, text.decode("utf-8", "replace")) if verdict.pair in files else None
         if hashlib.sha256(text).hexdigest() != verdict.solution_hash:
             return None

@@ -1,4 +1,4 @@
-"""Every record, enum and error of the harness. Imported by all rooms, imports none of them."""
+"""Every record, enum and error of the harness. All rooms import it; it imports none of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records as plain JSON values, and back: what cannot be true is refused."""
+"""Records as plain JSON values, and back; refuses a record that cannot be true."""
 
 from __future__ import annotations
 

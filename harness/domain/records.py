@@ -1,4 +1,4 @@
-"""The records: frozen and keyword-only, so that what runs later cannot change a verdict.
+"""The records: frozen and keyword-only, so that later code cannot change a verdict.
 
 Numbers keep full precision and carry their unit in their name; reports round.
 """
@@ -53,7 +53,7 @@ class Pair:
         name: ``problem/solution``, unique in one run.
         problem: file with Model, get_inputs and get_init_inputs.
         solution: file with ModelNew.
-        size: evaluated at this size, whatever the options say; the name then ends in ``@size``.
+        size: the pair's size, in place of the options'; the name then ends in ``@size``.
     """
 
     name: str
@@ -85,12 +85,12 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The candidate against one more baseline, in the blocks that Speed comes from.
+    """The candidate against another baseline, from the same blocks as Speed.
 
     Attributes:
         name: ``torch.compile``, ``torch.compile max-autotune-no-cudagraphs`` or ``eager defaults``
-            (PyTorch's default numeric flags); eager PyTorch with strict flags is the reference
-            itself and stands in Speed.
+            (PyTorch's default numeric flags). Speed has the figures against eager PyTorch with
+            strict flags, the reference.
         outcome: of the candidate against this baseline; UNTIMED where it failed.
         speedup, low, high: baseline time / candidate time with its 95 % interval.
         baseline_ms: time of one call (trimmed mean), milliseconds.
@@ -112,7 +112,7 @@ class Bound:
 
     Attributes:
         bound_ms: the larger of bytes / bandwidth and flops / rate, forward and backward added.
-        share: bound / the candidate's time; above 1 it beat the bound (a better algorithm).
+        share: bound / the candidate's time; above 1 for a better algorithm.
         moved_bytes: inputs, state and outputs, once each per pass.
         flops: counted by the dispatcher on the reference; 0 where it has no matrix product.
         limited_by: ``bandwidth`` or the rate's name, e.g. ``3 x float16``.
@@ -131,7 +131,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What the judge's clock says. Null figures where untimed.
+    """The judge's measurement of speed. Figures are None where untimed.
 
     Attributes:
         outcome: see SpeedOutcome; against the reference in eager PyTorch.
@@ -140,25 +140,23 @@ class Speed:
         high: upper end.
         reference_ms: time of one call of the reference (trimmed mean), milliseconds.
         candidate_ms: the same for the candidate.
-        claimed_ms: what the candidate's own CUDA events claim; None where there is none.
+        claimed_ms: time of a call by the candidate's own CUDA events; None where there are none.
         batches: how many batches of each went into the figures.
-        calls_per_batch: calls in one batch of the candidate's.
-        note: why untimed, or what bounds the figure.
-        shape: ``throughput`` (calls back to back) or ``latency`` (a single call): which
-            of the two the figures above are.
+        calls_per_batch: calls in one batch of the candidate.
+        note: why untimed, or what limits the figure.
+        shape: of the figures above: ``throughput`` (batched calls) or ``latency`` (isolated ones).
         reference_latency_ms, candidate_latency_ms: median time of a call that is alone.
         reference_device_ms, candidate_device_ms: kernel time of one call as the worker claims it,
-            by its profiler, from 1 ms by its CUDA events; what a call takes beyond it is host
-            overhead.
+            by its profiler, from 1 ms by its CUDA events. The rest of a call is host overhead.
         noise_floor: relative; the reference against itself in the same blocks.
         late_bound: relative; the most that work finished after *done* could have gained.
-        handshake_ms: what a batch costs beside its calls, already subtracted.
-        discarded: blocks put aside because the GPU was throttled or the host busy; see note.
+        handshake_ms: time of a batch beside its calls; already subtracted.
+        discarded: blocks left out because the GPU was throttled or the host busy; see note.
         capped: whether time ran out before the interval was narrow enough.
         baselines: other baselines.
         bound: speed of light, None where unknown.
-        card: which GPU of its kind it was, a hash of its UUID; empty where that is not known.
-        gpu: what NVML saw while blocks ran: clocks, temperature, power, others' processes.
+        card: a hash of the GPU's UUID; empty where it is not known.
+        gpu: NVML's figures while blocks ran: clocks, temperature, power, other processes.
         blocks: milliseconds per call by role, one entry per block: statistics can be redone.
     """
 
@@ -191,18 +189,18 @@ class Speed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProfile:
-    """What Nsight Compute counted of one kernel launch; None where its report has no figure.
+    """Nsight Compute's counters for one kernel launch; None where its report has no figure.
 
-    Taken in a process of its own, after the timing: it explains a time and is none of the judge's.
+    A process of its own takes them after the timing. They explain a time and decide nothing.
 
     Attributes:
         name: of the kernel, demangled.
         duration_ms: of this launch under the profiler, milliseconds.
-        dram_read_bytes, dram_write_bytes: bytes that went between DRAM and the GPU.
-        occupancy: achieved; warps that were active as a share of those that an SM can hold.
+        dram_read_bytes, dram_write_bytes: bytes read from DRAM and written to it.
+        occupancy: achieved: active warps as a share of those that an SM can hold.
         registers: per thread.
-        stall: what its warps waited for most, e.g. ``long scoreboard``; empty where unknown.
-        stall_cycles: cycles that a warp waited for it per instruction issued.
+        stall: most frequent reason for a warp to wait, e.g. ``long scoreboard``; may be empty.
+        stall_cycles: cycles that a warp waited for that reason, per instruction.
     """
 
     name: str
@@ -223,25 +221,25 @@ class Verdict:
         pair: name of the pair.
         status: see Status; blame follows from it.
         message: one line: what happened and what to do next; empty for PASSED.
-        seed: the secret seed, revealed afterwards so that the verdict can be replayed.
-        device: what it ran on: ``cuda:0``, ``emulated`` or ``cpu``.
+        seed: the secret seed, shown afterwards so that the verdict can be replayed.
+        device: ``cuda:0``, ``emulated`` or ``cpu``.
         size: named size that was evaluated.
         modes: modes that were checked, in order.
         phases: seconds per phase, in order.
         checks: one per tensor, the worst over all calls.
         max_abs_diff: worst over all output checks.
         precision: worst effective precision over all checks.
-        state_match: how the state was matched, one line per name that needed more than its name.
-        findings: what the CPU runner saw.
-        notes: what the reader should know: changed sizes, dropped variants, missing rights.
-        warnings: what is suspicious in a solution that passed, and not proven to be wrong; one
-            sentence each. Empty for any other status.
+        state_match: one line per state tensor that was not matched by its name.
+        findings: defects that the CPU runner saw.
+        notes: for the reader: changed sizes, dropped variants, missing rights.
+        warnings: suspicious facts about a solution that passed; one sentence each. Empty for any
+            other status.
         numeric_flags: torch's numeric flags by process: judge, reference, candidate. The
             candidate's are a claim.
         launches: kernel launches of the solution's own extension, None where not counted.
         speed: second axis.
-        ncu: kernel launches of one call as Nsight Compute saw them, in order; empty unless asked
-            for. A claim like all that a solution's process reports.
+        ncu: kernel launches of one call under Nsight Compute, in order; empty without ``--ncu``.
+            A solution's process reports them, so they are a claim.
         replay: command that replays this verdict.
         reproducer: stand-alone script that shows the mismatch without the harness.
         log: file with the compiler's output and the workers' stderr.
@@ -296,13 +294,13 @@ class PairDecision:
     Attributes:
         pair: name of the pair.
         gate_class: see GateClass.
-        what: which property decided: ``status``, ``precision``, ``findings``, ``launches``,
-            ``errors``, ``speed``; empty where none stands out.
+        what: the property that decided: ``status``, ``precision``, ``findings``, ``launches``,
+            ``errors``, ``speed``; may be empty.
         reason: one line: what was compared and what to do next.
         before, after: the stored speedup and this run's; None where untimed.
         change: relative change of the speedup, e.g. -0.03; None where not compared.
         low, high: ends of its 95 % interval, run-to-run spread included.
-        measurements: how many runs of the pair stand behind the answer.
+        measurements: how many runs of the pair the answer rests on.
     """
 
     pair: str
@@ -322,7 +320,7 @@ class GateDecision:
     """The gate's answer for a run.
 
     Attributes:
-        baseline: file that the run was compared with.
+        baseline: file of the stored results.
         pairs: one per pair that is stored or was run.
         exit_code: see docs/baselines.md.
     """
@@ -338,13 +336,13 @@ class Run:
 
     Attributes:
         verdicts: exactly one per pair.
-        environment: what the machine was.
-        exit_code: what the command returned.
-        error: why nothing was evaluated, None where something was.
+        environment: of the machine.
+        exit_code: of the command.
+        error: why nothing was evaluated; None after an evaluation.
         measurement_version: of the clock that took the times.
-        gate: the comparison with the stored results, None where none was asked for.
-        log_tails: last lines of the logs, by pair: logs do not live as long as records.
-        source: file the run was read from; empty for the run at hand.
+        gate: the comparison with stored results; None without ``--check-baseline``.
+        log_tails: last lines of the logs, by pair: records are kept longer than logs.
+        source: file that holds the run; empty for the present run.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -359,11 +357,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the user asked for: one evaluation's settings, the same for all pairs of a run.
+    """The user's options: the same for all pairs of a run.
 
     Attributes:
         device: ``auto``, ``cuda``, ``cuda:N``, ``emulated`` or ``cpu``.
-        mode: ``forward``, ``eval``, ``train``, or None for what the problem's settings say.
+        mode: ``forward``, ``eval``, ``train``, or None for the modes of the problem's settings.
         size: ``full``, ``small``, another named size of the problem, its constants as
             ``NAME=VALUE,...``, or None: on a GPU the largest that fits into memory, else small.
         quick: small size and fewest trials.
@@ -373,22 +371,20 @@ class Options:
             compiling do not count.
         jobs: pairs or builds side by side; None lets the fleet decide.
         fail_fast: stop at the first pair that does not pass.
-        timed: whether speed is measured where the device allows it.
+        timed: measure speed where the device allows it.
         cache_dir: built extensions; None is the default cache.
         log_dir: one log file per pair; None is the default folder.
         thread_orders: orders in which the CPU runner runs threads.
-        baselines: what to compare with: ``eager``, which always is, and names of
+        baselines: compare with these: ``eager``, which always is one, and names of
             ``harness.domain.BASELINES``; None lets the device decide.
-        precision: precision that every solution is held to, whatever the problem says: ``fp32`` or
-            ``tf32``; None for what the problem's settings say. ``tf32`` grants it to the
-            baselines too.
+        precision: every solution must have this precision, ``fp32`` or ``tf32``; None for that of
+            the problem's settings. ``tf32`` also allows it in the baselines.
         warm_l2: time with inputs that stay in the L2 cache.
         cap_s: seconds for the timed blocks of one pair.
         ncu: read Nsight Compute's counters for one call of each solution.
-        nvcc: architectures for which nvcc compiles the CUDA source too, where no GPU runs it.
-        fast_headers: build CUDA sources with headers that hold only what the source names.
-        memory_bytes: choose sizes as if the device had so much memory, all of it free; None asks
-            the device.
+        nvcc: off the GPU, nvcc also compiles the CUDA source, for these architectures.
+        fast_headers: build CUDA sources with headers cut to the names that the source uses.
+        memory_bytes: choose sizes as if the device had so much free memory; None asks the device.
     """
 
     device: str = "auto"

@@ -1,11 +1,11 @@
-"""The form of a resume file, in which the verdicts of interrupted runs add up. Reads it.
+"""The form of a resume file, which collects the verdicts of interrupted runs; its reader.
 
 ===========  ====================================================================================
 first line   ``{"kernel_eval_resume": 1, "measurement_version": M, "environment": {...}}``
-other lines  ``{"key": K, "verdict": V}``; a null key: this verdict is never taken instead of a run
+other lines  ``{"key": K, "verdict": V}``; with a null key: no later run may reuse this verdict
 ===========  ====================================================================================
 
-A last line without its end was cut off by a crash: it is ignored.
+A last line without an end was cut off by a crash: the reader ignores it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Recorded:
 
 
 def is_resume(content: bytes) -> bool:
-    """Return whether a file's content begins as a resume file does, cut off or not."""
+    """Return whether a file's content begins like a resume file, cut off or not."""
     return content.startswith(RESUME_HEAD)
 
 
@@ -54,7 +54,7 @@ def parse(content: bytes) -> Recorded:
     """Return what the content of a resume file says.
 
     Raises:
-        UsageError: it is no resume file, or one of another version.
+        UsageError: the file is no resume file, or has another version.
     """
     whole, end, _ = content.rpartition(b"\n")
     lines = (whole + end).splitlines() if end else []
@@ -99,7 +99,7 @@ def _header(line: bytes) -> dict[str, Any]:
 
 
 def run_from_resume(content: bytes, source: str) -> Run:
-    """Return the run that a resume file amounts to: the last verdict of each pair.
+    """Return a run with the last verdict of each pair in a resume file.
 
     Raises:
         UsageError: it is no resume file.

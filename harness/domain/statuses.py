@@ -1,4 +1,4 @@
-"""What can be said of a pair, and the errors that say it. Versions of what is written down."""
+"""Statuses of a pair, the errors that carry them, and versions of the written documents."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ SCHEMA_VERSION = 2
 MEASUREMENT_VERSION = 4
 """Version of the clock's protocol: times under different ones are not compared.
 
-History: 1 hand-shake over the socket; 2 fresh inputs written while the worker is stopped, the
-clock stops when random slices of the outputs have arrived; 3 everyone waits for inputs alike,
-ratios by block, the hand-shake from the reference's batches in the blocks; 4 the judge reads
-outputs where they lie, on the clock; batches of all roles take about as long.
+History: 1 hand-shake over the socket; 2 the judge writes fresh inputs while the worker is stopped,
+and stops the clock when random slices of the outputs have arrived; 3 all workers wait for inputs
+in the same way, ratios by block, the hand-shake from the reference's batches in the blocks; 4 the
+judge reads outputs where they lie, on the clock, and batches of all roles take about as long.
 """
 
 
 class Blame(enum.Enum):
-    """Whose fault a status is: decides who has to act next."""
+    """Whose fault a status is, and so whose turn it is to act."""
 
     NOBODY = "nobody"
     SOLUTION = "solution"
@@ -31,12 +31,12 @@ class Blame(enum.Enum):
 
 
 class Status(enum.Enum):
-    """What the harness found out about one pair. One status per pair, each with a fixed blame."""
+    """The result of one pair's evaluation. Each status has a fixed blame."""
 
     PASSED = "PASSED"
     """Every check of every mode held."""
     SKIPPED = "SKIPPED"
-    """Could not be evaluated here; the message says what is missing."""
+    """This machine cannot evaluate the pair; the message says what is missing."""
     BUILD_FAILED = "BUILD_FAILED"
     """The solution's extension did not compile, link or bind."""
     LOAD_FAILED = "LOAD_FAILED"
@@ -44,9 +44,9 @@ class Status(enum.Enum):
     NO_KERNEL_LAUNCHED = "NO_KERNEL_LAUNCHED"
     """It ships CUDA, but no kernel of its own extension ran."""
     STATE_MISMATCHED = "STATE_MISMATCHED"
-    """The reference's parameters and buffers could not be given to the candidate."""
+    """The judge cannot give the reference's parameters and buffers to the candidate."""
     WRONG_STRUCTURE = "WRONG_STRUCTURE"
-    """The output is not of the reference's nesting, or not made of plain tensors."""
+    """The output is nested in another way than the reference's, or not made of plain tensors."""
     WRONG_SHAPE = "WRONG_SHAPE"
     WRONG_DTYPE = "WRONG_DTYPE"
     NOT_FINITE = "NOT_FINITE"
@@ -59,23 +59,23 @@ class Status(enum.Enum):
     WRONG_STATE = "WRONG_STATE"
     """Parameters or buffers after the call differ from the reference's."""
     INPUT_MUTATED = "INPUT_MUTATED"
-    """An input changed that the reference leaves alone, or the output aliases an input."""
+    """The call changed an input that the reference leaves alone, or its output aliases an input."""
     NONDETERMINISTIC = "NONDETERMINISTIC"
-    """The same call under the same RNG state gave different results beyond the budget."""
+    """The same call with the same RNG state gave results that differ by more than the budget."""
     MEMORY_FAULT = "MEMORY_FAULT"
-    """Out of bounds, uninitialised, racing or otherwise invalid memory use was detected."""
+    """The solution used memory out of bounds, uninitialised, in a race, or otherwise wrongly."""
     CRASHED = "CRASHED"
     """The worker died or the call raised."""
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     TIMED_OUT = "TIMED_OUT"
     TAMPERED = "TAMPERED"
-    """What the candidate's process claims contradicts what the judge saw."""
+    """The judge saw something that contradicts a claim of the candidate's process."""
     INVALID_REFERENCE = "INVALID_REFERENCE"
     """The reference raises, is not finite on its own inputs, or disagrees with itself."""
     WEAK_PROBLEM = "WEAK_PROBLEM"
     """The comparison cannot tell an impostor from the reference."""
     HARNESS_ERROR = "HARNESS_ERROR"
-    """Our own fault."""
+    """The harness is at fault."""
 
     @property
     def blame(self) -> Blame:
@@ -90,7 +90,7 @@ class Status(enum.Enum):
 
 
 class SpeedOutcome(enum.Enum):
-    """Second axis of a verdict: what can be said about speed."""
+    """Second axis of a verdict: the result of the speed measurement."""
 
     FASTER = "FASTER"
     SAME = "SAME"
@@ -125,7 +125,7 @@ class HarnessError(Refusal):
 
 
 class UsageError(Exception):
-    """Bad usage or bad input of the user: names the file, the fault and the next step."""
+    """A user's mistake in usage or input; names the file, the mistake and the next step."""
 
 
 class BuildFailed(Exception):
@@ -142,16 +142,16 @@ class BuildFailed(Exception):
 
 
 class Unsupported(Exception):
-    """The CPU runner cannot run this source; says which construct on which line. SKIPPED."""
+    """The CPU runner cannot run this source; names the construct and its line. SKIPPED."""
 
 
 class GateClass(enum.Enum):
-    """What the gate says about one pair against its stored result."""
+    """The gate's answer about one pair, against its stored result."""
 
     OK = "OK"
-    """As good as what is stored."""
+    """As good as the stored result."""
     IMPROVED = "IMPROVED"
-    """Faster by more than what intervals and slack explain. ``--update-baseline`` keeps it."""
+    """Faster by more than intervals and slack explain. ``--update-baseline`` stores it."""
     REGRESSED = "REGRESSED"
     """Status, precision, findings, errors or speed got worse; ``what`` says which."""
     MISSING = "MISSING"
@@ -161,4 +161,4 @@ class GateClass(enum.Enum):
     NO_BASELINE = "NO_BASELINE"
     """Nothing is stored for this pair."""
     UNDECIDED = "UNDECIDED"
-    """Measured twice, and the intervals still allow both: slower, and not slower."""
+    """Two measurements do not decide whether it is slower."""

@@ -1,4 +1,4 @@
-"""Which pair runs where and when. Starts judges as processes and imports none of their code."""
+"""Decides which pair runs where and when. Starts judges as processes; imports no judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From ``--device`` and ``--jobs`` to what each pair runs on and how many run at once."""
+"""Decides from ``--device`` and ``--jobs`` where pairs run, and how many run at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from harness.machine.environment import torch_build
 from harness.machine.gpus import Gpu, Gpus, find_gpus
 
 _BYTES_PER_JOB = 3 * 1024**3
-"""What one job may need: a judge, two workers and a compiler that reads torch's headers
+"""Memory that one job may need: a judge, two workers and a compiler that reads torch's headers
 (1.4 GiB of g++ at its peak; torch 2.13, g++ 12, 2026-11-21)."""
 _CHECK_SIDE_BY_SIDE = 4
-"""Pairs that check on one GPU at once. Their loading keeps about four cores busy each."""
+"""So many pairs check on one GPU at once. Loading a pair keeps about four cores busy."""
 _CORES_PER_CHECK = 4
 
 
@@ -37,7 +37,7 @@ class Plan:
     jobs: int
     alive: int
     _builds: threading.BoundedSemaphore
-    _locks: dict[str, str]
+    _timed_cpu: bool
     _shared: dict[str, SharedDevice]
     _lock_folder: Path | None = None
     _load: dict[str, int] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Plan:
     def build_slot(self, device: str) -> Slot:
         """Return the right to build: one of ``jobs``, and on the CPU not while one measures."""
         slot = CountSlot(self._builds)
-        if device == "cpu" and device in self._locks:
+        if self._timed_cpu:
             return AllSlots(slot, FileSlot("cpu", shared=True, folder=self._lock_folder))
         return slot
 
@@ -67,12 +67,12 @@ class Plan:
 
         Args:
             device: one of ``devices``.
-            alone: share it with nobody, the checks neither.
+            alone: have the device alone for the checks, too.
         """
         if device in self._shared:
             return self._shared[device].turn(alone=alone)
-        if device in self._locks:
-            return SoleTurn(FileSlot(self._locks[device], shared=False, folder=self._lock_folder))
+        if self._timed_cpu:
+            return SoleTurn(FileSlot("cpu", shared=False, folder=self._lock_folder))
         return None
 
 
@@ -87,7 +87,6 @@ def make_plan(options: Options, pairs: int, *, lock_folder: Path | None = None) 
     Raises:
         UsageError: no such device, or it is not there.
     """
-    locks: dict[str, str] = {}
     shared: dict[str, SharedDevice] = {}
     side_by_side = 1
     devices: tuple[str, ...]
@@ -96,7 +95,6 @@ def make_plan(options: Options, pairs: int, *, lock_folder: Path | None = None) 
     else:
         chosen = _choose_gpus(options.device)
         devices = tuple(f"cuda:{gpu.index}" for gpu in chosen) or ("emulated",)
-        locks = {f"cuda:{gpu.index}": gpu.uuid for gpu in chosen}
         cores = len(os.sched_getaffinity(0)) // max(len(chosen), 1)
         side_by_side = max(1, min(_CHECK_SIDE_BY_SIDE, cores // _CORES_PER_CHECK))
         shared = {
@@ -107,16 +105,15 @@ def make_plan(options: Options, pairs: int, *, lock_folder: Path | None = None) 
             )
             for gpu in chosen
         }
-    if options.device == "cpu" and options.timed:
-        locks = {"cpu": "cpu"}
+    timed_cpu = options.device == "cpu" and options.timed
     jobs = options.jobs or default_jobs(on_gpu=devices[0].startswith("cuda"))
-    alive = min(jobs + side_by_side * len(locks), max(pairs, 1))
+    alive = min(jobs + side_by_side * (len(shared) + timed_cpu), max(pairs, 1))
     return Plan(
         devices=devices,
         jobs=jobs,
         alive=alive,
         _builds=threading.BoundedSemaphore(jobs),
-        _locks=locks,
+        _timed_cpu=timed_cpu,
         _shared=shared,
         _lock_folder=lock_folder,
     )
@@ -132,7 +129,7 @@ def default_jobs(*, on_gpu: bool) -> int:
 
 
 def available_bytes() -> int:
-    """Return the memory that new processes can have without swapping."""
+    """Return how much memory new processes can use without swapping."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:

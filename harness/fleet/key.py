@@ -23,7 +23,7 @@ def pair_key(pair: Pair, options: Options, devices: Sequence[str]) -> str | None
     Args:
         pair: names its two files, which are read with every local file that they name.
         options: what the user asked for.
-        devices: what the pair may run on, e.g. ``cuda:1``; their kinds count, not their numbers.
+        devices: where the pair may run, e.g. ``cuda:1``; their kinds count, not their numbers.
     """
     matter = {
         field.name: to_json(getattr(options, field.name))
@@ -57,9 +57,9 @@ def _kind(device: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Return what stands for a file's content; never reads on and on, as some of /proc would.
+    """Return a digest of a file's content; reads at most as many bytes as the file claims.
 
-    A large file, such as weights, is known by its size and date: it would be read for seconds.
+    Reading a large file, such as weights, would take seconds: its size and date stand for it.
     """
     facts = path.stat()
     if facts.st_size > READ_LIMIT_BYTES:

@@ -42,7 +42,7 @@ def log_file(folder: Path, pair: str) -> Path:
 
 
 def append(log: Path, text: str) -> None:
-    """Add a line of the fleet's own to a log; a full disk must not cost a verdict."""
+    """Add a line of the fleet to a log; a full disk must not cost a verdict."""
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as stream:
         stream.write(f"[fleet] {text}\n")
 

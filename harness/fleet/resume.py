@@ -1,7 +1,7 @@
 """Writes a resume file, one line a verdict; ``harness.domain.resume_form`` reads the form.
 
-A line is written as soon as its pair has a verdict, and is on the disk before the next step. A line
-without its end was cut off by a crash: it is ignored, and cut away before the next line is written.
+The fleet writes a line as soon as its pair has a verdict, and syncs it to the disk. A last line
+without an end was cut off by a crash: the reader ignores it, and the next write removes it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from harness.domain.resume_form import (
 
 
 class ResumeFile:
-    """A resume file that one run reads and adds to; used by several threads.
+    """A resume file that one run reads and appends to; several threads may use it.
 
     Attributes:
         path: the file.
-        reused: names of the pairs whose verdicts were taken from it.
-        ignored: numbers of its lines that hold no verdict.
+        reused: names of the pairs whose verdicts the run took from the file.
+        ignored: numbers of the lines that hold no verdict.
     """
 
     def __init__(self, path: Path, handle: int, recorded: Recorded, cut: int | None) -> None:
@@ -56,18 +56,18 @@ class ResumeFile:
         self._why = ""
 
     def verdict_of(self, key: str | None) -> Verdict | None:
-        """Return the verdict that stands under a key, and count its pair as reused."""
+        """Return the verdict with a key, and count its pair as reused."""
         found = self._verdicts.get(key) if key else None
         if found is not None:
             self.reused.append(found.pair)
         return found
 
     def append(self, key: str | None, verdict: Verdict) -> None:
-        """Write a verdict to the disk; one that cannot be written is tried again with the next.
+        """Write a verdict to the disk. If that fails, the next call tries again.
 
         Args:
-            key: of what was evaluated; None where the verdict must not be taken again.
-            verdict: what came of it.
+            key: of the pair; None where no later run may reuse the verdict.
+            verdict: of the pair.
         """
         line = {"key": key if reusable(verdict) else None, "verdict": to_json(verdict)}
         with self._mutex:
@@ -75,7 +75,7 @@ class ResumeFile:
             self._save()
 
     def problem(self) -> str:
-        """Try once more to write what is not on the disk; return why it is not, or nothing."""
+        """Try once more to write the rest; return why that fails, or an empty string."""
         with self._mutex:
             self._save()
             if not self._unsaved:
@@ -105,21 +105,21 @@ class ResumeFile:
 
 
 def reusable(verdict: Verdict) -> bool:
-    """Return whether a verdict may stand for a later evaluation of the same pair.
+    """Return whether a later run may take a verdict instead of an evaluation of the same pair.
 
-    A fault of the harness may be gone the next time, and so may the want of memory, of a compiler
-    or of a device for which a pair was skipped.
+    A fault of the harness may be gone by then. A pair that was skipped for lack of memory, of a
+    compiler or of a device may have it by then.
     """
     return verdict.status not in (Status.HARNESS_ERROR, Status.SKIPPED)
 
 
 @contextlib.contextmanager
 def open_resume(path: Path, environment: Mapping[str, Any]) -> Iterator[ResumeFile]:
-    """Open a resume file for one run, which has it alone until then; begin it where it is new.
+    """Open a resume file, locked for one run; begin a new file where there is none.
 
     Args:
         path: the file.
-        environment: of this run; written where the file is new.
+        environment: of this run; goes into a new file.
 
     Raises:
         UsageError: it cannot be written, another run writes to it, or it is no resume file.

@@ -1,4 +1,4 @@
-"""Evaluates many pairs: which one runs where and when, and what becomes of the results."""
+"""Evaluates many pairs: starts their judges, where and when there is room, and keeps verdicts."""
 
 from __future__ import annotations
 
@@ -11,20 +11,29 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.domain import BASELINES, Options, Pair, Status, UsageError, Verdict, to_json
+from harness.domain import (
+    BASELINES,
+    HarnessError,
+    Options,
+    Pair,
+    Refusal,
+    Status,
+    UsageError,
+    Verdict,
+    to_json,
+)
 from harness.fleet.devices import Plan, make_plan
-from harness.fleet.judge_process import Deadlines, Failure, JudgeProcess, Outcome
+from harness.fleet.judge_process import Deadlines, JudgeProcess, Outcome
 from harness.fleet.judge_server import JUDGE_COMMAND, JudgeServer
 from harness.fleet.key import pair_key
 from harness.fleet.logs import append, log_file, new_log_folder
 from harness.fleet.preflight import preflight
 from harness.fleet.replay import replay_command
 from harness.fleet.resume import ResumeFile
-from harness.fleet.slots import Slot
 from harness.fleet.turns import Turn
 from harness.machine.environment import PROJECT_ROOT, find_compiler
 from harness.machine.folders import cache_folder
@@ -44,12 +53,12 @@ _OTHERS_CAN_CAUSE = frozenset(
         Status.TIMED_OUT,
     }
 )
-"""What a pair that shares a GPU can do to another: take its memory or its time. A verdict of these
-is no proof beside others, so the pair is evaluated again alone. Values are its own."""
+"""Statuses that another pair on the same GPU can cause, by taking memory or time. The fleet
+evaluates such a pair again, alone. Wrong values are always the pair's own."""
 
 
 class Listener(Protocol):
-    """Is told what happens, from several threads."""
+    """Hears what happens, from several threads."""
 
     def started(self, pair: str, device: str) -> None:
         """A pair begins."""
@@ -61,7 +70,7 @@ class Listener(Protocol):
         """A pair has its verdict."""
 
     def reused(self, verdict: Verdict) -> None:
-        """A pair's verdict was taken from the resume file: the pair is not started."""
+        """The fleet took a pair's verdict from the resume file, and does not start the pair."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,22 +112,23 @@ def run_pairs(
     resume: ResumeFile | None = None,
     judges: JudgeServer | None = None,
 ) -> list[Verdict]:
-    """Return one verdict per pair, in their order, whatever becomes of their judges.
+    """Return one verdict per pair, in their order, even where a judge fails.
 
     Args:
         pairs: what to evaluate; names must be unique.
         options: what the user asked for.
-        listener: is told of progress.
+        listener: hears of progress.
         judge_command: starts one judge; None is the real one.
         deadlines: when to give up on a judge; None follows from the options.
         plan: how to use the machine; None makes one from the options.
-        resume: gets every verdict at once; a pair whose verdict stands there is not evaluated.
+        resume: gets every verdict at once. The fleet does not evaluate a pair whose verdict the
+            file already holds.
         judges: forks the judges of several runs; None is one of this run's own, where there are
             several pairs.
 
     Raises:
         UsageError: an option is not valid, or its device is not there.
-        Interrupted: Ctrl-C; carries the verdicts that were reached.
+        Interrupted: Ctrl-C; carries the verdicts so far.
     """
     _validate(pairs, options)
     # The judge runs in another folder.
@@ -240,22 +250,19 @@ class _Run:
                 verdict = self._failed(
                     pair,
                     self._options,
-                    Failure(
-                        status=Status.HARNESS_ERROR,
-                        message=f"the fleet failed: {traceback.format_exc(limit=-1).strip()}",
-                    ),
+                    HarnessError(f"the fleet failed: {traceback.format_exc(limit=-1).strip()}"),
                 )
             if verdict is None:
                 return
             self._verdicts[pair.name] = verdict
             if self._resume is not None:
-                # A file that was edited meanwhile: nobody knows which of its contents was judged.
+                # A file may have changed meanwhile. Then it is unknown which content was judged.
                 self._resume.append(key if key == self._key(pair) else None, verdict)
             self._listener.finished(verdict)
             self._stop_if_bad(verdict)
 
     def _take_stored(self, pair: Pair) -> bool:
-        """Take a pair's verdict from the resume file; returns whether it stands there."""
+        """Take a pair's verdict from the resume file; return whether the file has one."""
         stored = self._resume.verdict_of(self._key(pair)) if self._resume is not None else None
         if stored is None:
             return False
@@ -293,9 +300,10 @@ class _Run:
                 seed=secrets.randbits(63) if seed is None else seed,
             )
             self._listener.started(pair.name, device)
-            settings = preflight(pair, options)
-            if isinstance(settings, Failure):
-                return self._failed(pair, options, settings)
+            try:
+                settings = preflight(pair, options)
+            except Refusal as refusal:
+                return self._failed(pair, options, refusal)
             log = log_file(self._logs, pair.name)
             request = {
                 "pair": to_json(pair),
@@ -307,7 +315,7 @@ class _Run:
             for alone in (False, True):
                 turn = self._plan.turn(device, alone=alone)
                 outcome = self._judged(pair, device, request, turn)
-                if turn is None or not turn.was_shared or self._stands(pair, outcome):
+                if turn is None or not turn.was_shared or self._stands(options, outcome):
                     break
             if outcome is None:
                 return None
@@ -318,11 +326,13 @@ class _Run:
     def _judged(
         self, pair: Pair, device: str, request: Mapping[str, Any], turn: Turn | None
     ) -> Outcome | None:
-        """Return what becomes of one judge; None where the run was stopped before it."""
+        """Run one judge and return its outcome; None where the run was stopped before it."""
         build_slot = self._plan.build_slot(device)
-        with self._taken(build_slot) as taken:
-            if not taken:
-                return None
+        try:
+            while not build_slot.try_take():
+                if self._stop.is_set():
+                    return None
+                time.sleep(_POLL_S)
             return JudgeProcess(
                 self._judge_command,
                 request,
@@ -332,36 +342,22 @@ class _Run:
                 deadlines=self._deadlines,
                 build_slot=build_slot,
                 turn=turn,
-                on_phase=self._tell_phase(pair),
+                on_phase=lambda phase: self._listener.phase(pair.name, phase),
                 stop=self._stop,
                 server=self._judges,
             ).run()
+        finally:
+            build_slot.release()
 
-    def _stands(self, pair: Pair, outcome: Outcome | None) -> bool:
-        """Say whether another pair on the same device can have had no part in an outcome."""
+    def _stands(self, options: Options, outcome: Outcome | None) -> bool:
+        """Return whether no other pair on the same device can have caused an outcome."""
         verdict = outcome.verdict if outcome is not None else None
         if verdict is None:
             return True
         if verdict.status in _OTHERS_CAN_CAUSE:
             return False
-        chosen = pair.size is None and self._options.size is None and not self._options.quick
-        return isinstance(verdict, Failure) or verdict.size == "full" or not chosen
-
-    def _tell_phase(self, pair: Pair) -> Callable[[str], None]:
-        return lambda phase: self._listener.phase(pair.name, phase)
-
-    @contextlib.contextmanager
-    def _taken(self, slot: Slot) -> Iterator[bool]:
-        """Wait for a slot; yields False where the run was stopped first."""
-        try:
-            while not slot.try_take():
-                if self._stop.is_set():
-                    yield False
-                    return
-                time.sleep(_POLL_S)
-            yield True
-        finally:
-            slot.release()
+        asked = options.size is not None or options.quick
+        return isinstance(verdict, Refusal) or verdict.size == "full" or asked
 
     def _environment(self) -> Mapping[str, str]:
         """Return a judge's environment: this one, with our package in reach."""
@@ -386,12 +382,12 @@ class _Run:
     def _concluded(
         self, pair: Pair, options: Options, outcome: Outcome, log: Path
     ) -> Verdict | None:
-        """Return the judge's verdict with what the fleet knows, or one of our own."""
+        """Return the judge's verdict with what the fleet knows, or the fleet's own verdict."""
         result = outcome.verdict
         if result is None:
             return None
-        if isinstance(result, Failure):
-            append(log, f"{result.status.value}: {result.message}")
+        if isinstance(result, Refusal):
+            append(log, f"{result.status.value}: {result}")
             return dataclasses.replace(
                 self._failed(pair, options, result), phases=outcome.phases, log=str(log)
             )
@@ -408,11 +404,11 @@ class _Run:
             log=result.log or str(log),
         )
 
-    def _failed(self, pair: Pair, options: Options, failure: Failure) -> Verdict:
+    def _failed(self, pair: Pair, options: Options, refusal: Refusal) -> Verdict:
         return Verdict(
             pair=pair.name,
-            status=failure.status,
-            message=failure.message,
+            status=refusal.status,
+            message=str(refusal),
             seed=options.seed or 0,
             device=options.device,
             size=options.size or "",
@@ -423,5 +419,5 @@ class _Run:
         return self._failed(
             pair,
             self._options,
-            Failure(status=Status.SKIPPED, message=self._why_stopped or "never started"),
+            Refusal(Status.SKIPPED, self._why_stopped or "never started"),
         )

@@ -1,7 +1,7 @@
-"""Who may build and who may have a device, among threads and among processes.
+"""The rights to build and to use a device, shared among threads and among processes.
 
-Measuring needs a device alone, and on the CPU it needs builds to pause. The right to a device is
-a lock on a file, so that two evaluations started in two terminals respect each other as two
+A pair that is measured needs its device alone. On the CPU, builds have to pause meanwhile. The
+right to a device is a lock on a file, so two evaluations in two terminals take turns, as two
 threads do.
 """
 
@@ -16,13 +16,13 @@ from typing import Protocol
 
 
 class Slot(Protocol):
-    """A right that is asked for until it is had, so that its taker can also watch for the end."""
+    """A right. Its taker asks again and again until it gets the right, and can stop in between."""
 
     def try_take(self) -> bool:
-        """Return whether the right is had now; never waits."""
+        """Try to get the right, without waiting; return whether the taker has it."""
 
     def release(self) -> None:
-        """Give the right back, or the place in the queue; harmless where neither is had."""
+        """Give back the right, or the place in the queue; does nothing where there is neither."""
 
 
 class CountSlot:
@@ -45,12 +45,12 @@ class CountSlot:
 class FileSlot:
     """The right to a device, shared or exclusive, by a lock on a file.
 
-    Whoever wants it exclusively first takes the queue file and keeps it while waiting: no new
-    sharer gets past it, so a steady stream of builds cannot starve a measurement.
+    A slot that wants the device exclusively first locks the queue file, and keeps it while it
+    waits. No new sharer gets past it, so a steady stream of builds cannot starve a measurement.
 
     Args:
         name: the device: ``cpu`` or the identity of a GPU.
-        shared: share it with other sharers (builds) instead of having it alone.
+        shared: share the device with other sharers (builds).
         folder: where lock files stand; None is the default of this user.
     """
 
@@ -86,7 +86,7 @@ class FileSlot:
             self._queue = None
 
     def _lock(self, what: str) -> int | None:
-        """Return an open, locked file, or None where somebody else has it."""
+        """Return an open, locked file; None where another slot has the lock."""
         path = self._folder / f"{self._name}.{what}"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

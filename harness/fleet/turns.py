@@ -1,9 +1,9 @@
-"""Who may use a device now: several pairs check on a GPU side by side, one measures alone.
+"""Turns on a device: several pairs check on a GPU side by side, and one pair measures alone.
 
 Loading and checking a pair takes two thirds of its time on a GPU and needs no quiet: 8 of 12.5
 seconds (KernelBench's problems at full size, H200, 2026-11-30). So pairs of one run check together.
-As soon as one of them has checked all it waits for the clock, and no further pair is let in. When
-none checks any more, those that wait measure one after another.
+A pair that has checked everything waits for the clock. From then on no further pair is let in.
+When no pair checks any more, the waiting pairs measure one after another.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Protocol
 from harness.fleet.slots import FileSlot, Slot
 
 CHECK, CLOCK = "device", "clock"
-"""What a judge asks for: room on the device to check, then the device alone to measure."""
+"""A judge asks first for room on the device to check, then for the device alone to measure."""
 _SPARE = 0.9
-"""Share of a GPU's memory that pairs side by side may need: what they need is an estimate."""
+"""Share of a GPU's memory that pairs side by side may need: their needs are estimates."""
 _ROUNDS = 2
-"""A run lets in so many times the pairs that check side by side before it gives way to others."""
+"""A run lets in so many times as many pairs as may check side by side, then lets others in."""
 
 
 class Turn(Protocol):
@@ -28,22 +28,22 @@ class Turn(Protocol):
         """Ask for CHECK or CLOCK; need_bytes of the device's memory, None where unknown."""
 
     def try_take(self) -> bool:
-        """Return whether what was asked for is had now; never waits."""
+        """Try to get what the pair asked for, without waiting; return whether the pair has it."""
 
     @property
     def room_bytes(self) -> int | None:
-        """Return the device's memory less what others asked for; None where it is not shared."""
+        """Return the device's memory less the needs of other pairs; None where it is not shared."""
 
     @property
     def was_shared(self) -> bool:
         """Return whether another pair had the device at the same time."""
 
     def release(self) -> None:
-        """Give everything back; harmless where nothing is had."""
+        """Give everything back; does nothing where there is nothing."""
 
 
 class SoleTurn:
-    """A device that one pair has from its checks to its end, such as a CPU that measures."""
+    """A device that one pair has alone from its checks to its end, such as a CPU."""
 
     room_bytes = None
     was_shared = False
@@ -64,7 +64,7 @@ class SoleTurn:
 class SharedDevice:
     """A GPU that the pairs of one run share while they check.
 
-    Other runs get it when nobody of this one has it: a lock on a file.
+    A lock on a file keeps other runs away for as long as a pair of this run has the GPU.
 
     Args:
         lock: this run's exclusive right to the device.
@@ -84,7 +84,7 @@ class SharedDevice:
         self._let_in = 0
 
     def turn(self, *, alone: bool = False) -> GpuTurn:
-        """Return a pair's right to this device, not asked for yet; alone shares it with nobody."""
+        """Return a pair's right to this device, not asked for yet; alone excludes other pairs."""
         return GpuTurn(self, alone=alone)
 
     def ask(self, turn: GpuTurn, what: str, need_bytes: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Guards all pairs: this run against stored results. Reads records, runs nothing."""
+"""Compares a run with stored results. Reads records and runs nothing."""
 
 from __future__ import annotations
 

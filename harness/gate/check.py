@@ -1,4 +1,4 @@
-"""A run against its stored results: every pair gets an answer, suspicious ones a second look."""
+"""Compares a run with stored results: decides on every pair, and measures suspicious ones again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXIT_REGRESSED, EXIT_LESS_PRECISE, EXIT_MISSING, EXIT_INCOMPARABLE = 4, 5, 6, 7
 EXIT_NO_BASELINE, EXIT_UNDECIDED = 8, 9
 
 Remeasure = Callable[[Sequence[str]], Sequence[Verdict]]
-"""Evaluates some pairs once more, by name, and returns their verdicts."""
+"""Evaluates the pairs of some names once more, and returns their verdicts."""
 
 
 def check(
@@ -25,18 +25,18 @@ def check(
     policy: GatePolicy | None = None,
     remeasure: Remeasure | None = None,
 ) -> tuple[GateDecision, Run]:
-    """Return the gate's decision, and the run with what was measured again in it.
+    """Return the gate's decision, and the run with the pairs that were measured again.
 
-    A pair that looks slower, or that cannot be decided, is measured once more before that is
-    said; both measurements count. What fails otherwise fails at once: inputs are drawn afresh in
-    every run, so a second run that passes proves nothing.
+    A pair that is slower or undecided is measured once more before the decision. Both measurements
+    count. Other failures are final at once: every run draws new inputs, so a second run that passes
+    proves nothing.
 
     Args:
-        stored: what the run is compared with.
-        run: the run at hand.
-        scope: stored pairs that the run had to cover; None is all of them.
+        stored: the baseline.
+        run: the new run.
+        scope: stored pairs that the run should cover; None is all of them.
         policy: thresholds; None is the default.
-        remeasure: evaluates pairs again; None decides from what there is.
+        remeasure: evaluates pairs again; None measures nothing again.
     """
     policy = policy or GatePolicy()
     runs = {name: [one] for name, one in stored_from_run(run).pairs.items()}
@@ -74,15 +74,15 @@ def _decide_all(
                 pair=name,
                 gate_class=GateClass.MISSING,
                 what="pair",
-                reason="stored, and not in this run. Next: bring the pair back, or remove its "
-                "entry with --update-baseline over all pairs",
+                reason="the baseline has this pair, this run has not. Next: restore the pair, or "
+                "remove its entry with --update-baseline over all pairs",
                 before=stored.pairs[name].verdict.speed.speedup,
             )
     return decisions
 
 
 def _unknown(verdict: Verdict, stored: StoredResults) -> PairDecision:
-    """Return the decision for a pair without an entry: it may not pass unseen."""
+    """Return the decision for a pair without an entry, which never passes."""
     failed = verdict.status not in (Status.PASSED, Status.SKIPPED)
     return PairDecision(
         pair=verdict.pair,
@@ -90,16 +90,16 @@ def _unknown(verdict: Verdict, stored: StoredResults) -> PairDecision:
         what="status" if failed else "",
         reason=f"{verdict.status.value}: {verdict.message}"
         if failed
-        else f"{stored.source} has no entry for it. Next: --update-baseline",
+        else f"{stored.source} has no entry for this pair. Next: --update-baseline",
         after=verdict.speed.speedup,
     )
 
 
 def _suspicious(decision: PairDecision) -> bool:
-    """Return whether a second measurement may change the answer.
+    """Return whether a second measurement may change the decision.
 
-    The clock chooses the shape of a measurement, throughput or latency, anew in each run: one that
-    does not fit what is stored may be a mishap.
+    Each run chooses the shape of a measurement, throughput or latency, anew. So a shape that
+    differs from the stored one may be an accident.
     """
     return decision.what == "shape" or (
         decision.what == "speed"
@@ -115,7 +115,7 @@ def _noted(verdicts: Sequence[Verdict]) -> Verdict:
     earlier = ", ".join(
         "untimed" if v.speed.speedup is None else f"{v.speed.speedup:.3f}x" for v in verdicts[:-1]
     )
-    note = f"measured again by the gate; before: {earlier}"
+    note = f"the gate measured this pair again; speedup before: {earlier}"
     return dataclasses.replace(latest, notes=(*latest.notes, note))
 
 
@@ -129,7 +129,7 @@ _BY_CLASS = {
 
 
 def exit_code(decisions: Collection[PairDecision]) -> int:
-    """Return the exit code for some decisions: the lowest non-zero one of theirs."""
+    """Return the exit code for some decisions: the lowest non-zero code of one of them."""
     codes = {0}
     for decision in decisions:
         if decision.gate_class is GateClass.REGRESSED:

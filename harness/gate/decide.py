@@ -1,4 +1,4 @@
-"""One pair against its stored result: pure functions over records."""
+"""Compares one pair with its stored result: pure functions over records."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from harness.domain import (
 from harness.gate.policy import PRECISIONS, GatePolicy, change_of, on_another_card
 from harness.gate.store import Stored
 
-_UPDATE = "Next: look at the change, then --update-baseline"
+_UPDATE = "Next: check the change, then --update-baseline"
 
 
 def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDecision:
-    """Return what the gate says about one pair.
+    """Return the gate's decision about one pair.
 
-    What makes results incomparable is asked first, but a pair that fails now has failed on any
-    machine. Then whatever must not get worse: status, findings, launches, precision, errors;
-    the speedup last.
+    The order of the questions: does it fail now (that counts on any machine), can the results be
+    compared, did status, findings, launches, precision or errors get worse, did the speedup change.
 
     Args:
-        stored: its stored result: passed, or skipped where it cannot run.
-        runs: this run's measurements of it, the latest last; more than one after it was
+        stored: its stored result: passed, or skipped because it cannot run there.
+        runs: its measurements in this run, the latest last. There are several if the pair was
             measured again.
         policy: thresholds.
     """
@@ -37,7 +36,7 @@ def decide(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     count = len(runs)
     skipped = stored.verdict.status is Status.SKIPPED
     if verdict.status is Status.SKIPPED and skipped:
-        said = f"SKIPPED, as it is stored: {verdict.message}"
+        said = f"SKIPPED, as in the baseline: {verdict.message}"
         return _say(verdict, GateClass.OK, "", said, count)
     if verdict.status is Status.SKIPPED:
         return _say(
@@ -83,29 +82,29 @@ def _say(
 
 
 def _incomparable(stored: Stored, latest: Stored) -> str:
-    """Return why two results cannot be compared; empty where they can."""
+    """Return why two results cannot be compared; empty if they can."""
     old, new = stored.verdict, latest.verdict
     if stored.device != latest.device:
         return (
-            f"stored on {stored.device}, this run is on {latest.device}. Next: give the baseline "
+            f"stored on {stored.device}, this run is on {latest.device}. Next: name the baseline "
             "of this device, or write one with --update-baseline"
         )
     if not old.problem_hash or not new.problem_hash:
-        return "no hash of the problem's file is on record. Next: --update-baseline"
+        return "a result lacks the hash of the problem's file. Next: --update-baseline"
     if old.problem_hash != new.problem_hash:
-        return f"the problem's file changed since it was stored. {_UPDATE}"
+        return f"the problem's file has changed since then. {_UPDATE}"
     for name, before, after in (("size", old.size, new.size), ("modes", old.modes, new.modes)):
         if before != after:
-            return f"stored with {name} {_text(before)}, this run has {_text(after)}"
+            return f"stored with {name} {_text(before)}, this run has {name} {_text(after)}"
     timed = SpeedOutcome.UNTIMED not in (old.speed.outcome, new.speed.outcome)
     if timed and stored.measurement_version != latest.measurement_version:
         return (
-            f"stored by version {stored.measurement_version} of the clock, this is version "
-            f"{latest.measurement_version}. Next: --update-baseline"
+            f"stored with version {stored.measurement_version} of the measurement, this run has "
+            f"version {latest.measurement_version}. Next: --update-baseline"
         )
     drivers = [_major(side.environment.get("driver")) for side in (stored, latest)]
     if timed and drivers[0] != drivers[1]:
-        return f"stored with driver {drivers[0]}, this is driver {drivers[1]}. {_UPDATE}"
+        return f"stored with driver {drivers[0]}, this run has driver {drivers[1]}. {_UPDATE}"
     return ""
 
 
@@ -118,39 +117,39 @@ def _major(driver: object) -> str:
 
 
 def _worse(old: Verdict, new: Verdict, policy: GatePolicy) -> tuple[str, str] | None:
-    """Return which property got worse and how, speed aside; None where none did."""
+    """Return which property got worse and how, except the speed; None if none did."""
     known = {finding.kind for finding in old.findings}
     fresh = sorted({finding.kind for finding in new.findings} - known)
     if fresh:
-        return "findings", f"the CPU runner saw what it had not seen before: {', '.join(fresh)}"
+        return "findings", f"the CPU runner has new findings: {', '.join(fresh)}"
     if old.launches and not new.launches:
-        return "launches", f"{old.launches} kernel launches were stored, none was counted now"
+        return "launches", f"stored with {old.launches} kernel launches, this run has none"
     if _rank(new.precision) > _rank(old.precision):
         return "precision", f"precision fell from {old.precision} to {new.precision or 'unknown'}"
     return _errors(old.checks, new.checks, policy)
 
 
 def _rank(precision: str | None) -> int:
-    """Return a precision's place, the most precise first; an unknown one is the worst."""
+    """Return a precision's place in the order from the most precise; an unknown one comes last."""
     return PRECISIONS.index(precision) if precision in PRECISIONS else len(PRECISIONS)
 
 
 def _errors(
     old: Sequence[Check], new: Sequence[Check], policy: GatePolicy
 ) -> tuple[str, str] | None:
-    """Return which tensor lost its check, or uses far more of its error budget than before."""
+    """Return the first tensor that is not checked any more, or whose error grew too much."""
     shares = {check.what: _share(check) for check in new}
     for before in old:
         tensor = before.what  # the mode and trial of the worst call differ from run to run
         if tensor not in shares:
-            return "errors", f"{tensor} was checked when it was stored, and is not any more"
+            return "errors", f"the stored run checked {tensor}, and this run did not"
         share, stored = shares[tensor], _share(before)
         if share is None or stored is None or share <= policy.error_share:
             continue
         if share > policy.error_growth * stored:
             return (
                 "errors",
-                f"{tensor} uses {share:.0%} of its error budget, {stored:.2%} when it was stored",
+                f"{tensor} uses {share:.0%} of its error budget, {stored:.2%} in the stored run",
             )
     return None
 
@@ -166,10 +165,10 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     count = len(runs)
     before, after = old.speed, latest.speed
     if before.outcome is SpeedOutcome.UNTIMED:
-        also = "" if after.outcome is SpeedOutcome.UNTIMED else "; now timed: --update-baseline"
-        return _say(latest, GateClass.OK, "", f"nothing timed is stored{also}", count)
+        also = "" if after.outcome is SpeedOutcome.UNTIMED else ". Next: --update-baseline"
+        return _say(latest, GateClass.OK, "", f"the baseline has no time{also}", count)
     if after.outcome is SpeedOutcome.UNTIMED:
-        reason = f"stored with a time, this run has none: {after.note or 'no reason given'}"
+        reason = f"stored with a time, this run has none: {after.note or 'it gives no reason'}"
         return _say(latest, GateClass.MISSING, "speed", reason, count)
     alike = [run.verdict.speed for run in runs if run.verdict.speed.shape == before.shape]
     if not alike:
@@ -178,7 +177,7 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
     try:
         change = change_of(before, alike, policy)
     except HarnessError as error:
-        return _say(latest, GateClass.MISSING, "speed", f"no usable interval: {error}", count)
+        return _say(latest, GateClass.MISSING, "speed", f"the interval is unusable: {error}", count)
     elsewhere = on_another_card(before, alike)
     limit = policy.other_card_limit if elsewhere else policy.limit
     if change.high < -policy.slack:
@@ -196,9 +195,9 @@ def _speed(stored: Stored, runs: Sequence[Stored], policy: GatePolicy) -> PairDe
         f"{f', mean of {len(alike)} measurements' if len(alike) > 1 else ''}"
     )
     if gate_class is GateClass.UNDECIDED:
-        reason += f"; neither ruled out: {limit:.0%} slower, and no slowdown"
+        reason += f"; the pair may be {limit:.0%} slower, and may be as fast as before"
     if elsewhere:
-        reason += f"; stored on another card: up to {limit:.0%} pass. {_UPDATE}"
+        reason += f"; stored on another card, so a change up to {limit:.0%} passes. {_UPDATE}"
     return PairDecision(
         pair=latest.pair,
         gate_class=gate_class,

@@ -1,4 +1,4 @@
-"""Every threshold of the gate, and how two measured speedups are told apart."""
+"""Every threshold of the gate, and the comparison of two measured speedups."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ class GatePolicy:
     """Thresholds of the gate, all relative.
 
     Attributes:
-        slack: a slowdown up to this is nobody's business, however well it is measured.
-        limit: a slowdown of this much must never pass as OK.
-        run_to_run: 95 % half-width of what two runs of the same code on one card differ by beyond
-            their own intervals: other clocks, other addresses, another driver state.
-        card_to_card, other_card_limit: what takes the place of run_to_run and limit where the
-            stored run was on another card of the same kind, or nobody knows which: ratios of
-            kernels that use a card differently differ from card to card.
-        error_growth: the error's share of its budget may grow by this factor: every run draws
-            fresh inputs.
-        error_share: and a share of the budget below this is never held against a pair.
+        slack: a slowdown up to this is OK, however precisely it is measured.
+        limit: a slowdown of this much never passes as OK.
+        run_to_run: two runs of the same code on one card differ by more than their own intervals:
+            other clocks, other addresses, another driver state. This is the 95 % half-width of the
+            difference.
+        card_to_card, other_card_limit: replace run_to_run and limit if the stored run was on
+            another card of the same kind, or on an unknown one: kernels use a card differently, so
+            their ratio differs from card to card.
+        error_growth: the error's share of its budget may grow by this factor, because every run
+            draws new inputs.
+        error_share: a share of the budget below this is always OK.
     """
 
     slack: float = 0.0075
@@ -50,13 +51,13 @@ class Change:
 def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Change:
     """Return how far the speedup moved from the stored measurement to the new ones.
 
-    Works on logarithms: each interval of a ratio becomes a half-width, new measurements are
-    averaged, and independent half-widths add in squares. A run's own noise floor (the reference
-    against itself) replaces ``run_to_run`` or ``card_to_card`` where it is larger; one half of its
-    variance belongs to the stored run, the other to each new one, or to their card.
+    It computes with logarithms: each interval of a ratio becomes a half-width, new measurements are
+    averaged, and the squares of independent half-widths add up. A run's own noise floor (the
+    reference against itself) replaces ``run_to_run`` or ``card_to_card`` if it is larger. One half
+    of its variance belongs to the stored run, the other to each new one, or to their card.
 
     Args:
-        before: what is stored.
+        before: the stored measurement.
         after: one or more measurements of this run.
         policy: thresholds.
 
@@ -87,9 +88,9 @@ def change_of(before: Speed, after: Sequence[Speed], policy: GatePolicy) -> Chan
 
 
 def on_another_card(before: Speed, after: Sequence[Speed]) -> bool:
-    """Return whether a new measurement was not on the card of the stored one, as far as is known.
+    """Return whether a new measurement names another card than the stored one.
 
-    Where neither record names a card (the CPU, a GPU that does not tell) it is taken for the same.
+    If neither names a card (a CPU, or a GPU without an id), they count as the same card.
     """
     return any(speed.card != before.card for speed in after)
 
@@ -97,10 +98,10 @@ def on_another_card(before: Speed, after: Sequence[Speed]) -> bool:
 def _log_ratio(speed: Speed) -> tuple[float, float]:
     """Return the logarithm of a speedup and the half-width of its interval.
 
-    An interval that is lopsided counts with its wider side.
+    The wider side of the interval counts.
     """
     ends = (speed.low, speed.speedup, speed.high)
     if any(end is None or not math.isfinite(end) or end <= 0 for end in ends):
-        raise HarnessError(f"not an interval of a speedup: {ends}")
+        raise HarnessError(f"{ends} is no interval of a speedup")
     low, middle, high = (math.log(end) for end in ends if end is not None)
     return middle, max(high - middle, middle - low, 0.0)

@@ -38,13 +38,13 @@ _ENVIRONMENT_KEPT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """What is known about one pair from an earlier run.
+    """The stored result of one pair.
 
     Attributes:
-        verdict: as it was; logs, phases and notes left out.
+        verdict: without logs, phases and notes.
         device: kind of device, e.g. ``nvidia-h200``.
-        environment: fingerprint of the machine.
-        measurement_version: of the clock.
+        environment: of the machine.
+        measurement_version: of the stored times.
     """
 
     verdict: Verdict
@@ -55,11 +55,11 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredResults:
-    """One baseline file, or a run that stands in for one.
+    """The content of a baseline file, or a run in its place.
 
     Attributes:
         source: the file, for messages.
-        device: kind of device that it is for.
+        device: kind of device.
         pairs: by name.
     """
 
@@ -69,7 +69,7 @@ class StoredResults:
 
 
 def device_kind(verdict_device: str, gpus: Sequence[str]) -> str:
-    """Return the kind of device in the form of a file name.
+    """Return the kind of device, as in the name of its baseline file.
 
     Args:
         verdict_device: ``cuda:0``, ``emulated`` or ``cpu``.
@@ -107,7 +107,7 @@ def read_results(path: Path) -> StoredResults:
     """Return the stored results of a file.
 
     Raises:
-        UsageError: the file is missing, not whole, not a baseline, or of another schema.
+        UsageError: the file is missing or damaged, is no baseline, or has another schema.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -121,18 +121,18 @@ def read_results(path: Path) -> StoredResults:
     try:
         plain = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{path}: not whole: {error}. {restore}") from error
+        raise UsageError(f"{path}: is damaged: {error}. {restore}") from error
     try:
         schema = plain["baseline_schema"]
         if schema != BASELINE_SCHEMA:
             raise UsageError(
-                f"{path}: has schema {schema!r} and this harness reads {BASELINE_SCHEMA}. "
-                "Next: use the harness that wrote it, or delete the file and --update-baseline"
+                f"{path}: has schema {schema!r}, this harness reads {BASELINE_SCHEMA}. Next: use "
+                "the harness that wrote it, or delete the file and run with --update-baseline"
             )
         device = str(plain["device"])
         pairs = {str(name): _read_pair(name, p, device) for name, p in plain["pairs"].items()}
     except (AttributeError, KeyError, TypeError, ValueError, HarnessError) as error:
-        raise UsageError(f"{path}: not a baseline: {error}. {restore}") from error
+        raise UsageError(f"{path}: is no baseline: {error}. {restore}") from error
     return StoredResults(source=str(path), device=device, pairs=pairs)
 
 
@@ -148,11 +148,11 @@ def _read_pair(name: str, plain: Mapping[str, Any], device: str) -> Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """What ``--update-baseline`` is about to write.
+    """The new content of a baseline file.
 
     Attributes:
-        text: the new file, whole; empty where there is nothing to write.
-        said: one line per pair that was stored, refused, kept or removed.
+        text: of the file; empty if there is nothing to write.
+        said: one line per pair that is stored, refused, kept or removed.
     """
 
     text: str
@@ -162,13 +162,13 @@ class Update:
 def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable[str]) -> Update:
     """Return the baseline with a run's results in it.
 
-    Pairs that passed replace their entries; one that was skipped is stored as such where nothing
-    better is. A pair that failed is never stored: its entry, if there is one, stays as it was.
-    Entries of pairs that were not run stay; those of pairs that no longer exist go.
+    Pairs that passed replace their entries. A skipped pair is stored as such if it has no entry, or
+    one that was skipped. A pair that failed is never stored: its old entry stays. Entries of pairs
+    that were not run stay. Entries of pairs that no longer exist are removed.
 
     Args:
-        old: what the file holds now.
-        run: the run at hand.
+        old: present content of the file.
+        run: the new run.
         device: kind of device of the file.
         existing: names of all pairs on disk.
     """
@@ -183,7 +183,7 @@ def updated(old: StoredResults | None, run: Run, device: str, existing: Iterable
             fate = "its old entry stays" if name in kept else "it has no entry"
             said.append(f"not stored: {name} is {status.value}; {fate}")
         elif skipped and not stored.verdict.problem_hash:
-            # An interrupted run says nothing about the pairs that it did not come to.
+            # An interrupted run did not reach this pair.
             said.append(f"not stored: {name} was not evaluated: {stored.verdict.message}")
         elif stored.device != device:
             said.append(f"not stored: {name} ran on {stored.device}, the file is for {device}")
@@ -220,7 +220,7 @@ def _plain(stored: Stored) -> dict[str, Any]:
 
 
 def _dump(document: Mapping[str, Any]) -> str:
-    """Return JSON whose lists of plain values stand on one line: a diff that people can read."""
+    """Return JSON with each list of plain values on one line, which gives readable diffs."""
     text = json.dumps(document, indent=1, allow_nan=False)
     flat = re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", _on_one_line, text)
     json.loads(flat)

@@ -15,7 +15,7 @@ ALIGN = 512
 
 
 class Arena(Protocol):
-    """Shared bytes that both ends can address as one flat uint8 tensor."""
+    """Shared bytes that both processes address as one flat uint8 tensor."""
 
     size_bytes: int
 
@@ -54,7 +54,9 @@ class HostArena:
             return cls(fd, size_bytes)
         except OSError as error:
             os.close(fd)
-            raise HarnessError(f"no shared memory of {size_bytes} bytes: {error}") from error
+            raise HarnessError(
+                f"the system refuses {size_bytes} bytes of shared memory: {error}"
+            ) from error
 
     def flat(self) -> torch.Tensor:
         """Return all bytes as a uint8 tensor that shares the arena's memory."""
@@ -65,7 +67,7 @@ class HostArena:
         return torch.frombuffer(self._map, dtype=torch.uint8, offset=offset, count=nbytes)
 
     def close(self) -> None:
-        """Close the descriptor; the mapping goes when the last tensor over it goes."""
+        """Close the descriptor. The mapping is freed with the last tensor over it."""
         os.close(self.fd)
 
 

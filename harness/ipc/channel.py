@@ -17,7 +17,7 @@ from harness.ipc.errors import WireClosed, WireTimeout, WireViolation
 MAX_MESSAGE_BYTES = 16 << 20
 _HEADER = struct.Struct("<I")
 
-# Taken once, so that a candidate which patches json later does not reach the wire.
+# Taken once: a candidate that patches json later does not change the wire.
 _dumps = json.dumps
 _loads = json.loads
 
@@ -74,7 +74,7 @@ class Channel:
 
         Args:
             deadline: time.monotonic() after which to give up; None waits for ever.
-            watch: called every 50 ms while waiting; what it raises ends the wait.
+            watch: called every 50 ms of the wait; its exception ends the wait.
 
         Raises:
             WireClosed, WireTimeout, WireViolation.
@@ -94,11 +94,11 @@ class Channel:
                 self._fill()
 
     def pending(self) -> bool:
-        """Return whether bytes wait that no request asked for."""
+        """Return whether bytes have arrived that no request asked for."""
         return bool(self._buffer) or bool(select.select([self._sock], [], [], 0)[0])
 
     def has_ended(self) -> bool:
-        """Return whether the peer has gone: what waits then is the end, and no message."""
+        """Return whether the peer has closed its end and no message is left."""
         if self._buffer:
             return False
         try:

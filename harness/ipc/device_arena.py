@@ -1,10 +1,10 @@
 """Arenas in GPU memory, shared between processes by CUDA IPC handle.
 
-Each arena is one cudaMalloc of its own: an IPC handle maps a whole allocation into the peer, so an
-arena must share its allocation with nothing that the peer may not see. What timed outputs lie in is
-allocated by a worker (``allocations``): the judge maps it to read there, and copies what it reads.
+Each arena is one cudaMalloc of its own. An IPC handle maps a whole allocation into the peer, so the
+allocation may hold only data that the peer may see. The memory of timed outputs is the worker's
+(``allocations``): the judge maps it, and copies the elements that it reads.
 
-libcudart is called through ctypes: torch has it loaded already, and exposes neither call.
+This module calls libcudart through ctypes. torch has loaded it already, and exposes neither call.
 """
 
 from __future__ import annotations
@@ -49,24 +49,27 @@ def _cudart() -> ctypes.CDLL:
             ctypes.c_uint,
         ]
         return library
-    raise HarnessError("libcudart is not loaded: this torch cannot share GPU memory")
+    raise HarnessError(
+        "libcudart is not loaded, so this torch cannot share GPU memory. "
+        "Next: install a CUDA build of torch"
+    )
 
 
 def _check(code: int, what: str) -> None:
     if code:
-        _cudart().cudaGetLastError()  # else the next call of anybody's would report it
+        _cudart().cudaGetLastError()  # clears it: else any later call would report it
         text = _cudart().cudaGetErrorString(code)
         raise HarnessError(f"{what}: {text.decode() if text else code}")
 
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    """Return the driver's library: an address tells its allocation only there."""
+    """Return the driver's library: only it tells the allocation of an address."""
     return ctypes.CDLL("libcuda.so.1")
 
 
 def allocation(address: int) -> tuple[int, int] | None:
-    """Return base and bytes of the device allocation that an address lies in, None for no such."""
+    """Return base and size of the device allocation around an address; None if there is none."""
     base, size = ctypes.c_uint64(), ctypes.c_size_t()
     if _driver().cuMemGetAddressRange_v2(
         ctypes.byref(base), ctypes.byref(size), ctypes.c_uint64(address)
@@ -76,15 +79,15 @@ def allocation(address: int) -> tuple[int, int] | None:
 
 
 def allocations(addresses: Iterable[int], borrowed: DeviceArena | None) -> list[dict[str, Any]]:
-    """Describe the device allocations that addresses lie in, and all of torch's allocator.
+    """Describe the device allocations around some addresses, and all of torch's allocator.
 
     Args:
-        addresses: in any order; those outside of device memory are left out.
-        borrowed: memory of the judge's, which may be among them.
+        addresses: in any order. Those outside of device memory are left out.
+        borrowed: the judge's own memory, which may be among them.
 
     Returns:
-        ``base``, ``bytes`` and the IPC ``handle`` (hexadecimal, empty for what is borrowed) of
-        each; without those that cannot be shared.
+        ``base``, ``bytes`` and the IPC ``handle`` of each (hexadecimal; empty for the borrowed
+        one). Allocations that cannot be shared are left out.
     """
     found: list[dict[str, Any]] = []
     end = 0
@@ -109,10 +112,10 @@ def allocations(addresses: Iterable[int], borrowed: DeviceArena | None) -> list[
 
 
 def _segments() -> list[int]:
-    """Return where torch's allocator has memory: outputs can come to lie in any of it.
+    """Return the addresses of torch's memory: later outputs can lie in any of it.
 
-    A snapshot of a thousand blocks takes milliseconds, so it is taken where something was
-    allocated or freed since the last.
+    A snapshot of a thousand blocks takes milliseconds. So a new one is taken only after torch has
+    allocated or freed device memory.
     """
     global _seen
     stats = torch.cuda.memory_stats()
@@ -144,7 +147,7 @@ class DeviceArena:
 
     Attributes:
         size_bytes: usable bytes.
-        pointer: where they begin in this process.
+        pointer: their address in this process.
     """
 
     def __init__(self, pointer: int, size_bytes: int, device: str, *, owned: bool) -> None:
@@ -167,7 +170,7 @@ class DeviceArena:
         with torch.cuda.device(device):
             code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
             if code:
-                # What torch's allocator keeps for later may be just what is missing.
+                # The memory that torch's allocator caches may be enough.
                 _cudart().cudaGetLastError()
                 torch.cuda.empty_cache()
                 code = _cudart().cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
@@ -176,7 +179,7 @@ class DeviceArena:
             _check(code, f"an arena of {size_bytes} bytes")
         assert pointer.value is not None
         arena = cls(pointer.value, size_bytes, device, owned=True)
-        # What this process freed may lie there: a worker must not find it between the tensors.
+        # It may hold data that this process has freed. A worker must not see that.
         arena.flat().zero_()
         torch.cuda.synchronize(device)
         return arena
@@ -189,7 +192,7 @@ class DeviceArena:
             HarnessError: the driver refuses the handle.
         """
         if len(handle) != _HANDLE_BYTES:
-            raise HarnessError("an IPC handle has 64 bytes")
+            raise HarnessError(f"an IPC handle has {_HANDLE_BYTES} bytes, not {len(handle)}")
         raw = _Handle()
         ctypes.memmove(ctypes.byref(raw), handle, _HANDLE_BYTES)
         pointer = ctypes.c_void_p()
@@ -204,7 +207,7 @@ class DeviceArena:
         mapped = allocation(pointer.value)
         if mapped is None or mapped[0] != pointer.value or size_bytes > mapped[1]:
             _cudart().cudaIpcCloseMemHandle(pointer)
-            raise HarnessError(f"{size_bytes} bytes are not what the handle's allocation has")
+            raise HarnessError(f"the allocation of the handle does not have {size_bytes} bytes")
         return cls(pointer.value, size_bytes, device, owned=False)
 
     def handle(self) -> bytes:

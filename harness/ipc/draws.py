@@ -1,10 +1,10 @@
 """Draws the large random tensors of a module once for all processes of a pair.
 
-A Linear layer of gigabytes takes seconds to fill: torch's CPU generator works on one core. The
-judge, the oracle and every worker construct the same module under the same seed, so they draw the
-same numbers. The judge therefore keeps each large draw, and a later constructor that is about to
-make the same draw (same generator state, same operation, same tensor) gets a copy of it. The result
-and the state of the generator afterwards are bit for bit those of a draw.
+torch's CPU generator works on one core, so it takes seconds to fill a Linear layer of gigabytes.
+The judge, the oracle and every worker construct the same module under the same seed, so they draw
+the same numbers. The judge therefore keeps each large draw. A later constructor gets a copy instead
+of the same draw (same generator state, same operation, same tensor). The result, and the state of
+the generator afterwards, are bit for bit those of a draw.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import torch
 from harness.domain import HarnessError
 
 _LEAST_ELEMENTS = 1 << 20
-"""Smaller draws take milliseconds: measured 5 ms for so many on one core."""
+"""Smaller draws take milliseconds: as many took 5 ms on one core."""
 _OPERATIONS = ("uniform_", "normal_")
-"""What torch.nn.init and torch's own modules draw with."""
+"""The operations with which torch.nn.init and torch's own modules draw."""
 _PIECE_BYTES = 1 << 30
 """The kernel copies less than 2 GiB in one call."""
 
@@ -35,13 +35,12 @@ class Draws:
     """Large draws of one constructor, in a file in memory.
 
     Args:
-        fd: a descriptor of the file of another process's draws.
-        index: where each draw lies in it, as ``index`` of that process's.
+        fd: the file with another process's draws.
+        index: the ``index`` of that process.
         keep: keep new draws until they are shared.
 
     Attributes:
-        index: by draw, where its values begin and how many bytes they take; the state of the
-            generator follows them.
+        index: by draw, offset and bytes of its values. The state of the generator follows them.
     """
 
     def __init__(
@@ -55,10 +54,10 @@ class Draws:
         self.index: dict[str, tuple[int, int]] = dict(index or {})
         self._end = 0
         self._complete = not keep
-        self._sealed = fd is not None  # what another process gave is its own affair
+        self._sealed = fd is not None  # the process that made the file has sealed it
 
     def close(self) -> None:
-        """Free the memory, as far as no other process holds it."""
+        """Let go of the memory. It is freed when no other process holds it."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -66,9 +65,9 @@ class Draws:
         self._complete = True
 
     def shared(self) -> int | None:
-        """Return a descriptor for a worker, which can read and not write; None without draws.
+        """Return a descriptor for a worker, which cannot write to it; None without draws.
 
-        Nothing is kept from here on.
+        Later draws are not kept.
         """
         if not self.index or self._fd is None:
             return None
@@ -80,7 +79,7 @@ class Draws:
 
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
-        """Copy the draws that are known instead of making them; keep new ones."""
+        """Copy known draws instead of making them, and keep new ones."""
         if self._complete and not self.index:
             yield
             return
@@ -133,7 +132,7 @@ class Draws:
         try:
             self._transfer(os.pwritev, values, self._end)
             self._transfer(os.pwritev, state, self._end + len(values))
-        except OSError:  # no memory for it: whoever needs it draws it again
+        except OSError:  # no memory for it: later constructors draw it again
             os.ftruncate(self._fd, self._end)
             self._complete = True
             return
@@ -146,7 +145,7 @@ class Draws:
         while done < len(memory):
             moved = move(self._fd, [memory[done : done + _PIECE_BYTES]], at + done)
             if not moved:
-                raise HarnessError("the file of the constructor's random numbers is too short")
+                raise HarnessError("the file with the constructor's random numbers is too short")
             done += moved
 
 
@@ -162,6 +161,6 @@ def _is_large(tensor: Any, named: Mapping[str, Any]) -> bool:
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    """Return a contiguous tensor's bytes, over its own memory; it must outlive them."""
+    """Return a view of a contiguous tensor's bytes; the tensor must outlive it."""
     nbytes = tensor.numel() * tensor.element_size()
     return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")

@@ -1,10 +1,10 @@
-"""What can go wrong on the wire."""
+"""Errors of the wire."""
 
 from __future__ import annotations
 
 
 class WireClosed(Exception):
-    """The peer closed its end: it died or left."""
+    """The peer closed its end, or died."""
 
 
 class WireTimeout(Exception):
@@ -12,11 +12,11 @@ class WireTimeout(Exception):
 
 
 class WireViolation(Exception):
-    """The peer sent what the protocol does not allow."""
+    """The peer sent a message that the protocol does not allow."""
 
 
 class TooSmall(Exception):
-    """The arena cannot take the value; carries the bytes that would be needed."""
+    """The arena is too small for the value; ``needed_bytes`` is the size that it needs."""
 
     def __init__(self, needed_bytes: int) -> None:
         super().__init__(f"needs {needed_bytes} bytes")

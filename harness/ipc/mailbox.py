@@ -27,18 +27,20 @@ from harness.ipc.arena import HostArena, aligned
 from harness.ipc.tensor_spec import TensorSpec, address
 
 MAX_CALLS = 1000
-MAX_TENSORS = 64
-"""Tensors of one call that are read: outputs, gradients of inputs, gradients of parameters."""
+MAX_WORDS = 64_000
+"""Addresses and numbers of all calls of a batch."""
+MAX_TENSORS = 4000
+"""Tensors of one call that are known: outputs, gradients of inputs, gradients of parameters."""
 END = -1
-"""What a worker receives in place of a seed when no call follows."""
+"""A worker receives it in place of a seed when no call follows."""
 
 _GO, _DONE, _SEED = range(0, 24, 8)  # a cache line each
 _READY, _COUNT, _WIDTH = range(24, 48, 8)
 _ORDER_AT = 48
 _WHERE_AT = _ORDER_AT + MAX_CALLS
-BATCH_BYTES = (_WHERE_AT + MAX_CALLS * MAX_TENSORS) * 8
+BATCH_BYTES = (_WHERE_AT + MAX_WORDS) * 8
 _CALL_WHERE_AT = 64
-_CALL_HEAD_BYTES = 4096
+_CALL_HEAD_BYTES = 64 * 1024
 _SPINS = 2000
 
 
@@ -95,7 +97,7 @@ class BatchMailbox(_Page):
 
     def __init__(self, arena: HostArena, nap_s: float = 0.0) -> None:
         if arena.size_bytes < BATCH_BYTES:
-            raise HarnessError("the page of the mailbox is too small")
+            raise HarnessError("the arena is too small for the mailbox of batched calls")
         super().__init__(arena.flat().numpy()[:BATCH_BYTES].view(np.int64), nap_s)
 
     # --- the worker's end -----------------------------------------------------------------------
@@ -117,8 +119,9 @@ class BatchMailbox(_Page):
 
         Args:
             number: of the batch.
-            where: addresses, call by call; 0 for a tensor without memory.
-            width: addresses of one call, MAX_TENSORS at most.
+            where: words, call by call: the address of each tensor, 0 for one without memory, then
+                what word_of made of each other value. MAX_WORDS at most.
+            width: words of one call.
         """
         words = self._words
         words[_WIDTH] = width
@@ -140,14 +143,14 @@ class BatchMailbox(_Page):
         self._words[_GO] = number
 
     def where(self, count: int) -> np.ndarray:
-        """Return addresses by call and tensor, as they are now.
+        """Return words by call, as they are now: addresses of tensors, then other values.
 
         Args:
             count: calls of the batch.
         """
         words = self._words
         width = int(words[_WIDTH])
-        if not 0 < width <= MAX_TENSORS:
+        if not 0 < width * count <= MAX_WORDS:
             return np.zeros((count, 0), dtype=np.int64)
         found: np.ndarray = words[_WHERE_AT : _WHERE_AT + count * width].copy()
         return found.reshape(count, width)
@@ -178,22 +181,22 @@ class CallMailbox(_Page):
 
     def __init__(self, arena: HostArena, into: int) -> None:
         if arena.size_bytes < call_mailbox_bytes(into, 0):
-            raise HarnessError("the pages of the mailbox are too small")
+            raise HarnessError("the arena is too small for the mailbox of isolated calls")
         flat = arena.flat()
         super().__init__(flat[:_CALL_HEAD_BYTES].numpy().view(np.int64))
         self.inputs = flat[_CALL_HEAD_BYTES : _CALL_HEAD_BYTES + into]
         self.outputs = flat[_CALL_HEAD_BYTES + aligned(into) :]
 
     def await_go(self, number: int) -> int:
-        """Wait, as the worker, for a call; return its seed, or END where no call follows."""
+        """Wait, as the worker, for a call; return its seed, or END if no call follows."""
         return self._await_go(number)
 
     def done(self, number: int, where: Sequence[int] = ()) -> None:
-        """Say, as the worker, that a call's outputs lie in the mailbox, or where they lie.
+        """Say, as the worker, that a call is done; its outputs lie in the mailbox or at addresses.
 
         Args:
             number: of the call.
-            where: addresses, MAX_TENSORS at most.
+            where: words as for a batch.
         """
         words = self._words
         if where:
@@ -201,7 +204,7 @@ class CallMailbox(_Page):
         words[_DONE] = number
 
     def where(self, count: int) -> np.ndarray:
-        """Return the first addresses, as they are now."""
+        """Return the first words, as they are now."""
         found: np.ndarray = self._words[_CALL_WHERE_AT : _CALL_WHERE_AT + count].copy()
         return found
 
@@ -212,10 +215,9 @@ class CallMailbox(_Page):
 
 
 class PackedOutputs:
-    """Copies a call's tensors into the mailbox, one behind the other.
+    """Copies a call's tensors into the mailbox, one after the other.
 
-    Tensors without memory are left out. Strides do not matter: tensors of the same shapes take as
-    many bytes, whichever process made them.
+    Tensors without memory are left out. Strides do not matter: in the mailbox a tensor is dense.
 
     Args:
         pages: the mailbox's outputs.
@@ -244,9 +246,10 @@ def packed_bytes(spec: TensorSpec | None) -> int:
 
 
 def packed(pages: torch.Tensor, specs: Sequence[TensorSpec | None]) -> list[torch.Tensor | None]:
-    """Return the tensors of such descriptions that lie one behind the other on pages.
+    """Return the tensors on pages, which PackedOutputs has put there.
 
-    None for a tensor without memory, and for one that does not fit: descriptions are claims.
+    Descriptions are claims of the worker. So the answer is None for a tensor that does not fit, as
+    for one without memory.
     """
     found: list[torch.Tensor | None] = []
     at = 0

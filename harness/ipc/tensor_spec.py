@@ -1,4 +1,4 @@
-"""The one description of a tensor whose bytes another process reads, and the one check of it."""
+"""The description of a tensor whose bytes another process reads, and its check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_BYTES = 1 << 46
 _MOST_NUMBER = 1 << 56
 """Of a size or a stride. Dimensions with one element or none can have strides beyond any memory."""
 
-# Taken once, so that a candidate which patches torch later does not reach the wire.
+# Taken once: a candidate that patches torch later does not change the wire.
 tensor_type = torch.Tensor
 
 DTYPES: dict[str, torch.dtype] = {
@@ -47,7 +47,7 @@ class TensorSpec:
     Attributes:
         dtype: element type.
         shape, strides: per dimension, in elements.
-        offset: where the tensor begins in an arena, bytes. 0 where an address says it.
+        offset: where the tensor begins in an arena, bytes. 0 for a tensor at an address.
         on_gpu: whether its memory is that of a GPU.
         conjugate, negative: whether its elements are those in memory, conjugated or negated.
     """
@@ -104,7 +104,7 @@ class TensorSpec:
             negative=said.get("negative") is True,
         )
         largest = max(spec.elements, spec.span_bytes)
-        # torch refuses an empty tensor, too, where the product of its other sizes is too large.
+        # torch refuses an empty tensor, too, if the product of its other sizes is too large.
         if largest > _MOST_BYTES or math.prod(max(n, 1) for n in shape) > _MOST_NUMBER:
             raise WireViolation("a tensor larger than any memory")
         floating = spec.dtype.is_floating_point or spec.dtype.is_complex
@@ -130,7 +130,7 @@ class TensorSpec:
 
     @property
     def dense_bytes(self) -> int:
-        """Return the bytes of its elements, one behind the other."""
+        """Return the bytes of its elements without gaps."""
         return self.elements * self.dtype.itemsize
 
     @property
@@ -142,7 +142,7 @@ class TensorSpec:
         return (last + 1) * self.dtype.itemsize
 
     def check_inside(self, arena: Arena | None, nbytes: int) -> None:
-        """Refuse a tensor that takes ``nbytes`` from its offset on, and not all lie in the arena.
+        """Check that the ``nbytes`` from the tensor's offset on lie in the arena.
 
         Raises:
             WireViolation: they do not.
@@ -151,7 +151,7 @@ class TensorSpec:
             raise WireViolation("a tensor outside the arena")
 
     def dense(self, memory: torch.Tensor) -> torch.Tensor:
-        """Return the elements that lie one behind the other in flat bytes, without the strides."""
+        """Return the tensor over flat bytes without gaps; the strides do not matter."""
         return memory.view(self.dtype).view(self.shape)
 
     def over(self, memory: torch.Tensor) -> torch.Tensor:
@@ -163,7 +163,7 @@ class TensorSpec:
 
 
 def address(value: Any) -> int:
-    """Return where a tensor's first element lies; 0 for what is no tensor with strides."""
+    """Return the address of a tensor's first element; 0 for a value that is no strided tensor."""
     if not isinstance(value, tensor_type) or value.layout is not torch.strided:
         return 0
     return value.data_ptr()

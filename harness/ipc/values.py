@@ -18,10 +18,7 @@ MAX_TENSORS = 100_000
 
 
 class Encoder:
-    """Writes values into an arena and describes them.
-
-    Several values may share one arena: offsets go on counting until reset().
-    """
+    """Writes values into an arena and describes them. Several values may share the arena."""
 
     def __init__(self, arena: Arena | None) -> None:
         self._arena = arena
@@ -30,7 +27,7 @@ class Encoder:
         self.table: list[dict[str, Any]] = []
 
     def encode(self, value: Any, depth: int = 0) -> dict[str, Any]:
-        """Return the description of value; its tensors are queued for finish()."""
+        """Return the description of value, and queue its tensors for finish()."""
         if depth > MAX_DEPTH:
             return {"x": "nesting beyond 32 levels"}
         kind = type(value)
@@ -48,7 +45,8 @@ class Encoder:
             hasattr(value, "_fields") or kind.__module__ == "torch.return_types"
         ):
             return {"u": [self.encode(v, depth + 1) for v in value]}
-        if kind is dict and all(type(k) in (str, int, bool, type(None)) for k in value):
+        # OrderedDict and other subclasses: what they hold counts.
+        if isinstance(value, dict) and all(type(k) in (str, int, bool, type(None)) for k in value):
             return {"d": [[k, self.encode(v, depth + 1)] for k, v in value.items()]}
         if isinstance(value, torch.dtype):
             name = DTYPE_NAMES.get(value)
@@ -84,7 +82,7 @@ class Encoder:
         Raises:
             TooSmall: the arena does not hold them; nothing was written.
         """
-        if not self._offset:  # nothing, or nothing that has elements
+        if not self._offset:  # no tensor has elements
             self._copies.clear()
             return
         if self._arena is None or self._offset > self._arena.size_bytes:
@@ -98,30 +96,30 @@ class Encoder:
 
 
 class Decoder:
-    """Reads values that an Encoder described, trusting none of the description.
+    """Reads values that an Encoder described. It checks the whole description.
 
     Args:
-        arena: where the bytes lie; None only where no tensor has any.
+        arena: holds the bytes; None if no tensor has elements.
         table: the Encoder's table, as it arrived.
-        private: copy the bytes out before they are looked at, so that a peer cannot change them
-            afterwards. A worker may read in place what the judge wrote.
+        private: copy the bytes before looking at them, so that the peer cannot change them later. A
+            worker may read the judge's bytes in place.
     """
 
     def __init__(self, arena: Arena | None, table: Any, *, private: bool = True) -> None:
         self._arena = arena
         self._private = private
         if not isinstance(table, list) or len(table) > MAX_TENSORS:
-            raise WireViolation("tensor table is not a list of sensible length")
+            raise WireViolation("a table of tensors that is no list, or too long")
         self._table = table
 
     def decode(self, description: Any, depth: int = 0) -> Any:
         """Return the described value, its tensors as private copies.
 
         Raises:
-            WireViolation: the description is not one that an Encoder writes.
+            WireViolation: no Encoder writes such a description.
         """
         if depth > MAX_DEPTH or not isinstance(description, dict) or len(description) != 1:
-            raise WireViolation("malformed value description")
+            raise WireViolation("a malformed description of a value")
         ((key, body),) = description.items()
         if key == "v" and (body is None or isinstance(body, (bool, int, float, str))):
             return body
@@ -142,7 +140,7 @@ class Decoder:
             return Untransferable(body[:200])
         if key == "t" and type(body) is int and 0 <= body < len(self._table):
             return self._tensor(self._table[body])
-        raise WireViolation(f"malformed value description {key!r}")
+        raise WireViolation(f"a malformed description of a value of kind {key!r}")
 
     def _tensor(self, entry: Any) -> torch.Tensor:
         spec = TensorSpec.parse(entry)
@@ -159,11 +157,11 @@ class Decoder:
 
 
 class Placer(Encoder):
-    """Describes values whose tensors stay in the arena for both ends to use in place.
+    """Describes values whose tensors stay in the arena, where both processes use them.
 
     Args:
-        arena: holds them; None only adds up the bytes.
-        offset: where the first one goes.
+        arena: holds the tensors; None only adds up the bytes.
+        offset: of the first tensor.
 
     Attributes:
         places: one tensor over the arena per tensor of the values, in their order.
@@ -177,7 +175,7 @@ class Placer(Encoder):
     def _tensor(self, tensor: torch.Tensor) -> dict[str, Any]:
         spec = TensorSpec.of(tensor)
         assert spec is not None, "the judge stages tensors that travel"
-        # The judge writes the values in place, so they lie there as they are.
+        # The judge writes resolved values there, so neither flag holds.
         plain = dataclasses.replace(spec, conjugate=False, negative=False)
         placed = self._add(plain, plain.span_bytes)
         if self._arena is not None:
@@ -186,7 +184,7 @@ class Placer(Encoder):
 
 
 class Placed(Decoder):
-    """Reads what a Placer described: tensors over the arena itself, strides and all."""
+    """Reads the values of a Placer: tensors over the arena itself, with their strides."""
 
     def __init__(self, arena: Arena, table: Any) -> None:
         super().__init__(arena, table, private=False)
@@ -206,7 +204,7 @@ def _in_place(arena: Arena, spec: TensorSpec) -> torch.Tensor:
 
 
 class Untransferable:
-    """Stands for a value that cannot travel; equal to nothing, keeps the type's name."""
+    """Stands for a value that cannot travel; keeps the name of its type."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -216,12 +214,12 @@ class Untransferable:
 
 
 def restride(tensor: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
-    """Return tensor with the given strides where these describe a dense or expanded layout.
+    """Return tensor with the given strides if they describe a dense or expanded layout.
 
     Args:
         tensor: contiguous, any shape.
-        strides: one per dimension, elements. Layouts with gaps or partial overlap stay contiguous:
-            what a peer claims about gaps must not make the reader allocate them.
+        strides: one per dimension, elements. For layouts with gaps or partial overlap the tensor
+            stays contiguous: the reader does not allocate the gaps that a peer claims.
     """
     if list(tensor.stride()) == list(strides) or tensor.numel() == 0:
         return tensor

@@ -18,15 +18,15 @@ from harness.judge.workers import prefork
 from harness.pairs.settings import Settings
 
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
-"""A pair needs one to build, one to be checked, one to be timed against and one for torch.compile.
-On a small machine memory counts more than the seconds that the later ones take to start."""
+"""A pair needs a worker each for the build, the candidate, the reference and torch.compile. On a
+small machine memory is worth more than the seconds that the last two take to start."""
 _HEARD = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGCHLD, signal.SIGUSR1}
-"""The kernel lets nobody ignore the first two; the others are used, or do nothing by themselves."""
+"""No process can ignore the first two. The judge uses the others, or they do nothing by default."""
 _FAULTS = {
     signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP,
     signal.SIGSYS, signal.SIGPIPE, signal.SIGXFSZ,
 }  # fmt: skip
-"""Signals that a process brings on itself; Python ignores the last two anyway."""
+"""Signals that a process causes itself; Python ignores the last two anyway."""
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
@@ -42,26 +42,27 @@ class _SignalStack(ctypes.Structure):
 
 
 def ignore_signals(heard: set[signal.Signals]) -> None:
-    """Ignore all signals but some: a solution that runs under our user id may send any.
+    """Ignore all signals but some: a solution under the judge's user id may send any.
 
-    A fault of our own still ends this process: the kernel does not let it be ignored.
+    A fault of the judge itself still ends it: the kernel allows no other way.
     """
     for number in signal.valid_signals() - heard:
-        # A handler that does nothing, where that is enough: builders would inherit SIG_IGN, and no
-        # longer end by SIGTERM. After a handler a fault would only happen again.
+        # Mostly a handler that does nothing: compilers would inherit SIG_IGN, and SIGTERM would no
+        # longer end them. For a fault a handler is no help: the fault would happen again.
         signal.signal(number, signal.SIG_IGN if number in _FAULTS else lambda *_: None)
 
 
 def _close_doors() -> None:
-    """Die with the parent, hide memory from our own user, adopt what workers leave behind.
+    """Protect the judge from the solution and from a lost fleet.
 
-    And say in the log where this process stands when the fleet, which gives it up, asks.
+    The judge ends with its parent, hides its memory from other processes of its user, adopts the
+    processes that workers leave behind, and logs its stack when the fleet asks with SIGUSR1.
     """
     ignore_signals(_HEARD)
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     libc = ctypes.CDLL(None, use_errno=True)
     # faulthandler gives handlers a stack of 16 KiB. The frames of sixty signals at once overflow
-    # it, and the kernel ends the process then. On its own stack there is room for them.
+    # it, and the kernel then ends the process. The process's own stack has room for them.
     libc.sigaltstack(ctypes.byref(_SignalStack(None, _SS_DISABLE, 0)), None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
@@ -69,10 +70,10 @@ def _close_doors() -> None:
 
 
 def share_what_is_made() -> None:
-    """Let other users read what this process and its builders make, whatever the umask says.
+    """Let other users read the files that this process and its compilers make.
 
-    As root, a solution runs as another user: with umask 077 it could not read the CPU runner's
-    library that was just built for it.
+    If the judge is root, a solution runs as another user. With umask 077 it could not read the CPU
+    runner's library that was just built for it.
     """
     if os.geteuid() == 0:
         os.umask(0o022)
@@ -91,7 +92,7 @@ def options_from(raw: dict[str, Any]) -> Options:
 
 
 def main() -> None:
-    """Judge the pair that the fleet asks for."""
+    """Judge the pair in the fleet's request."""
     prefork.prefork(_WORKERS)
     _close_doors()
     share_what_is_made()

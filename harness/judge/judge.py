@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import os
 import re
+import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -41,28 +42,24 @@ from harness.judge.workers.cache import ExtensionCache
 from harness.judge.workers.pool import WorkerPool
 from harness.judge.workers.remote import RemoteWorker, WorkerFailed
 from harness.pairs.local_files import imported_files, local_files
-from harness.pairs.settings import Settings
+from harness.pairs.settings import Settings, SolutionSettings, Tolerances
 from harness.usercode import numeric_flags
 from harness.usercode.modules import describe_state
 
 Emit = Callable[..., None]
 WaitFor = Callable[[str, int | None], int | None]
 
-_LEAST_S = 30.0
-"""Time for a pair that is judged again at a smaller size, if the larger one took all of it."""
 _ALIVE_S = 5.0
-"""Between two signs of life from the same step."""
+"""Seconds between two signs of life from the same step."""
 _PLENTY_BYTES = 20 << 30
-"""With this much free, and as much beside it, the baselines' workers come before the first call:
-each takes about 1 GiB for its context, and its model. Else they come when the candidate has shown
-what it leaves."""
+"""On a GPU with so much free memory, of more than twice as much, the baselines' workers start
+before the first call. Each takes its model and about 1 GiB for its context. On a smaller GPU they
+start after the candidate's first call, which shows how much memory it leaves."""
 _IGNORES_STREAM = (
     "it ignores the current stream: wrong inside torch.cuda.stream() and under CUDA graph capture"
 )
 _USES_BUILD = re.compile(r"cpp_extension|load_inline")
-
-
-_OF_VALUES = frozenset(
+_MAY_DEPEND_ON_SIZE = frozenset(
     {
         Status.MEMORY_FAULT,
         Status.NOT_FINITE,
@@ -79,11 +76,11 @@ class Judge:
     Args:
         pair, options, settings: what is judged and how; options.device is resolved.
         log: file for the workers' output.
-        emit: called with an event's name and fields; the fleet listens.
+        emit: tells the fleet of an event: its name and its fields.
         wait_for: returns when this judge may check on the device ("device"), or has it alone to
-            measure ("clock"). Takes the device's memory that the pair needs and returns what others
-            leave of it, both in bytes and None where unknown.
-        at_most_bytes: choose a size that needs no more: memory ran out at a larger one.
+            measure ("clock"). Takes the memory that the pair needs, and returns the memory that
+            other pairs leave; both are in bytes, and None where unknown.
+        at_most_bytes: the judge chooses a size that needs no more: memory ran out at a larger one.
     """
 
     def __init__(
@@ -100,6 +97,7 @@ class Judge:
         self._pair = pair
         self._options = options
         self._settings = settings
+        self._granted = settings.solutions.get(pair.solution.stem, SolutionSettings())
         self._log = log
         self._emit = emit
         self._wait_for = wait_for
@@ -110,9 +108,10 @@ class Judge:
         self._device = torch.device(options.device if self._kind == "cuda" else "cpu")
         self._facts = record.Facts()
         self._problem: Problem | None = None
-        self._init: Any = None
         self._source: Mapping[str, str] = {}
         self._modes = (options.mode,) if options.mode else tuple(settings.modes)
+        self._timed = options.timed and self._kind in ("cuda", "cpu")
+        self._profiled = False
         self._sizes = size.Sizes(
             pair,
             options,
@@ -121,9 +120,6 @@ class Judge:
             train="train" in self._modes,
             at_most_bytes=at_most_bytes,
         )
-        self._size: size.Size | None = None
-        self._available: int | None = None
-        self._short_of_memory = False
         self._phase = ""
         self._phase_since = time.monotonic()
         cache_root = options.cache_dir or Path(".cache")
@@ -179,8 +175,8 @@ class Judge:
                 return self._budget.verdict(self._phase)
             case WorkerFailed():
                 status, message = causes.worker_failed(workers, self._phase, refusal)
-                if status is Status.OUT_OF_MEMORY and not self._had_room():
-                    return self._short(message)
+                if status is Status.OUT_OF_MEMORY and not self._sizes.had_room():
+                    return self._sizes.short_of_memory(message)
                 return status, message
         return refusal.status, str(refusal)
 
@@ -189,7 +185,7 @@ class Judge:
         with self._log.open("a") as log:
             log.write("".join(traceback.format_exception(error)))
         if is_out_of_memory(error):
-            return self._short("the judge ran out of GPU memory")
+            return self._sizes.short_of_memory("the judge ran out of GPU memory")
         return Status.HARNESS_ERROR, f"{type(error).__name__}: {error}"
 
     def _end_workers(self) -> None:
@@ -201,38 +197,39 @@ class Judge:
         self._pool.close()
 
     def _record(self, status: Status, message: str) -> Verdict:
-        """Return the verdict with all that was found on the way."""
-        if self._size is not None and self._size.note:
-            self._facts.notes.insert(0, self._size.note)
-        status, message = causes.with_findings(self._facts.findings, status, message)
+        """Return the verdict with all that the judge found out."""
+        facts, chosen = self._facts, self._sizes.chosen
+        if chosen is not None and chosen.note:
+            facts.notes.insert(0, chosen.note)
+        status, message = causes.with_findings(facts.findings, status, message)
         if status is Status.MEMORY_FAULT:
-            self._facts.speed = Speed()
+            facts.speed = Speed()
         if self._options.ncu and status is Status.PASSED:
             self._count_kernels()
-        if self._size is not None and self._size.halved and status in _OF_VALUES:
-            message = (
-                f"{message} (at a reduced size, {self._size.halved}: --size full tells whether it "
-                "is written for the full size only)"
+        if chosen is not None and chosen.halved and status in _MAY_DEPEND_ON_SIZE:
+            message += (
+                f" (at a reduced size, {chosen.halved}: --size full tells whether the solution is "
+                "written for the full size only)"
             )
         return record.verdict(
-            self._facts, self._pair, self._options, self._seed, self._log, status, message
+            facts, self._pair, self._options, self._seed, self._log, status, message
         )
 
     def at_smaller_size(self) -> Judge | None:
         """Return a judge of the same pair at a smaller size, where this one ran out of memory.
 
         Returns:
-            None where memory sufficed, the user chose the size, or there is no smaller one.
+            None where memory was enough, the user chose the size, or no smaller one is left.
         """
-        if not self._short_of_memory or self._size is None or self._size.name == "small":
+        if not self._sizes.can_shrink():
             return None
-        needed = self._needed()
-        options = self._options
-        if needed is None:
-            options = dataclasses.replace(options, size="small")
-        # One pair, one limit: what the larger size took counts.
-        left_s = max(self._budget.left_s(), _LEAST_S)
-        options = dataclasses.replace(options, time_limit_s=left_s)
+        needed = self._sizes.needed_bytes()
+        options = dataclasses.replace(
+            self._options,
+            size="small" if needed is None else None,
+            # The time that the larger size took counts: a pair has one limit.
+            time_limit_s=max(self._budget.left_s(), self._policy.again_s),
+        )
         self._forget_problem()
         gc.collect()
         if self._kind == "cuda":
@@ -243,7 +240,7 @@ class Judge:
             self._settings,
             self._log,
             self._emit,
-            self._wait_for,  # the device is this process's already, the clock perhaps not
+            self._wait_for,  # this process already has the device, but perhaps not the clock
             self._policy,
             None if needed is None else needed // 2,
         )
@@ -254,103 +251,114 @@ class Judge:
         self._enter("load")
         requirements.readable(self._pool.confinement)
         self._facts.modes = self._modes
+        problem = self._load_problem()
+        requirements.hardware(self._granted.requires, self._kind, self._device)
+        self._enter("build")
+        self._build(problem)
+        problem = self._take_device()
+        worker = self._pool.start("candidate")
+        loaded = self._load_candidate(worker, problem)
+        match = self._match(problem, loaded)
+        checker = Checker(
+            problem,
+            worker,
+            match,
+            self._standard(),
+            self._domain(),
+            count_launches=self._profiled,
+            orders=self._options.thread_orders,
+        )
+        self._check(problem, checker)
+        requirements.launches(self._facts, worker, loaded, self._text, self._kind)
+        requirements.strength(checker.report.survivors)
+        if self._timed:
+            self._time(problem, checker, worker, match)
+        self._look_at_streams(checker, worker)
+        self._emit("harness_code")
+
+    def _load_problem(self) -> Problem:
+        """Return the problem, loaded on the CPU at a size that fits into the whole device."""
         problem = self._problem_for(size.capacity_bytes(self._options, self._device))
         if self._budget.left_s() <= 0:
             raise InvalidReference(
-                f"{self._pair.problem}: to import it and to construct Model took "
-                f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s over "
+                f"{self._pair.problem}: its import and the construction of Model took "
+                f"{self._budget.spent_s():.0f} s, and a pair has {self._budget.limit_s:g} s for "
                 "all phases. Next: a smaller --size, or a longer --time-limit"
             )
-        requirements.hardware(self._solution_settings("requires"), self._kind, self._device)
-        self._enter("build")
-        self._build(problem)
-        timed = self._options.timed and self._kind in ("cuda", "cpu")
-        profiled = self._kind == "cuda" and own_kernels.ships_cuda(
-            own_kernels.sources_of(self._text, map(str, local_files(self._pair.solution)))
-        )
-        if timed and self._kind == "cuda":
-            self._pool.start_compilers()
+        return problem
+
+    def _take_device(self) -> Problem:
+        """Wait for the device. Return the problem on it, at a size that fits into free memory."""
+        on_gpu = self._kind == "cuda"
+        if on_gpu:
+            files = map(str, local_files(self._pair.solution))
+            self._profiled = own_kernels.ships_cuda(own_kernels.sources_of(self._text, files))
+            if self._timed:
+                self._pool.start_compilers()
         with self._budget.waiting():
-            room = self._wait_for("device", self._needed() if self._kind == "cuda" else None)
+            room = self._wait_for("device", self._sizes.needed_bytes() if on_gpu else None)
         self._enter("load")
-        if self._kind == "cuda":
+        if on_gpu:
             torch.cuda.set_device(self._device)  # events and streams without a name are its own
-        # Other runs may hold memory of this device, and other pairs of this one need some soon.
+        # Other runs may hold memory of this device, and other pairs of this run need some soon.
         free = size.free_bytes(self._options, self._device)
         if free is not None and room is not None:
             free = min(free, room)
         problem = self._problem_for(free)
-        if self._kind == "cuda":
+        if on_gpu and self._timed:
             free, total = torch.cuda.mem_get_info(self._device)
-            if timed and free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
-                self._pool.start_baselines(problem, profiled=profiled)
+            if free > _PLENTY_BYTES and total > 2 * _PLENTY_BYTES:
+                self._pool.start_baselines(problem, profiled=self._profiled)
         problem.move(self._device)
-        worker = self._pool.start("candidate")
+        return problem
+
+    def _load_candidate(self, worker: RemoteWorker, problem: Problem) -> dict[str, Any]:
         loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
         loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
         self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
-        match = self._match(problem, loaded)
-        standard = self._standard()
-        quick = self._options.quick
-        calls = self._policy.quick_calls if quick else self._policy.calls
-        checker = Checker(
-            problem,
-            worker,
-            match,
-            standard,
-            self._domain(),
-            count_launches=profiled,
-            orders=self._options.thread_orders,
-        )
+        return loaded
+
+    def _check(self, problem: Problem, checker: Checker) -> None:
         self._facts.report = checker.report
-        plan = trials.plan(self._seed, self._facts.modes, calls, self._settings.fold_state)
-        counts = {m: sum(t.mode == m for t in plan) for m in self._facts.modes}
+        calls = self._policy.quick_calls if self._options.quick else self._policy.calls
+        plan = trials.plan(self._seed, self._modes, calls, self._settings.fold_state)
+        counts = {m: sum(t.mode == m for t in plan) for m in self._modes}
 
         def progress(trial: trials.Trial) -> None:
             self._enter(f"check {trial.mode}", f"{trial.index + 1}/{counts[trial.mode]}")
             self._budget.check()
-            # After the first call what is free is what the candidate will leave.
-            second = timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]
-            if second:
+            # After the first call, the free memory is the memory that the candidate leaves.
+            if self._timed and self._kind == "cuda" and trial is plan[min(1, len(plan) - 1)]:
                 free, total = torch.cuda.mem_get_info(self._device)
                 if free > total // 4:
-                    self._pool.start_baselines(problem, profiled=profiled)
+                    self._pool.start_baselines(problem, profiled=self._profiled)
 
         self._budget.begin_checks()
         self._enter_problem_code()
         checker.run(plan, progress)
         self._budget.end_checks()
         self._enter_problem_code()
-        requirements.launches(self._facts, worker, loaded, self._text, self._kind)
-        requirements.strength(checker.report.survivors)
-        if timed:
-            self._time(problem, checker, worker, match, profiled)
-        self._look_at_streams(checker, worker)
-        self._emit("harness_code")
 
     def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
-        """See whether the candidate is right on another stream than the default one.
+        """Check whether the candidate is right on another stream than the default one.
 
-        The last of all calls: a candidate that fails there, however badly, has been right so far.
+        This is the last of all calls, so a failure here spoils no other check.
 
         Raises:
-            Refusal: it is not, and the problem demands it.
+            Refusal: it is not right, and the problem demands it.
         """
         wrong = ""
         if self._kind == "cuda":
             self._enter("check other stream")
             try:
-                wrong = checker.on_other_stream(
-                    trials.on_other_stream(self._seed, self._facts.modes[0])
-                )
+                wrong = checker.on_other_stream(trials.on_other_stream(self._seed, self._modes[0]))
             except (OutOfTime, InvalidReference, RuntimeError) as error:
-                known = isinstance(error, (OutOfTime, InvalidReference))
-                if not known and not is_out_of_memory(error):
+                if not isinstance(error, Refusal) and not is_out_of_memory(error):
                     raise
                 self._facts.notes.append(
-                    "not seen whether it is right on another stream: "
+                    "unknown whether the solution is right on another stream: "
                     f"{' '.join(str(error).split())[:200]}"
                 )
         elif worker.launches_without_stream:
@@ -365,54 +373,33 @@ class Judge:
         self._facts.warnings.append(f"{_IGNORES_STREAM} ({wrong})")
 
     def _problem_for(self, available_bytes: int | None) -> Problem:
-        """Return the problem at the size that is asked for, or fits into so much memory."""
+        """Return the problem at the size that the user asked for, or that fits into this memory."""
         self._enter_problem_code()
+        before = self._sizes.chosen
         chosen = self._sizes.choose(available_bytes)
-        self._available = available_bytes
-        if self._size is None or self._size.name != chosen.name or self._problem is None:
-            self._forget_problem()  # before the next one takes its memory, too
+        if self._problem is None or before is None or before.name != chosen.name:
+            self._forget_problem()  # free its memory before the next one is constructed
             self._problem = Problem(
                 self._pair.problem,
                 chosen.overrides,
                 torch.device("cpu"),
                 derived(self._seed, "construction") % 2**31,
             )
-            self._init = self._problem.init_inputs
-        # The judge's own products are never TF32's, whatever the problem's file has set: they say
-        # what is right.
+        # The problem's file may have allowed TF32. The judge must not compute in it: its results
+        # say what is right.
         numeric_flags.set_flags(numeric_flags.STRICT)
         self._emit("harness_code")
-        self._size = chosen
         self._facts.size = chosen.name
         return self._problem
 
     def _forget_problem(self) -> None:
-        """Let go of the problem and of the random numbers that were kept for its workers."""
+        """Free the problem and the random numbers for its workers."""
         if self._problem is not None:
             self._problem.draws.close()
             self._problem = None
 
-    def _had_room(self) -> bool:
-        """Return whether the candidate had so much memory that it is at fault where it ran out."""
-        if self._available is None:
-            return True
-        needed = self._needed()
-        return needed is None or needed <= self._policy.memory_room * self._available
-
-    def _needed(self) -> int | None:
-        return None if self._size is None else self._sizes.need_of(self._size)
-
-    def _short(self, what: str) -> tuple[Status, str]:
-        """Return the verdict where memory ran out and nobody is to blame."""
-        self._short_of_memory = self._options.size is None
-        needed, available = self._needed(), self._available
-        figures = [f"at size {self._facts.size}"]
-        figures += [f"about {size.gib(needed)} are needed"] if needed is not None else []
-        figures += [f"{size.gib(available)} were free"] if available is not None else []
-        return Status.SKIPPED, f"{what} ({', '.join(figures)}). Next: --size small"
-
     def _build(self, problem: Problem) -> None:
-        """Import the solution once in a worker that is thrown away, to fill the cache."""
+        """Import the solution once, in a worker of its own, to cache its extensions."""
         imported = (p.read_text(errors="replace") for p in self._imported)
         if not any(map(_USES_BUILD.search, (self._text, *imported))):
             return
@@ -458,7 +445,7 @@ class Judge:
         )
         try:
             match = state.match(
-                described, loaded.get("state"), constants, training="train" in self._facts.modes
+                described, loaded.get("state"), constants, training="train" in self._modes
             )
         except state.StateMismatch as mismatch:
             self._facts.state_match = mismatch.lists
@@ -468,35 +455,25 @@ class Judge:
         return match
 
     def _time(
-        self,
-        problem: Problem,
-        checker: Checker,
-        worker: RemoteWorker,
-        match: state.Match,
-        profiled: bool,
+        self, problem: Problem, checker: Checker, worker: RemoteWorker, match: state.Match
     ) -> None:
         self._enter("time")
         options = self._options
-        others, failed = self._pool.baselines(problem, profiled=profiled)
+        others, failed = self._pool.baselines(problem, profiled=self._profiled)
         workers = {CANDIDATE: worker, **others}
         hidden = [role for role, one in workers.items() if one.memory_fd is None]
         if hidden:
-            # An output that the judge cannot look at could be anything: no time without it.
+            # The judge cannot check outputs that it cannot read, and so measures nothing.
             self._facts.speed = Speed(
-                note=f"this system does not let {', '.join(hidden)} open /proc/self/mem, so timed "
-                "outputs cannot be looked at, and nothing is timed"
+                note=f"this system does not let {', '.join(hidden)} open /proc/self/mem, so the "
+                "judge cannot look at timed outputs, and measures nothing"
             )
             return
         if self._kind == "cuda":
             self._emit("harness_code")
             with self._budget.waiting():
-                self._wait_for("clock", self._needed())
+                self._wait_for("clock", self._sizes.needed_bytes())
             self._enter_problem_code()
-        policy = ClockPolicy()
-        if options.quick and options.cap_s is None:
-            policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
-        if options.cap_s is not None:
-            policy = dataclasses.replace(policy, cap_s=options.cap_s)
         if self._kind == "cpu":
             self._pool.pin(list(workers.values()))
         watch = stopwatch.Stopwatch(
@@ -506,13 +483,14 @@ class Judge:
             match,
             TimingConfig(
                 mode=self._timed_mode(),
-                seed=self._seed,
+                # Not the pair's, which a user may have chosen: it tells what the inputs are.
+                seed=secrets.randbits(63),
                 precision=str(self._precision() or ""),
                 standard=checker.standard,
                 warm_l2=options.warm_l2,
                 timeout_s=self._pool.timeout_s,
             ),
-            policy,
+            _clock_policy(options),
             failed,
             self._enter_step,
             budget=self._budget,
@@ -526,13 +504,13 @@ class Judge:
                 "a longer --time-limit leaves more",
             )
         for other in others.values():
-            other.kill()  # what follows is the candidate's alone, and so is the memory
+            other.kill()  # the remaining calls are the candidate's: it may use all the memory
 
     def _timed_mode(self) -> str:
-        return "train" if "train" in self._facts.modes else self._facts.modes[0]
+        return "train" if "train" in self._modes else self._modes[0]
 
     def _count_kernels(self) -> None:
-        """Have Nsight Compute look at one call. The verdict stands: what fails here is a note."""
+        """Count one call's kernels with Nsight Compute. A failure here only adds a note."""
         self._enter("ncu")
         try:
             self._facts.ncu, note = ncu.profile(
@@ -542,14 +520,14 @@ class Judge:
                 warm_l2=self._options.warm_l2,
                 timeout_s=self._policy.ncu_timeout_s,
             )
-        except Exception as error:  # noqa: BLE001 - counters have no say in a verdict
+        except Exception as error:  # noqa: BLE001 - counters do not change a verdict
             note = f"--ncu: {type(error).__name__}: {error}. Next: a smaller size, or leave it out"
         if note:
             self._facts.notes.append(note)
         self._enter("")
 
     def _profiled_call(self, build_folder: Path) -> ncu.Call:
-        """Return a call like those that were timed, on an input of its own."""
+        """Return a call like the timed ones, on an input of its own."""
         problem = self._problem
         assert problem is not None
         self._enter_problem_code()
@@ -567,32 +545,24 @@ class Judge:
 
     # --- records --------------------------------------------------------------------------------
 
-    def _solution_settings(self, key: str) -> Any:
-        entry = self._settings.solutions.get(self._pair.solution.stem)
-        return getattr(entry, key, None) if entry is not None else None
-
     def _precision(self) -> str | None:
-        """Return the precision that the solution is held to, None for that of the outputs."""
-        if self._options.precision is not None:
-            return self._options.precision
-        granted: str | None = self._solution_settings("precision")
-        return granted
+        """Return the precision that the solution must have; None is the outputs' own."""
+        return self._options.precision or self._granted.precision
 
     def _standard(self) -> Standard:
-        tolerances = self._settings.tolerances
+        tolerances = self._settings.tolerances or Tolerances()
         return Standard(
             policy=self._policy,
-            atol=tolerances.atol if tolerances else None,
-            rtol=tolerances.rtol if tolerances else None,
+            atol=tolerances.atol,
+            rtol=tolerances.rtol,
             precision=self._precision(),
         )
 
     def _domain(self) -> dict[str, dict[str, float]]:
-        domain: dict[str, dict[str, float]] = {}
-        for name, interval in self._settings.domain.items():
-            limits = {"min": interval.min, "max": interval.max}
-            domain[name] = {k: v for k, v in limits.items() if v is not None}
-        return domain
+        return {
+            name: {end: v for end, v in dataclasses.asdict(interval).items() if v is not None}
+            for name, interval in self._settings.domain.items()
+        }
 
     def _enter(self, phase: str, detail: str = "") -> None:
         now = time.monotonic()
@@ -604,21 +574,21 @@ class Judge:
             self._emit("phase", phase=f"{phase} {detail}".strip())
 
     def _enter_problem_code(self) -> None:
-        """Tell the fleet that the reference's code runs from here on, and how long it may."""
+        """Tell the fleet that the reference's code runs from here on, and for how long it may."""
         self._emit("problem_code", left_s=self._budget.fleet_s())
 
     def _candidates_turn(self, turn: bool) -> None:
-        """Tell the fleet whether the candidate works: what takes long then is not the reference."""
+        """Tell the fleet whether the candidate works; meanwhile the reference is not to blame."""
         if turn:
             self._emit("harness_code")
         else:
             self._enter_problem_code()
 
     def _enter_step(self, step: str) -> None:
-        """Say which step of the timing runs; the same again only now and then: it wakes others.
+        """Tell the fleet which step of the timing runs, seldom: each message wakes the fleet.
 
         Raises:
-            OutOfTime: the pair's time has been over for a while.
+            OutOfTime: the pair's time has been over for longer than the timing may overrun.
         """
         if self._budget.left_s() < -self._policy.overtime_s:
             raise OutOfTime
@@ -635,6 +605,7 @@ class Judge:
             self._facts.launches = worker.launches
 
     def _refused(self, refused: answers.Refused) -> str:
+        """Write a program that reproduces the failure; return its message."""
         trial, case, mismatch = refused.trial, refused.case, refused.mismatch
         folder = self._cache_root / "reproducers" / re.sub(r"\W+", "_", self._pair.name)
         self._facts.reproducer = diagnose.write_reproducer(
@@ -643,14 +614,22 @@ class Judge:
             device=self._options.device,
             mode=trial.mode,
             rng=trial.rng,
-            init=self._init,
+            init=self._problem.init_inputs if self._problem is not None else [],
             state={theirs: case.before[ours] for theirs, ours in self._source.items()},
             inputs=case.inputs,
             expected=case.reference.output,
             message=f"{mismatch.status.value}: {mismatch.message}",
         )
-        where = f"in trial {trial.name}: "
-        return where + mismatch.message
+        return f"in trial {trial.name}: {mismatch.message}"
+
+
+def _clock_policy(options: Options) -> ClockPolicy:
+    policy = ClockPolicy()
+    if options.quick and options.cap_s is None:
+        policy = ClockPolicy(cap_s=2.0, min_blocks=3, batch_ms=50.0)
+    if options.cap_s is not None:
+        policy = dataclasses.replace(policy, cap_s=options.cap_s)
+    return policy
 
 
 def _failed_builds(said: Any) -> dict[str, tuple[str, str]]:
@@ -672,7 +651,7 @@ def judged(
     wait_for: WaitFor,
     policy: Policy | None = None,
 ) -> Verdict:
-    """Return a pair's verdict; at a smaller size where memory runs out. Arguments as for Judge."""
+    """Return a pair's verdict, at a smaller size if memory runs out. Arguments as for Judge."""
     policy = policy or Policy()
     judge = Judge(pair, options, settings, log, emit, wait_for, policy)
     verdict = judge.verdict()

@@ -20,11 +20,11 @@ def ships_cuda(sources: Iterable[str]) -> bool:
 
 
 def sources_of(text: str, files: Iterable[str]) -> list[str]:
-    """Return where a solution's CUDA may stand: its string literals, and files it built from.
+    """Return the texts that may hold a solution's CUDA: string literals, and files that it built.
 
     Args:
         text: the solution's file.
-        files: paths that its build read, and of modules that it imports.
+        files: paths of the files that its build read, and of modules that it imports.
     """
     found = _strings(text)
     for path in map(Path, files):
@@ -40,7 +40,7 @@ def kernel_names(sources: Iterable[str]) -> set[str]:
 
 
 def launches_of(own: Iterable[str], launched: Mapping[str, int]) -> int:
-    """Return how many of the launches, by mangled or plain name, are of a solution's own."""
+    """Return how many launches are of own kernels; names may be mangled."""
     names = list(own)
     return sum(n for kernel, n in launched.items() if any(_names(kernel, o) for o in names))
 
@@ -50,9 +50,9 @@ def _names(launched: str, own: str) -> bool:
 
 
 def _strings(text: str) -> list[str]:
-    """Return a file's string literals, docstrings apart: where a solution keeps its sources.
+    """Return a file's string literals without docstrings: a solution keeps its sources there.
 
-    A comment that quotes a kernel ships none. What is not Python is returned whole.
+    A comment that quotes a kernel does not count. A text that is not Python is returned whole.
     """
     try:
         tree = ast.parse(text)

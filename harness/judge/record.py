@@ -1,4 +1,4 @@
-"""Gathers what is found about a pair, and makes the verdict's record of it."""
+"""Makes the record of a verdict from the facts that the judge found out about a pair."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.judge.check import answers, diagnose
 from harness.judge.check.precision import worst_precision
 
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
-"""All control characters but tab and line feed: a solution's words must not steer a terminal."""
+"""All control characters but tab and line feed: a solution's text must not control a terminal."""
 
 
 @dataclass(slots=True)
 class Facts:
-    """What becomes the verdict, gathered on the way."""
+    """Facts that the judge collects for the verdict."""
 
     phases: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ def verdict(
     status: Status,
     message: str,
 ) -> Verdict:
-    """Return the record of a pair from what was found on the way."""
+    """Return the record of a pair from the collected facts."""
     report = facts.report
     checks: tuple[Check, ...] = tuple(report.checks.values()) if report else ()
     notes = list(facts.notes)
@@ -93,7 +93,7 @@ def verdict(
 
 
 def finding(raw: dict[str, Any]) -> Finding:
-    """Return a worker's claim about a defect as a record; every field is checked and cut."""
+    """Return a worker's claim about a defect as a record, with every field checked and cut."""
 
     def index(value: Any) -> tuple[int, int, int] | None:
         if isinstance(value, list) and len(value) == 3 and all(type(v) is int for v in value):

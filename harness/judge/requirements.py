@@ -1,4 +1,4 @@
-"""What must hold of a pair beside right answers: hardware, own kernels, a strong problem."""
+"""Checks a pair's other requirements: readable files, hardware, own kernels, a strong problem."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.judge.workers.remote import RemoteWorker
 
 
 def readable(confinement: Confinement) -> None:
-    """See that the solution's processes may read what they need.
+    """Check that the solution's processes may read the files that they need.
 
     Raises:
-        Refusal: they may not (SKIPPED): that is no fault of its code.
+        Refusal: they may not. The code is not at fault, so the status is SKIPPED.
     """
     if confinement.private is not None:
         raise Refusal(
@@ -31,15 +31,15 @@ def readable(confinement: Confinement) -> None:
 
 
 def hardware(wanted: str | None, kind: str, device: torch.device) -> None:
-    """See that the device is what a solution requires.
+    """Check that the device is the one that a solution requires.
 
     Args:
-        wanted: e.g. ``sm_90`` or later, ``sm_90a`` for exactly that; None for any device.
+        wanted: ``sm_90`` is that or later, ``sm_90a`` exactly that; None is any device.
         kind: ``cuda``, ``emulated`` or ``cpu``.
         device: where the pair is judged.
 
     Raises:
-        Refusal: it is not (SKIPPED).
+        Refusal: the device is another one (SKIPPED).
     """
     if not wanted:
         return
@@ -56,17 +56,17 @@ def hardware(wanted: str | None, kind: str, device: torch.device) -> None:
 def launches(
     facts: Facts, worker: RemoteWorker, loaded: Mapping[str, Any], text: str, kind: str
 ) -> None:
-    """See that a solution which ships CUDA launched a kernel of its own, and note how many.
+    """Check that a solution with CUDA source launched a kernel of its own; count its launches.
 
     Args:
-        facts: of the checked calls; takes the count.
+        facts: of the checked calls; gets the count.
         worker: the candidate's.
-        loaded: what it said of its extensions.
+        loaded: the candidate's report about its extensions.
         text: the solution's source.
         kind: ``cuda``, ``emulated`` or ``cpu``.
 
     Raises:
-        Refusal: none ran (NO_KERNEL_LAUNCHED, SKIPPED where the runner cannot run it).
+        Refusal: none ran (NO_KERNEL_LAUNCHED, or SKIPPED where the CPU runner cannot run it).
     """
     sources = own_kernels.sources_of(text, map(str, loaded.get("files", [])))
     ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
@@ -100,10 +100,10 @@ def launches(
 
 
 def strength(survivors: Iterable[str]) -> None:
-    """See that no impostor gives answers that pass.
+    """Check that every impostor was refused.
 
     Raises:
-        Refusal: one does (WEAK_PROBLEM).
+        Refusal: one passed (WEAK_PROBLEM).
     """
     names = ", ".join(sorted(survivors))
     if names:

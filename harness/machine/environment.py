@@ -1,4 +1,4 @@
-"""What this machine is, in plain figures that go into every record. Imports no torch."""
+"""Describes this machine for the records. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from typing import Any
 from harness.domain import VERSION
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-"""Folder that holds the harness package, and problems/ and solutions/ in a checkout."""
+"""Folder of the harness package, and in a checkout of problems/ and solutions/."""
 PACKAGE = Path(__file__).parents[1]
-"""Folder of the harness package, as Python was told to find it."""
+"""Folder of the harness package, at the path from which Python imported it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class TorchBuild:
 
     Attributes:
         version: e.g. ``2.13.0+cu130``.
-        cuda: CUDA version it was built for, e.g. ``13.0``; None for a CPU build.
+        cuda: its CUDA version, e.g. ``13.0``; None for a CPU build.
     """
 
     version: str
@@ -41,7 +41,7 @@ class TorchBuild:
 
 @lru_cache(maxsize=1)
 def torch_build() -> TorchBuild | None:
-    """Return what torch is installed, without importing it; None where there is none."""
+    """Return the installed torch, without importing it; None without one."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -62,7 +62,7 @@ def torch_build() -> TorchBuild | None:
 
 
 def find_compiler() -> str | None:
-    """Return the C++ compiler that torch's extension builder will use; None without one."""
+    """Return the C++ compiler of torch's extension builder; None without one."""
     named = os.environ.get("CXX")
     if named:
         return shutil.which(named.split()[0])
@@ -70,9 +70,9 @@ def find_compiler() -> str | None:
 
 
 def find_nvcc() -> str | None:
-    """Return nvcc where torch looks for it, else that of a package in this environment.
+    """Return the nvcc that torch finds, else that of a package in this environment.
 
-    torch looks in CUDA_HOME, then on PATH, then in /usr/local/cuda.
+    torch searches CUDA_HOME, then PATH, then /usr/local/cuda.
     """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     for home in filter(None, homes):
@@ -87,7 +87,7 @@ def find_nvcc() -> str | None:
 
 
 def packaged_toolkit() -> Path | None:
-    """Return the folder with ``bin/nvcc`` that pip's cuda-toolkit made; None without one."""
+    """Return the folder with ``bin/nvcc`` of pip's cuda-toolkit; None without one."""
     spec = importlib.util.find_spec("nvidia")
     folders = spec.submodule_search_locations if spec else None
     found = [nvcc for folder in folders or () for nvcc in Path(folder).glob("cu*/bin/nvcc")]
@@ -110,13 +110,13 @@ def find_ncu() -> str | None:
 
 
 def nvcc_version(nvcc: str) -> str | None:
-    """Return the release that nvcc names, e.g. ``13.0``."""
+    """Return the release of nvcc, e.g. ``13.0``."""
     found = re.search(r"release (\d+\.\d+)", said(nvcc, "--version"))
     return found.group(1) if found else None
 
 
 def nvcc_architectures(nvcc: str) -> tuple[str, ...]:
-    """Return the architectures that an nvcc compiles for, e.g. ``sm_80``."""
+    """Return the architectures of an nvcc, e.g. ``sm_80``."""
     return tuple(re.findall(r"\bsm_\d+\b", said(nvcc, "--list-gpu-code")))
 
 
@@ -136,7 +136,7 @@ def driver_version() -> str | None:
 
 
 def oom_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory so far."""
+    """Return the number of processes that the kernel has killed for want of memory."""
     count = 0
     for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
         with contextlib.suppress(OSError):
@@ -157,7 +157,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of the checkout, with ``-dirty`` where files differ; None outside one."""
+    """Return the commit of the checkout, with ``-dirty`` if files differ; None outside of one."""
     if not (PROJECT_ROOT / ".git").exists():
         return None
     git = ("git", "-C", str(PROJECT_ROOT))
@@ -169,7 +169,7 @@ def commit() -> str | None:
 
 
 def said(*command: str) -> str:
-    """Return what a short command prints; empty where it fails or takes longer than 20 s."""
+    """Return the output of a short command; empty if it fails or takes longer than 20 s."""
     try:
         done = subprocess.run(
             command,
@@ -186,7 +186,7 @@ def said(*command: str) -> str:
 
 
 def describe_environment(gpus: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the environment of a run as plain JSON; null where this machine has no such thing.
+    """Return the environment of a run as plain JSON; null for parts that this machine lacks.
 
     Args:
         gpus: names of the visible GPUs, in order.

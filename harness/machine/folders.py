@@ -1,6 +1,6 @@
-"""Where the harness keeps what it makes: in the checkout, or with the user where that is read-only.
+"""Chooses the folders for cache and results: in the checkout, or the user's if that is read-only.
 
-No other room could take this: fleet, doctor and outputs all ask, and must get the same answer.
+Fleet, doctor and outputs use it, and so get the same folders.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from harness.machine.environment import PROJECT_ROOT
 
 
 def cache_folder() -> Path:
-    """Return the folder for built extensions: ``.cache`` of the checkout where it is writable."""
+    """Return the folder for built extensions: ``.cache`` of the checkout if it is writable."""
     return kept(PROJECT_ROOT, ".cache")
 
 
 def results_folder(root: Path) -> Path:
-    """Return the folder for stored runs and logs: ``results`` of root where it is writable."""
+    """Return the folder for stored runs and logs: ``results`` of root if it is writable."""
     return kept(root, "results")
 
 
 def kept(root: Path, name: str) -> Path:
-    """Return a folder that can be written, made where it is missing.
+    """Return a writable folder, and create it if it is missing.
 
-    In this order: root's own, the user's cache (XDG's base directory specification), a temporary
-    one that later runs of this user find again.
+    It is the first of these that can be written: root's own, the user's cache (XDG's base directory
+    specification), a temporary one that later runs of this user find again.
 
     Args:
-        root: the checkout, or what ``--root`` names.
+        root: the checkout, or the folder of ``--root``.
         name: of the folder in it.
     """
     plain = name.strip(".")
@@ -53,15 +53,17 @@ def _users_cache() -> Path:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Return whether a file can be made in a folder, which is made where it is missing.
+    """Return whether a file can be created in a folder, which is created if it is missing.
 
-    Tried, not asked: a read-only file system and root's rights differ from what modes say.
+    It creates one: on a read-only file system, and for root, the folder's mode does not tell.
     """
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True)
             if os.geteuid() == 0:
-                folder.chmod(0o755)  # as root, a solution reads it as another user
+                folder.chmod(
+                    0o755
+                )  # if we are root, a solution runs as another user and must read it
         with tempfile.TemporaryFile(dir=folder):
             return True
     except OSError:

@@ -1,8 +1,8 @@
-"""The GPUs of this machine, asked of the driver in a process of its own.
+"""Finds the GPUs of this machine. A process of its own asks the driver.
 
-``cuInit`` in the caller's process would break CUDA in whatever it forks later, and a broken
-driver can hang or crash in it, so this file, run as a program, asks and prints JSON. torch is not
-needed, which saves its seconds of import.
+``cuInit`` in the caller's process would break CUDA in its later forks, and a broken driver can hang
+or crash there. So this file, run as a program, asks the driver and prints JSON. It does not import
+torch, which would take seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attrib
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """One device, in the order in which CUDA (and torch) number the visible ones."""
+    """One device. ``index`` is its number among the visible ones, as in CUDA and torch."""
 
     index: int
     name: str
@@ -34,12 +34,12 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpus:
-    """What the driver says.
+    """The driver's answer.
 
     Attributes:
-        devices: visible devices; empty where there are none.
-        cuda: CUDA version the driver supports, e.g. ``13.0``; empty without a driver.
-        problem: why there are none; empty where there are some.
+        devices: the visible devices.
+        cuda: CUDA version that the driver supports, e.g. ``13.0``; empty without a driver.
+        problem: why there are no devices; empty if there are some.
     """
 
     devices: tuple[Gpu, ...] = ()
@@ -49,7 +49,7 @@ class Gpus:
 
 @lru_cache(maxsize=1)
 def find_gpus() -> Gpus:
-    """Return the visible GPUs; asked once per process."""
+    """Return the visible GPUs. The driver is asked once per process."""
     command = [sys.executable, "-I", str(Path(__file__).resolve())]
     try:
         done = subprocess.run(
@@ -71,11 +71,11 @@ def find_gpus() -> Gpus:
             problem=plain["problem"],
         )
     except (ValueError, KeyError, TypeError):
-        return Gpus(problem=f"asking the CUDA driver failed with exit code {done.returncode}")
+        return Gpus(problem=f"the query of the CUDA driver failed with exit code {done.returncode}")
 
 
 def _ask_driver() -> dict[str, Any]:
-    """Return the answer of libcuda in plain JSON."""
+    """Return the driver's answer as plain JSON."""
     answer: dict[str, Any] = {"devices": [], "cuda": "", "problem": ""}
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -96,7 +96,7 @@ def _ask_driver() -> dict[str, Any]:
     cuda.cuDeviceGetCount(ctypes.byref(count))
     answer["devices"] = [_describe(cuda, index) for index in range(count.value)]
     if not count.value:
-        answer["problem"] = "the NVIDIA driver shows no GPU (CUDA_VISIBLE_DEVICES?)"
+        answer["problem"] = "the NVIDIA driver shows no GPU. Next: check CUDA_VISIBLE_DEVICES"
     return answer
 
 

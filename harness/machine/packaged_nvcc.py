@@ -1,7 +1,7 @@
-"""nvcc from PyPI: fetched where a machine has a GPU's driver and no CUDA toolkit, and made usable.
+"""Installs nvcc from PyPI on a machine with a GPU's driver and without a CUDA toolkit.
 
-``python -m harness.machine.packaged_nvcc`` installs it into this environment if it is needed, with
-``--anyway`` also if it is not. ``make`` does that when it fills ``.venv``.
+``python -m harness.machine.packaged_nvcc`` installs it into this environment if it is needed, and
+with ``--anyway`` in any case. ``make`` does that when it fills ``.venv``.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pathlib import Path
 from harness.machine.environment import driver_version, find_nvcc, packaged_toolkit, torch_build
 
 _USUAL_CUDA = "13.0"
-"""For a torch without CUDA: what ``--nvcc`` compiles with."""
+"""The version for ``--nvcc`` with a torch without CUDA."""
 _FIRST_MAJOR = 13
-"""The packages of older versions hold nvcc's parts, but not nvcc."""
+"""The packages of older versions lack nvcc itself."""
 
 
 def requirement() -> str:
-    """Return what to give pip for the nvcc of torch's own CUDA version; empty: PyPI has none."""
+    """Return pip's requirement for the nvcc of torch's CUDA version; empty if PyPI has none."""
     build = torch_build()
     cuda = (build.cuda if build else None) or _USUAL_CUDA
     if int(cuda.split(".")[0]) < _FIRST_MAJOR:
@@ -33,7 +33,7 @@ def requirement() -> str:
 
 
 def remedy() -> str:
-    """Return what a user without nvcc should do, as one line."""
+    """Return what a user without nvcc can do, as one line."""
     if not requirement():
         build = torch_build()
         return f"install the CUDA toolkit {build.cuda if build else ''}".strip()
@@ -41,11 +41,11 @@ def remedy() -> str:
 
 
 def linked_home(cache: Path) -> Path | None:
-    """Return a CUDA_HOME for the packaged nvcc, where that is the one to use; else None.
+    """Return a CUDA_HOME for the packaged nvcc; None if another nvcc comes first.
 
     torch links with ``-L$CUDA_HOME/lib64 -lcudart``. The packages have ``lib`` and
-    ``libcudart.so.13``: a folder of links in the cache adds the usual names. nvcc itself is copied:
-    it looks for its libraries beside the file that a link leads to.
+    ``libcudart.so.13``, so a folder of links in the cache adds the usual names. It holds a copy of
+    nvcc, because nvcc searches its libraries beside the target of a link.
 
     Raises:
         OSError: the cache cannot be written.
@@ -75,33 +75,33 @@ def linked_home(cache: Path) -> Path | None:
         for name in {library.name, plain + ".so" if ".so." in library.name else library.name}:
             (staging / "lib64" / name).symlink_to(library)
     for path in (staging, staging / "lib64", staging / "bin", *(staging / "bin").glob("nvcc*")):
-        path.chmod(0o755)  # as root, a solution reads it as another user
+        path.chmod(0o755)  # if we are root, a solution runs as another user and must read it
     try:
         staging.rename(home)
     except OSError:
         shutil.rmtree(staging)
-        if not home.is_dir():  # else another run was first
+        if not home.is_dir():  # else another run has created it
             raise
     return home
 
 
 def needed() -> bool:
-    """Return whether something could be built for a GPU here, but for nvcc."""
+    """Return whether nvcc is all that is missing here for builds for a GPU."""
     build = torch_build()
     on_gpu = (build is not None and build.cuda is not None) or driver_version() is not None
     return on_gpu and find_nvcc() is None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Install nvcc if it is needed; returns 0 also where that fails but was not asked for."""
+    """Install nvcc if it is needed; a failure returns 1 only with ``--anyway``."""
     anyway = "--anyway" in arguments
     if find_nvcc() is not None or not (anyway or needed()):
         if anyway:
-            print(f"nvcc is here already: {find_nvcc()}")
+            print(f"nvcc is installed already: {find_nvcc()}")
         return 0
     wanted = requirement()
     if wanted:
-        print(f"Bringing nvcc from PyPI: {wanted} (271 MB)", flush=True)
+        print(f"Installing nvcc from PyPI: {wanted} (271 MB)", flush=True)
         command = [sys.executable, "-m", "pip", "install", "--quiet"]
         done = subprocess.run(
             [*command, "--disable-pip-version-check", wanted],
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         if done.returncode == 0:
             return 0
-    print(f"nvcc is missing: nothing can be built for a GPU. Next: {remedy()}", file=sys.stderr)
+    print(f"nvcc is missing, so no pair can run on a GPU. Next: {remedy()}", file=sys.stderr)
     return 1 if anyway else 0
 
 

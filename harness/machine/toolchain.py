@@ -1,4 +1,4 @@
-"""What turns sources into an extension here: with the sources it decides what the library is."""
+"""Describes the tool chain of extensions, which is a part of their keys."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from harness.machine.environment import find_nvcc, nvcc_version
 
 
 def toolchain(device: str) -> dict[str, str | None]:
-    """Return versions and architectures that an extension is built with.
+    """Return the versions and architectures of a build.
 
-    The judge asks with it whether a solution's extensions are there, a worker looks them up with
-    it: were one told less than the other, the candidate would compile them anew at each run.
+    Judge and worker both look extensions up by it. If they differed, the candidate would compile
+    its extensions anew in each run.
 
     Args:
         device: ``cuda``, ``emulated`` or ``cpu``.
@@ -32,7 +32,7 @@ def toolchain(device: str) -> dict[str, str | None]:
 
 
 def _architectures() -> str:
-    """Return what nvcc builds for; how many GPUs of a kind there are makes no difference."""
+    """Return nvcc's target architectures, whatever the number of GPUs of a kind."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if listed:
         return listed

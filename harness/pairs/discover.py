@@ -1,7 +1,7 @@
-"""Pairs on disk, found without importing anybody's code.
+"""Finds pairs on disk, without importing a user's file.
 
 ``problems/<problem>/reference.py`` is matched with every ``solutions/<problem>/<solution>.py``
-that defines ``ModelNew``; ``solution.py`` comes first.
+that defines ``ModelNew``. ``solution.py`` comes first.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from harness.domain import Pair, UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalogue:
-    """What stands under one root.
+    """The pairs below one root.
 
     Attributes:
-        pairs: in alphabetical order of problems, ``solution`` first within each.
-        warnings: folders that look like half a pair, one sentence each.
+        pairs: in alphabetical order of problems, each problem's ``solution`` first.
+        warnings: one sentence per folder that has only half a pair.
     """
 
     pairs: tuple[Pair, ...]
@@ -35,7 +35,7 @@ def discover(root: Path) -> Catalogue:
     """Return every pair under ``root/problems`` and ``root/solutions``.
 
     Raises:
-        UsageError: there is no problems folder.
+        UsageError: root has no problems folder.
     """
     problems = root / "problems"
     if not problems.is_dir():
@@ -50,11 +50,11 @@ def discover(root: Path) -> Catalogue:
             continue
         reference = folder / "reference.py"
         if not reference.is_file():
-            warnings.append(f"{folder}: no reference.py, so no pair")
+            warnings.append(f"{folder}: has no reference.py, so it is no pair")
             continue
         found = _solutions(root / "solutions" / folder.name)
         if not found:
-            warnings.append(f"{folder}: no solution under solutions/{folder.name}/")
+            warnings.append(f"{folder}: has no solution in solutions/{folder.name}/")
         pairs += [
             Pair(name=f"{folder.name}/{path.stem}", problem=reference, solution=path)
             for path in found
@@ -64,7 +64,7 @@ def discover(root: Path) -> Catalogue:
     for folder in sorted(solutions.iterdir()) if solutions.is_dir() else []:
         orphan = folder.is_dir() and folder.name not in known and bool(_solutions(folder))
         if orphan and not (problems / folder.name / "reference.py").is_file():
-            warnings.append(f"{folder}: no problems/{folder.name}/reference.py")
+            warnings.append(f"{folder}: has no problems/{folder.name}/reference.py")
     return Catalogue(pairs=tuple(pairs), warnings=tuple(warnings))
 
 
@@ -74,11 +74,11 @@ def select(pairs: Sequence[Pair], patterns: Iterable[str]) -> tuple[Pair, ...]:
     The pairs keep the order of the patterns. Pairs of one pattern keep their own order.
 
     Args:
-        pairs: what was discovered.
-        patterns: globs over ``problem/solution``; one without a slash names problems.
+        pairs: those to choose from.
+        patterns: globs over ``problem/solution``. One without a slash names problems.
 
     Raises:
-        UsageError: a pattern matches nothing; names the nearest pairs.
+        UsageError: a pattern matches no pair; the message has the nearest names.
     """
     wanted = list(patterns)
     if not wanted:
@@ -89,17 +89,17 @@ def select(pairs: Sequence[Pair], patterns: Iterable[str]) -> tuple[Pair, ...]:
         if not matched:
             names = {pair.name for pair in pairs} | {p.name.split("/")[0] for p in pairs}
             close = difflib.get_close_matches(pattern, sorted(names), n=3, cutoff=0.4)
-            hint = f"did you mean {', '.join(close)}?" if close else "--list shows all pairs"
+            hint = f"did you mean {', '.join(close)}?" if close else "--list prints all pairs"
             raise UsageError(f"no pair matches {pattern!r}; {hint}")
         chosen.update(matched)
     return tuple(chosen.values())
 
 
 def pair_from_files(problem: Path, solution: Path) -> Pair:
-    """Return the pair of any two files, named after them.
+    """Return the pair of two files, named after them.
 
     Raises:
-        UsageError: one of the files does not exist or is no Python file.
+        UsageError: a file does not exist, or is a folder.
     """
     for role, path in (("problem", problem), ("solution", solution)):
         if path.is_dir():
@@ -112,7 +112,7 @@ def pair_from_files(problem: Path, solution: Path) -> Pair:
 
 
 def matches_any(name: str, patterns: Iterable[str]) -> bool:
-    """Return whether a pair's name is meant by any pattern, in the way that ``select`` means."""
+    """Return whether a pattern names the pair, as in ``select``."""
     return any(_matches(name, pattern) for pattern in patterns)
 
 
@@ -123,7 +123,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _plain(stem: str) -> str:
-    """Return a stem that is safe in names of pairs and of log files."""
+    """Return a stem with characters for names of pairs and log files only."""
     return re.sub(r"[^\w.+-]+", "_", stem) or "unnamed"
 
 
@@ -137,7 +137,7 @@ def _solutions(folder: Path) -> list[Path]:
 
 
 def _defines_model_new(path: Path) -> bool:
-    """Say whether a file binds ModelNew; one that does not parse counts if it mentions it."""
+    """Return whether a file binds ModelNew; if it cannot be parsed, whether it mentions it."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""Finds the files beside a problem or a solution that its source names. Executes nothing."""
+"""Finds the files that a problem or a solution uses, from its source. Executes nothing."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 SOURCES = {".py", ".cu", ".cuh", ".cpp", ".cc", ".cxx", ".c", ".h", ".hpp", ".hxx", ".inc"}
 READ_LIMIT_BYTES = 64 * 1024**2
-"""No more of a file is read: no source is larger, and some files never end."""
+"""The most that is read of a file: no source is larger, and some files have no end."""
 _NAME_LIMIT = 200
-"""Longest text in a source that is looked up as the name of a file, characters."""
+"""The longest text of a source that may be a file's name, characters."""
 _FILES_LIMIT = 2000
-"""Most files that are looked at for one pair."""
+"""The most files of one pair."""
 
 
 def local_files(main: Path) -> list[Path]:
-    """Return the files beside a file that its source names, and those that these name.
+    """Return the files that a file's source names, and those that these name.
 
-    A source names what it imports, includes or spells in a text: ``import helpers``,
-    ``#include "k.cuh"``, ``"csrc/k.cu"``. A folder that is named counts with all sources in it.
+    A source names a file by an import, an include or a string: ``import helpers``,
+    ``#include "k.cuh"``, ``"csrc/k.cu"``. A folder's name stands for all sources in it.
 
     Raises:
         OSError: the file itself cannot be read.
@@ -30,7 +30,7 @@ def local_files(main: Path) -> list[Path]:
 
 
 def imported_files(main: Path) -> list[Path]:
-    """Return the Python files beside a file that it imports, and those that these import.
+    """Return the Python files that a file imports, and those that these import.
 
     Raises:
         OSError: the file itself cannot be read.
@@ -65,7 +65,7 @@ def _reached(main: Path, *, imports_only: bool) -> list[Path]:
 
 
 def _tree(path: Path, text: str) -> ast.AST:
-    """Return the syntax tree of a Python file; an empty one of any other."""
+    """Return the syntax tree of a Python file; an empty one for other files."""
     if path.suffix == ".py":
         try:
             return ast.parse(text)
@@ -93,14 +93,14 @@ def _module_files(modules: Iterable[str]) -> Iterator[str]:
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
-    """Yield every text in a source that may be a name."""
+    """Yield every string of a source."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """Return the files that a name means: one file, or the sources of a folder below this one."""
+    """Return the files of a name: one file, or the sources of a folder below this one."""
     plain = name.strip()
     if not plain.strip("./") or len(plain) > _NAME_LIMIT or not plain.isprintable():
         return []

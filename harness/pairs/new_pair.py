@@ -1,4 +1,4 @@
-"""Writes the skeleton of a pair: a real kernel, small, that already evaluates to PASSED."""
+"""Writes a new pair: a small kernel that already gets PASSED."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness.domain import UsageError
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 _REFERENCE = '''\
-"""NAME: say in one sentence what it computes."""
+"""NAME: write in one sentence what it computes."""
 
 import torch
 import torch.nn as nn
 
 
 class Model(nn.Module):
-    """The truth: plain PyTorch, as slow and as clear as you like."""
+    """The reference in plain PyTorch. It need not be fast."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Model(nn.Module):
         return torch.relu(x * self.scale)
 
 
-# Sizes are module-level constants, so that SETTINGS can name other values for them.
+# Sizes are module-level constants, so that SETTINGS can give them other values.
 rows = 16384
 features = 4096
 
@@ -121,15 +121,14 @@ def write_pair(name: str, root: Path) -> tuple[Path, Path]:
     """Write ``problems/NAME/reference.py`` and ``solutions/NAME/solution.py``.
 
     Args:
-        name: lower-case letters, digits and underscores: it also names the kernel.
-        root: folder with problems/ and solutions/; they are created where they are missing.
+        name: lower-case letters, digits and underscores. It also names the kernel.
+        root: folder with problems/ and solutions/, which are created if they are missing.
 
     Returns:
         The two files, the reference first.
 
     Raises:
-        UsageError: the name is not valid, or one of the files is there already or cannot be
-            written.
+        UsageError: the name is not valid, or a file exists already or cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -142,7 +141,7 @@ def write_pair(name: str, root: Path) -> tuple[Path, Path]:
     }
     for path in files:
         if path.exists():
-            raise UsageError(f"{path}: is there already; --new overwrites nothing")
+            raise UsageError(f"{path}: exists already, and --new overwrites nothing")
     for path, text in files.items():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

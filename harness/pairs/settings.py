@@ -1,4 +1,4 @@
-"""The optional ``SETTINGS`` dict of a reference, read without importing anybody's code.
+"""Reads the optional ``SETTINGS`` dict of a reference, without importing the file.
 
 A reference may carry one module-level literal::
 
@@ -8,11 +8,11 @@ A reference may carry one module-level literal::
         "tolerances": {"atol": 1e-4, "rtol": 1e-4},
         "domain": {"x": {"min": 0.0}},                    # per argument of Model.forward
         "fold_state": True,                               # state may be folded at construction
-        "streams": "any",                                 # right on any current stream
+        "streams": "any",                                 # correct on any current stream
         "solutions": {"hopper": {"precision": "fp32", "requires": "sm_90a"}},
     }
 
-Every key is optional; an unknown one is an error that names the nearest valid key.
+Every key is optional. The error for an unknown key names the nearest valid one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ARCHITECTURE = re.compile(r"sm_\d{2,3}[af]?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerances:
-    """A pair's ``allclose`` tolerances; None leaves one to the harness's policy."""
+    """A pair's ``allclose`` tolerances; None: the harness's policy decides."""
 
     atol: float | None = None
     rtol: float | None = None
@@ -44,7 +44,7 @@ class Tolerances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Values an argument of ``forward`` may take, both ends included; None is unbounded."""
+    """The values of an argument of ``forward``, both ends included; None is unbounded."""
 
     min: float | None = None
     max: float | None = None
@@ -52,12 +52,11 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolutionSettings:
-    """What the problem grants or demands of one solution; the judge checks it.
+    """The problem's demands on one solution, which the judge checks.
 
     Attributes:
-        precision: precision the solution is held to: fp64, fp32, tf32, bf16, fp16. None: the
-            problem's own.
-        requires: architecture without which the solution is skipped, e.g. ``sm_90a``.
+        precision: required precision: fp64, fp32, tf32, bf16, fp16. None: the problem's own.
+        requires: architecture that the solution needs, e.g. ``sm_90a``. It is skipped on others.
     """
 
     precision: str | None = None
@@ -66,18 +65,18 @@ class SolutionSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a reference says about how it wants to be checked.
+    """The settings of a reference.
 
     Attributes:
         modes: modes to check, in order, out of forward, eval, train.
-        sizes: per named size the module-level constants it overrides. A tuple stays a tuple.
-        tolerances: None leaves both to the policy.
-        domain: per argument of ``Model.forward`` the values it may take.
-        fold_state: whether a solution may fold its state once: state is then left alone
-            between the trials of one instance.
-        streams: ``default``: a solution has to be right with the default stream current, and is
-            warned about where it is wrong with another one. ``any``: it has to be right there too.
-        solutions: per solution name (its file's stem) what it is held to.
+        sizes: per named size, the module-level constants that it overrides. A tuple stays a tuple.
+        tolerances: None: the policy decides both.
+        domain: per argument of ``Model.forward``, its valid values.
+        fold_state: whether a solution may compute with its state once, at its construction. The
+            judge then does not change the state between the trials of one instance.
+        streams: ``default``: a solution must be correct while the default stream is current; if it
+            is wrong with another stream, it gets a warning. ``any``: it must be correct with both.
+        solutions: per solution (the stem of its file), the demands on it.
     """
 
     modes: tuple[str, ...] = ("forward",)
@@ -89,7 +88,7 @@ class Settings:
     solutions: Mapping[str, SolutionSettings] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON; tuples inside sizes are tagged so that they survive."""
+        """Return plain JSON; tags keep the tuples inside sizes."""
         tolerances = self.tolerances
         return {
             "modes": list(self.modes),
@@ -130,10 +129,10 @@ class Settings:
 
 
 def constants_of(size: str) -> dict[str, Any] | None:
-    """Return the constants that a size such as ``rows=64,shape=(2,3)`` gives; None for a name.
+    """Return the constants of a size such as ``rows=64,shape=(2,3)``; None for a name.
 
     Args:
-        size: what ``--size`` takes.
+        size: a value of ``--size``.
     """
     try:
         call = ast.parse(f"size({size})", mode="eval").body
@@ -146,14 +145,14 @@ def constants_of(size: str) -> dict[str, Any] | None:
 
 
 def read_settings(problem: Path) -> Settings:
-    """Return the settings of a reference file; the defaults where it has none.
+    """Return the settings of a reference file; the defaults if it has none.
 
     Args:
-        problem: the reference file. It is parsed, never executed.
+        problem: the reference file, which is parsed and not executed.
 
     Raises:
-        UsageError: the file cannot be read or parsed, or its settings are not valid; names the
-            file, the line and, for an unknown key, the nearest valid one.
+        UsageError: the file cannot be read or parsed, or its settings are not valid. The message
+            has the file, the line and, for an unknown key, the nearest valid one.
     """
     try:
         source = problem.read_bytes()
@@ -165,7 +164,7 @@ def read_settings(problem: Path) -> Settings:
         line = getattr(error, "lineno", None) or 1
         raise UsageError(
             f"{problem}:{line}: not valid Python: {getattr(error, 'msg', error)}. "
-            "Next: mend the reference."
+            "Next: correct that line of the reference"
         ) from error
     constants = _module_names(tree.body)
     for statement in tree.body:
@@ -186,7 +185,7 @@ def _assignment(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
 
 
 def _module_names(body: Iterable[ast.stmt]) -> list[str]:
-    """Return the names that module-level assignments bind, also inside if, try and with."""
+    """Return the names of module-level assignments, also inside if, try and with."""
     names: list[str] = []
     for statement in body:
         targets: list[ast.expr] = []
@@ -208,7 +207,7 @@ def _module_names(body: Iterable[ast.stmt]) -> list[str]:
 
 
 class _Reader:
-    """Reads one SETTINGS literal; every error names the line it is about."""
+    """Reads one SETTINGS literal; every error names its line."""
 
     def __init__(self, problem: Path, constants: list[str]) -> None:
         self._problem = problem
@@ -235,7 +234,7 @@ class _Reader:
     def _modes(self, node: ast.expr) -> tuple[str, ...]:
         value = self._literal(node, "modes")
         if not isinstance(value, (list, tuple)) or not value:
-            self._fail(node, f"modes must be a list out of {list(MODES)}, not {value!r}")
+            self._fail(node, f"modes must be a list with some of {list(MODES)}, not {value!r}")
         for mode in value:
             self._choice(node, "mode", mode, MODES)
         return tuple(dict.fromkeys(value))
@@ -324,8 +323,8 @@ class _Reader:
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             self._fail(
                 node,
-                f"{what} must be a literal, not {ast.unparse(node)!r}: "
-                "settings are read without running the file",
+                f"{what} must be a literal, not {ast.unparse(node)!r}, because the harness reads "
+                "settings without running the file",
             )
 
     def _number(self, node: ast.expr, what: str) -> float:
@@ -359,7 +358,7 @@ def _nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def _tag(value: Any) -> Any:
-    """Return JSON for a literal; what JSON lacks is tagged by its type's name."""
+    """Return JSON for a literal; a tag names the types that JSON lacks."""
     if isinstance(value, tuple):
         return {"tuple": [_tag(item) for item in value]}
     if isinstance(value, list):

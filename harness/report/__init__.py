@@ -1,4 +1,4 @@
-"""What people and programs read. Reads records, decides nothing."""
+"""Reports for people and programs. Reads records and decides nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two runs side by side."""
+"""Compares two runs in one table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.report.text import clean, milliseconds, one_line, signed_percent
 
 
 def render_comparison(before: Run, after: Run, decision: GateDecision, fmt: str = "simple") -> str:
-    """Return a table of both runs: what stood, what stands, and the gate's verdict on it.
+    """Return a table with the results of both runs and the gate's decisions.
 
     Args:
         before: run A.
         after: run B.
-        decision: of the second against the first.
+        decision: the gate's, on run B with run A as baseline.
         fmt: a tabulate format.
     """
     old = {verdict.pair: verdict for verdict in before.verdicts}

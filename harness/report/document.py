@@ -1,4 +1,4 @@
-"""The JSON document: one per run, written whole or not at all, and read back."""
+"""Writes and reads the JSON document of a run."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def render_document(
 
     Args:
         verdicts: exactly one per pair.
-        environment: what the machine is.
-        exit_code: what the command line returns for this run.
-        error: why there are no verdicts, where bad usage is the reason.
-        gate: the comparison with stored results, where one was asked for.
-        measurement_version: of the clock that took the times.
+        environment: of the machine.
+        exit_code: of the command line for this run.
+        error: the message about bad usage, if that ended the run.
+        gate: the comparison with stored results, if the user asked for it.
+        measurement_version: of the measured times.
         log_tails: last lines of the logs, by pair.
     """
     document = {
@@ -73,10 +73,10 @@ def render_run(run: Run) -> str:
 
 
 def read_run(path: Path) -> Run:
-    """Return the run that a document or a resume file holds.
+    """Return the run in a document or a resume file.
 
     Raises:
-        UsageError: the file cannot be read, is not whole, or is of another form.
+        UsageError: the file cannot be read, is damaged, or has another form.
     """
     try:
         content = path.read_bytes()
@@ -88,7 +88,7 @@ def read_run(path: Path) -> Run:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from error
     except ValueError as error:
-        raise UsageError(f"{path}: not whole: {error}. Next: run again with --json") from error
+        raise UsageError(f"{path}: is damaged: {error}. Next: run again with --json") from error
     try:
         return run_from_json(plain, str(path))
     except HarnessError as error:
@@ -96,10 +96,10 @@ def read_run(path: Path) -> Run:
 
 
 def write_document(text: str, target: str) -> None:
-    """Write a document to a file, or to stdout where the target is ``-``.
+    """Write a document to a file, or to stdout if the target is ``-``.
 
-    A reader sees the old file or the new one, never a part: it is written beside the target and
-    moved into its place.
+    The document is written beside the target and then renamed. So a reader sees the old file or the
+    new one, never a part.
 
     Raises:
         OSError: the target cannot be written.

@@ -1,4 +1,4 @@
-"""What to say about one verdict beyond its row."""
+"""Explains verdicts below the table: failures, warnings, notes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _QUIET = (Status.PASSED, Status.SKIPPED)
 
 
 def explain_run(verdicts: Sequence[Verdict], *, in_full: bool = False) -> str:
-    """Return what is to be said below the table: failures, skips, notes; each thing once.
+    """Return the text below the table: failures, skips, notes; each message once.
 
     Args:
         verdicts: of one run.
-        in_full: say everything about every pair, as ``-v`` asks for.
+        in_full: every fact of every pair, for ``-v``.
     """
     said = [explain_in_full(verdict) for verdict in verdicts] if in_full else []
     said += [explain(verdict) for verdict in verdicts if verdict.status not in _QUIET]
@@ -51,21 +51,21 @@ def explain_run(verdicts: Sequence[Verdict], *, in_full: bool = False) -> str:
         )
     lines = [f"note, {_names(pairs)}: {note}" for note, pairs in list(notes.items())[:_NOTES]]
     if len(notes) > _NOTES:
-        lines.append(f"{len(notes) - _NOTES} more notes: -v shows them")
+        lines.append(f"{len(notes) - _NOTES} more notes: run with -v to see them")
     if lines:
         said.append("\n".join(lines))
     return "\n\n".join(said)
 
 
 def _names(pairs: list[str]) -> str:
-    """Return up to three names, or how many there are."""
+    """Return up to three names, else their number."""
     return f"{len(pairs)} pairs" if len(pairs) > 3 else ", ".join(map(clean, pairs))
 
 
 def explain(verdict: Verdict) -> str:
     """Return why a pair did not pass and what to do next.
 
-    The first line is the news; below it stand the command that replays the verdict and the end
+    The first line is the message. Below it follow the command that replays the verdict, and the end
     of the log.
     """
     head = f"{clean(verdict.pair)}: {verdict.status.value} (blame: {verdict.blame.value})"
@@ -83,7 +83,7 @@ def explain(verdict: Verdict) -> str:
 
 
 def explain_in_full(verdict: Verdict) -> str:
-    """Return every fact of a verdict that a person may want: what ``-v`` prints."""
+    """Return every fact of a verdict, for ``-v``."""
     modes = f", modes {', '.join(verdict.modes)}" if verdict.modes else ""
     size = f", size {verdict.size}" if verdict.size else ""
     lines = [f"{clean(verdict.pair)}: {verdict.status.value} on {verdict.device}{size}{modes}"]
@@ -114,7 +114,7 @@ def explain_in_full(verdict: Verdict) -> str:
 
 
 def _flags(verdict: Verdict) -> list[str]:
-    """Return the numeric flags that are on, by process; processes with the same ones together."""
+    """Return the numeric flags that are on, one line for all processes with the same flags."""
     alike: dict[str, list[str]] = {}
     for process, flags in verdict.numeric_flags.items():
         on = ", ".join(name for name, value in flags.items() if value) or "none"
@@ -126,15 +126,15 @@ def _flags(verdict: Verdict) -> list[str]:
 
 
 def _kernels(verdict: Verdict) -> list[str]:
-    """Return the kernels of one call, one line each below a heading; none where not counted."""
+    """Return the kernels of one call, one line each below a heading; empty without profile."""
     if not verdict.ncu:
         return []
-    head = "  kernels of one call, as Nsight Compute counted them:"
+    head = "  kernels of one call, measured by Nsight Compute:"
     return [head, *(f"    {line}" for line in kernel_lines(verdict.ncu))]
 
 
 def read_tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
-    """Return the last lines of a log, cleaned; none where it is empty or gone."""
+    """Return the last lines of a log, cleaned; empty if there is no log."""
     try:
         with log.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
@@ -148,7 +148,7 @@ def read_tail(log: Path, lines: int = _TAIL_LINES) -> list[str]:
 
 
 def log_tail(run: Run, verdict: Verdict, lines: int = _TAIL_LINES) -> list[str]:
-    """Return the end of a pair's log: from the record, or from the file while there is one."""
+    """Return the end of a pair's log: from the record, else from the file."""
     kept = run.log_tails.get(verdict.pair)
     if kept is None:
         return read_tail(Path(verdict.log), lines) if verdict.log else []
@@ -156,7 +156,7 @@ def log_tail(run: Run, verdict: Verdict, lines: int = _TAIL_LINES) -> list[str]:
 
 
 def keep_log_tails(run: Run) -> Run:
-    """Return the run with its log tails in it: long ones of what did not pass."""
+    """Return the run with the ends of its logs, longer ones for pairs that did not pass."""
     tails = {
         verdict.pair: tuple(
             read_tail(Path(verdict.log), _TAIL_LINES if verdict.status in _QUIET else _KEPT_LINES)
@@ -168,7 +168,7 @@ def keep_log_tails(run: Run) -> Run:
 
 
 def shorten(path: str) -> str:
-    """Return a path relative to the current folder where it lies below it."""
+    """Return a path, relative to the current folder if it lies below it."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except (ValueError, OSError):
@@ -176,7 +176,7 @@ def shorten(path: str) -> str:
 
 
 def _reproducer(text: str) -> str:
-    """Return a reproducer's path; one that is given as source is in the JSON document."""
+    """Return a reproducer's path; for a reproducer given as source, where to find it."""
     if "\n" in text:
         return "a stand-alone script, in the --json document"
     return one_line(shorten(text))

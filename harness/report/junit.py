@@ -1,7 +1,7 @@
-"""JUnit XML: each pair a test case, for whatever shows test results.
+"""Writes JUnit XML with a test case per pair, for programs that show test results.
 
-The form is that of Jenkins' schema (xunit plugin, junit-10.xsd), which GitLab, Azure and the
-readers on GitHub take too: no properties on a case, one failure each, the log in system-out.
+The form is Jenkins' schema (xunit plugin, junit-10.xsd), which GitLab, Azure and the readers on
+GitHub accept, too: no properties on a case, one failure each, the log in system-out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _LOG_LINES = 200
 def render_junit(run: Run) -> str:
     """Return the run as JUnit XML.
 
-    A pair that did not pass is a failure, our own fault an error, a skip a skip. A pair that
-    passed and that the gate stops is a failure of the gate's class; one that is stored and was
-    not run is a failure too.
+    A pair that did not pass is a failure, a fault of the harness an error, a skip a skip. A pair
+    that passed and that the gate rejects is a failure of the gate's class. A stored pair that was
+    not run is a failure, too.
     """
     answers = {decision.pair: decision for decision in run.gate.pairs} if run.gate else {}
     cases = [_case(run, verdict, answers.pop(verdict.pair, None)) for verdict in run.verdicts]
@@ -58,7 +58,7 @@ def render_junit(run: Run) -> str:
 
 
 def _case(run: Run, verdict: Verdict, answer: PairDecision | None) -> ET.Element:
-    """Return a test case: first what is wrong with it, then everything known, then its log."""
+    """Return a test case: the failure if there is one, then every fact, then the log."""
     case = _named(verdict.pair, sum(verdict.phases.values()))
     message = one_line(verdict.message)
     if verdict.status is Status.SKIPPED:
@@ -99,5 +99,5 @@ def _problem(case: ET.Element, kind: str, type_: str, message: str, text: str) -
 
 
 def _text(value: object) -> str:
-    """Return text that XML 1.0 can hold, without terminal codes."""
+    """Return text without terminal codes and characters that XML 1.0 forbids."""
     return _NOT_XML.sub("", clean(str(value)))

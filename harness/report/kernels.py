@@ -1,4 +1,4 @@
-"""What Nsight Compute counted, as rows that all reports share."""
+"""The figures of Nsight Compute as rows, for all reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = 60
 
 
 def kernel_rows(kernels: Sequence[KernelProfile]) -> list[tuple[str, ...]]:
-    """Return a row of text per launch; of many launches the first, and how many there are more."""
+    """Return a row per launch; of many launches only the first, and the number of the rest."""
     rows: list[tuple[str, ...]] = [
         (
             short_name(kernel.name),
@@ -33,7 +33,7 @@ def kernel_rows(kernels: Sequence[KernelProfile]) -> list[tuple[str, ...]]:
 
 
 def kernel_lines(kernels: Sequence[KernelProfile]) -> list[str]:
-    """Return the rows for a terminal, in columns, names last."""
+    """Return the rows for a terminal, in columns, with the names last."""
     table = [(*row[1:], row[0]) for row in (HEAD, *kernel_rows(kernels))]
     widths = [max(len(row[i]) for row in table) for i in range(len(HEAD) - 1)]
     return [

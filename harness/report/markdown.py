@@ -1,4 +1,4 @@
-"""Markdown for a pull request or a job summary: what changed first, the rest folded."""
+"""Writes Markdown for a pull request or a job summary: changes first, the rest folded."""
 
 from __future__ import annotations
 
@@ -30,13 +30,25 @@ _WARNINGS = 12
 _QUIET = (Status.PASSED, Status.SKIPPED)
 _MARKS = re.compile(r"[\\`*_{}\[\]|~@$:]")
 _PASSING = (GateClass.OK, GateClass.IMPROVED)
+_ENVIRONMENT_SHOWN = [
+    "gpu",
+    "driver",
+    "torch",
+    "cuda",
+    "nvcc",
+    "compiler",
+    "cpu",
+    "cores",
+    "commit",
+    "date",
+]
 
 
 def render_markdown(run: Run) -> str:
     """Return the run as GitHub's Markdown.
 
-    Whatever comes from a pair is escaped and stands in code: it can neither format, link nor
-    mention anybody.
+    Text from a pair is escaped and written as code, so that it can neither format, link nor mention
+    anybody.
     """
     parts = [_headline(run)]
     if run.error:
@@ -54,7 +66,7 @@ def render_markdown(run: Run) -> str:
     for i, verdict in enumerate(failed):
         part = _failure(run, verdict)
         if len(part) > room:
-            parts.append(f"_{len(failed) - i} more failures: see the job's artifacts._")
+            parts.append(f"_{len(failed) - i} more failures are in the job's artifacts._")
             break
         parts.append(part)
         room -= len(part) + 2
@@ -78,10 +90,10 @@ def _headline(run: Run) -> str:
 
 
 def _changes(gate: GateDecision) -> str:
-    """Return what is not OK, the worst first."""
+    """Return the pairs that are not OK, the worst first."""
     changed = worst_first(gate.pairs)
     if not changed:
-        return "Nothing changed beyond what the intervals explain."
+        return "No pair changed by more than its interval."
     rows = [
         (
             f"{'✔' if d.gate_class in _PASSING else '✘'} **{_md(d.gate_class.value)}**",
@@ -123,7 +135,7 @@ def _failure(run: Run, verdict: Verdict) -> str:
 
 
 def _warnings(run: Run) -> str:
-    """Return what is suspicious in pairs that passed, the same warning once."""
+    """Return the warnings about pairs that passed, each once."""
     pairs: dict[str, list[str]] = {}
     for verdict in run.verdicts:
         for warning in verdict.warnings:
@@ -134,7 +146,7 @@ def _warnings(run: Run) -> str:
         shown += f" and {len(names) - 3} more" if len(names) > 3 else ""
         lines.append(f"- ⚠ {shown}: {_code(warning)}")
     if len(pairs) > _WARNINGS:
-        lines.append(f"- {len(pairs) - _WARNINGS} more warnings: see the job's artifacts.")
+        lines.append(f"- {len(pairs) - _WARNINGS} more warnings are in the job's artifacts.")
     return "\n".join(lines)
 
 
@@ -168,20 +180,8 @@ def _kernels(run: Run) -> str:
 
 
 def _machine(run: Run) -> str:
-    wanted = (
-        "gpu",
-        "driver",
-        "torch",
-        "cuda",
-        "nvcc",
-        "compiler",
-        "cpu",
-        "cores",
-        "commit",
-        "date",
-    )
     rows = []
-    for key in wanted:
+    for key in _ENVIRONMENT_SHOWN:
         value = run.environment.get(key)
         if value:
             rows.append((key, _code(", ".join(map(str, value)) if type(value) is list else value)))
@@ -193,7 +193,7 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str
     lines = ["| " + " | ".join(line) + " |" for line in (head, rule, *rows)]
     ends = list(itertools.accumulate(len(line) + 1 for line in lines))
     shown = sum(end <= _TABLE_LIMIT for end in ends)
-    rest = f"\n\n_{len(lines) - shown} more pairs: see the job's artifacts._"
+    rest = f"\n\n_{len(lines) - shown} more rows are in the job's artifacts._"
     return "\n".join(lines[:shown]) + (rest if shown < len(lines) else "")
 
 
@@ -204,7 +204,7 @@ def _folded(head: str, body: str, *, raw_head: bool = False, is_open: bool = Fal
 
 
 def _md(text: object) -> str:
-    """Return text as entities wherever Markdown or HTML could read something into it."""
+    """Return text with entities for every character that has a meaning in Markdown or HTML."""
     escaped = html.escape(one_line(str(text)), quote=True).replace("&#x27;", "&#39;")
     return _MARKS.sub(
         lambda found: f"&#{ord(found.group())};", escaped.replace("&#", "\0")
@@ -217,5 +217,5 @@ def _unbroken(text: str) -> str:
 
 
 def _code(text: object) -> str:
-    """Return text from elsewhere as code: GitHub links and mentions nothing there."""
+    """Return text of a pair as code: GitHub makes no links or mentions of it."""
     return f"<code>{_md(clean(str(text))[:1000])}</code>"

@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a run: works from a file, without a network, in the dark.
+"""Writes a self-contained HTML page of a run, which needs no network and has a dark mode.
 
-Everything that comes from a pair is hostile: the template escapes it, and the page's policy runs
-no script but the one it came with.
+Text from a pair may be hostile. The template escapes it, and the page's policy allows no script but
+the page's own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LOG_LINES = 60
 _SOURCE_LINES = 1500
 
 SourceOf = Callable[[Verdict], "tuple[str, str] | None"]
-"""Returns name and text of a verdict's solution file, None where it is not the one evaluated."""
+"""Returns name and text of a verdict's solution file; None if the file has changed since."""
 
 
 def render_page(
@@ -48,9 +48,9 @@ def render_page(
     """Return the page.
 
     Args:
-        run: what it is about.
-        history: earlier runs, oldest first; the run itself is added.
-        source_of: gives the source of pairs that failed.
+        run: content of the page.
+        history: earlier runs, oldest first. The run itself is added.
+        source_of: returns the source of a failed pair.
     """
     from jinja2 import Environment, FileSystemLoader
 
@@ -76,7 +76,7 @@ def render_page(
     answers = {decision.pair: decision for decision in run.gate.pairs} if run.gate else {}
 
     def svg(text: str) -> Markup:
-        return Markup(text)  # noqa: S704 - drawn by us; its texts are escaped where it is drawn
+        return Markup(text)  # noqa: S704 - plots.py draws it and escapes its texts
 
     rows = [
         {
@@ -121,7 +121,7 @@ def render_page(
 
 
 def _breakable(name: str) -> Markup:
-    """Return a pair's name that may break behind a slash or an underscore."""
+    """Return a pair's name with possible line breaks after slashes and underscores."""
     return Markup("<wbr>").join(escape(part) for part in re.split(r"(?<=[/_])", one_line(name)))
 
 
@@ -140,7 +140,7 @@ def _where(run: Run) -> str:
 
 
 def _source(verdict: Verdict, source_of: SourceOf) -> dict[str, Any] | None:
-    """Return the lines of a failed pair's solution, those that findings name marked."""
+    """Return the lines of a failed pair's solution, with marks on the lines of findings."""
     if verdict.status in (Status.PASSED, Status.SKIPPED):
         return None
     found = source_of(verdict)

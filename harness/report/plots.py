@@ -1,7 +1,7 @@
-"""Plots of a run as inline SVG. Needs matplotlib; the page does without where it is missing.
+"""Draws plots of a run as inline SVG. Needs matplotlib; without it the page has no plots.
 
-Colours are written as CSS variables, so that a plot follows the page into the dark. Figures are
-drawn at the width of a phone and grow from there.
+Colours are CSS variables, so that plots follow the page's dark mode. Figures have the width of a
+phone, and the page enlarges them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def plot_speedups(verdicts: Sequence[Verdict]) -> str:
 
 
 def plot_bounds(verdicts: Sequence[Verdict]) -> str:
-    """Return how much of the speed of light each pair reaches; empty without any bound."""
+    """Return each pair's share of its bound, one row per pair; empty without any bound."""
     known = [(v.pair, v.speed.bound.share) for v in verdicts if v.speed.bound]
     if not known:
         return ""
@@ -98,7 +98,7 @@ def plot_bounds(verdicts: Sequence[Verdict]) -> str:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_xticklabels(["0", "25 %", "50 %", "75 %", "bound"])
     axes.set_ylim(-len(known) + 0.5, 0.75)
-    return _svg(figure, "bounds", "Share of the speed of light that each pair reaches")
+    return _svg(figure, "bounds", "Share of its bound that each pair reaches")
 
 
 def plot_times(verdict: Verdict) -> str:
@@ -126,10 +126,10 @@ def plot_times(verdict: Verdict) -> str:
 
 
 def plot_errors(verdict: Verdict) -> str:
-    """Return each tensor's error as a share of its budget, beside what coarser arithmetic costs.
+    """Return each tensor's error as a share of its budget, beside errors of coarser arithmetics.
 
-    A float32 budget is at least 8 roundings of the largest value, 8 * 2**-24: one rounding in tf32
-    or fp16 (2**-11) is then 1024 budgets, in bf16 (2**-8) 8192.
+    A float32 budget is at least 8 roundings of the largest value, 8 * 2**-24. So one rounding in
+    tf32 or fp16 (2**-11) is 1024 budgets, and in bf16 (2**-8) 8192 budgets.
     """
     rows = [
         (f"{c.phase.partition('/')[0]} {c.what}", c.error / c.budget, c.precision or "unknown")
@@ -207,7 +207,7 @@ def plot_history(runs: Sequence[Run], pair: str) -> str:
 
 
 def _figure(rows: float) -> tuple[Any, Any]:
-    """Return a figure as high as some rows and its only axes, in the page's colours."""
+    """Return a figure with the height of some rows, and its axes, in the page's colours."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Progress while a run goes on: a live display on a terminal, plain lines elsewhere."""
+"""Shows the progress of a run: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLES = {Status.PASSED: "green", Status.SKIPPED: "yellow"}
 
 
 class Progress(Protocol):
-    """Is told what happens, from several threads, and shows it."""
+    """Shows the events of a run, which come from several threads."""
 
     def __enter__(self) -> Progress:
         """Begin to show."""
@@ -48,12 +48,12 @@ class Progress(Protocol):
 
 
 def open_progress(pairs: int, stream: TextIO | None = None, *, verbose: bool = False) -> Progress:
-    """Return the progress that suits a stream.
+    """Return the progress display for a stream.
 
     Args:
-        pairs: how many there are in all.
-        stream: where it is shown; None is stderr.
-        verbose: in plain lines, show every phase and not only the coarse ones.
+        pairs: number of pairs.
+        stream: for the output; None is stderr.
+        verbose: plain lines show every phase, not only the coarse ones.
     """
     stream = stream or sys.stderr
     console = Console(file=stream, highlight=False)
@@ -63,7 +63,7 @@ def open_progress(pairs: int, stream: TextIO | None = None, *, verbose: bool = F
 
 
 class _Board:
-    """Who runs, since when, in which phase, and how many are left."""
+    """The running pairs with start and phase, and the number of finished pairs."""
 
     def __init__(self, pairs: int) -> None:
         self.pairs = pairs
@@ -87,13 +87,13 @@ class _Board:
         return time.monotonic() - began
 
     def running(self) -> list[tuple[str, str, float]]:
-        """Return pair, phase and seconds of those that run."""
+        """Return pair, phase and seconds of each running pair."""
         now = time.monotonic()
         return [(pair, phase, now - began) for pair, (began, phase) in self._running.items()]
 
 
 class _PlainProgress:
-    """One line per pair and coarse phase: for logs and pipes."""
+    """Prints one line per pair and coarse phase, for logs and pipes."""
 
     def __init__(self, pairs: int, stream: TextIO, *, verbose: bool) -> None:
         self._board = _Board(pairs)
@@ -144,7 +144,7 @@ class _PlainProgress:
 
 
 class _LiveProgress:
-    """A line per running pair that is redrawn in place; finished ones scroll up above it."""
+    """Redraws a line per running pair; lines of finished pairs scroll up above them."""
 
     def __init__(self, pairs: int, console: Console) -> None:
         self._board = _Board(pairs)

@@ -1,4 +1,4 @@
-"""The table at the end of a run, and the line under it."""
+"""Draws the table at the end of a run, and the summary below it."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _GREEN, _YELLOW, _RED, _RESET = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[0m"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One column: its head, its cells, and when it gives way in a narrow terminal.
+    """One column of the table.
 
     Attributes:
-        head: what stands above it.
+        head: its title.
         cells: one per verdict.
         align: ``left`` or ``right``.
-        rank: the highest goes first; 0 never goes.
+        rank: a narrow terminal lacks the columns of the highest ranks; rank 0 always stays.
     """
 
     head: str
@@ -62,18 +62,17 @@ def render_table(
     colour: bool = False,
     gate: GateDecision | None = None,
 ) -> str:
-    """Return the table: one row per verdict, times and speedups of those that passed only.
+    """Return the table with one row per verdict. Only pairs that passed have times and speedups.
 
-    Columns for further baselines, the bound and the gate are there where a verdict has them.
+    Columns for further baselines, the bound and the gate appear if a verdict has them.
 
     Args:
         verdicts: in the order of the rows.
         fmt: a tabulate format.
-        width: characters of the terminal: the least important columns give way until the table
-            fits, and pairs stand below one another where even that is not enough; None is as
-            wide as needed.
+        width: characters of the terminal; None is unlimited. The least important columns are left
+            out until the table fits. If that is not enough, each pair gets a paragraph.
         colour: colour statuses with terminal codes.
-        gate: adds a column with its answers.
+        gate: adds a column with its decisions.
     """
     columns = _columns(verdicts, fmt, gate, colour=colour)
     text = _draw(columns, fmt)
@@ -88,7 +87,7 @@ def render_table(
         left_out.append(going.head)
         text = _draw(columns, fmt)
     if left_out:
-        text += "\n" + _fold(f"left out in {width} columns: {', '.join(reversed(left_out))}", width)
+        text += "\n" + _fold(f"left out, for want of width: {', '.join(reversed(left_out))}", width)
     return text
 
 
@@ -138,7 +137,7 @@ def _width(text: str) -> int:
 
 
 def _stacked(columns: Sequence[Column]) -> str:
-    """Return each pair's cells below its name: for terminals too narrow for any table."""
+    """Return a paragraph per pair, for terminals that are too narrow for a table."""
     pairs = []
     for row in zip(*(column.cells for column in columns), strict=True):
         lines = [row[0]]
@@ -193,8 +192,8 @@ def summarize(verdicts: Sequence[Verdict], wall_s: float | None = None, *, reuse
 
     Args:
         verdicts: of one run.
-        wall_s: how long it took; None leaves that out.
-        reused: how many were not evaluated, and where they come from; empty leaves that out.
+        wall_s: its wall time; None leaves that out.
+        reused: number and source of the verdicts that were reused; empty leaves that out.
     """
     counts = Counter(verdict.status for verdict in verdicts)
     parts = [
@@ -223,7 +222,7 @@ def worst_first(decisions: Sequence[PairDecision]) -> list[PairDecision]:
 
 
 def explain_gate(gate: GateDecision) -> str:
-    """Return what the gate has to say: its counts, then a line per pair that is not OK."""
+    """Return the gate's decision: its counts, then a line per pair that is not OK."""
     counts: Mapping[GateClass, int] = Counter(decision.gate_class for decision in gate.pairs)
     said = ", ".join(f"{counts[c]} {c.value}" for c in GateClass if counts.get(c)) or "no pairs"
     lines = [f"gate against {clean(gate.baseline)}: {said}"]

@@ -1,4 +1,4 @@
-"""Figures rounded for reading, and text from elsewhere made safe for a terminal."""
+"""Rounds figures for people, and makes text of a solution safe for a terminal."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def one_line(text: str) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Return an error figure with two digits, e.g. ``9.5e-07``; ``-`` where there is none."""
+    """Return an error with two digits, e.g. ``9.5e-07``; ``-`` for None."""
     if value is None:
         return "-"
     return "0" if value == 0 else f"{value:.1e}"
 
 
 def milliseconds(value: float | None) -> str:
-    """Return a time with four digits; ``-`` where there is none."""
+    """Return a time with four digits; ``-`` for None."""
     if value is None:
         return "-"
     return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
@@ -52,7 +52,7 @@ def mebibytes(value: int) -> str:
 
 
 def speedup(speed: Speed) -> str:
-    """Return ``2.31x [2.29, 2.33] faster``; ``untimed`` or ``undecided`` where that is the news."""
+    """Return a speedup such as ``2.31x [2.29, 2.33] faster``, or ``untimed``."""
     if speed.outcome is SpeedOutcome.UNTIMED or speed.speedup is None:
         return "untimed"
     ends = ""
@@ -62,12 +62,12 @@ def speedup(speed: Speed) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Return a share such as ``87 %``; ``-`` where there is none."""
+    """Return a share such as ``87 %``; ``-`` for None."""
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
 def signed_percent(value: float | None) -> str:
-    """Return a change such as ``-3.1 %``; ``-`` where there is none."""
+    """Return a change such as ``-3.1 %``; ``-`` for None."""
     return "-" if value is None else f"{100 * value:+.1f} %"
 
 
@@ -78,7 +78,7 @@ def baseline_label(name: str) -> str:
 
 
 def baseline_speedup(verdict: Verdict, name: str) -> str:
-    """Return ``1.03x [1.02, 1.04]`` against a baseline; ``failed`` or ``-`` where there is none."""
+    """Return the speedup over a baseline, e.g. ``1.03x [1.02, 1.04]``; ``failed`` or ``-``."""
     for baseline in verdict.speed.baselines:
         if baseline.name == name and verdict.status is Status.PASSED:
             if baseline.speedup is None:

@@ -1,12 +1,14 @@
-"""What judge and worker do alike with a module: seed, state, one call with or without gradients.
+"""Seeds, states and calls of a module, alike in judge and worker.
 
-Neutral ground below both: it knows tensors and torch.nn.Module, and nothing of pairs or verdicts.
+It knows tensors and torch.nn.Module, and nothing of pairs or verdicts.
 """
 
 from __future__ import annotations
 
 import random
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +17,14 @@ import torch
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Return the tensors in a nesting of lists, tuples and dicts, depth first."""
+    """Return the tensors in a nesting of lists, tuples and dicts, depth first.
+
+    A dict is taken in the order of its keys' text: equal dicts may have been filled in any order.
+    """
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        return [t for v in value.values() for t in tensors_of(v)]
+        return [t for key in sorted(value, key=repr) for t in tensors_of(value[key])]
     if isinstance(value, (list, tuple)):
         return [t for v in value for t in tensors_of(v)]
     return []
@@ -49,9 +54,9 @@ def seed_everything(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(seed % 2**32)
-    # Not torch.manual_seed: it leaves a formatted stack with each backend that is not in use, which
-    # takes half a millisecond and as much memory as there are calls. Nor is the driver asked for
-    # GPUs: runs on the CPU leave it alone.
+    # Not torch.manual_seed: for each backend that is not in use, it keeps a formatted stack. That
+    # takes half a millisecond per call, and memory that grows with each call. Without a CUDA build
+    # the driver is not called.
     torch.default_generator.manual_seed(seed)
     if torch.version.cuda and not torch.cuda._is_in_bad_fork():
         torch.cuda.manual_seed_all(seed)
@@ -67,7 +72,7 @@ def module_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def describe_state(module: torch.nn.Module) -> list[dict[str, Any]]:
     """Return name, kind, dtype, shape and tie of each state tensor.
 
-    ``tie`` is the first name that holds the very same tensor: tied weights share it.
+    ``tie`` is the first name of the same tensor: tied weights have several names.
     """
     first: dict[int, str] = {}
     return [
@@ -85,8 +90,8 @@ def describe_state(module: torch.nn.Module) -> list[dict[str, Any]]:
 def write_state(module: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Copy values into the module's tensors in place, converting precision.
 
-    Under no_grad and through copy_, which advances each tensor's version counter: a solution that
-    re-packs its weights when the version changes must see the change.
+    copy_ advances each tensor's version counter, so that a solution that re-packs its weights when
+    the version changes sees the change.
     """
     tensors = module_state(module)
     with torch.no_grad():
@@ -109,12 +114,12 @@ def differentiable(tensor: torch.Tensor) -> bool:
 
 @dataclass(slots=True)
 class Gradients:
-    """What a gradient call gave.
+    """The gradients of one call.
 
     Attributes:
-        inputs: one per input tensor, None where autograd gave none or none was asked.
+        inputs: one per input tensor; None if autograd gave none.
         state: by parameter name.
-        missing: says so where an output that should be differentiable is detached.
+        missing: why gradients are missing; empty if none are.
     """
 
     inputs: list[torch.Tensor | None] = field(default_factory=list)
@@ -123,9 +128,34 @@ class Gradients:
 
 
 def given_tensors(output: Any, gradients: Gradients | None) -> list[torch.Tensor | None]:
-    """Return what one timed call gave, in a fixed order: outputs, gradients of inputs, of state."""
+    """Return the tensors of one timed call: outputs, gradients of inputs, gradients of state."""
     given: list[torch.Tensor | None] = list(tensors_of(output))
     return given if gradients is None else [*given, *gradients.inputs, *gradients.state.values()]
+
+
+def values_of(output: Any) -> list[Any]:
+    """Return what an output holds beside tensors, in the order in which tensors_of goes."""
+    if isinstance(output, torch.Tensor):
+        return []
+    if isinstance(output, dict):
+        return [v for key in sorted(output, key=repr) for v in values_of(output[key])]
+    if isinstance(output, (list, tuple)):
+        return [v for one in output for v in values_of(one)]
+    return [output]
+
+
+def word_of(value: Any) -> int:
+    """Return 63 bits that stand for a value: of a float its own, else a checksum."""
+    if isinstance(value, float):
+        (word,) = struct.unpack("<Q", struct.pack("<d", value))
+        return int(word >> 1)
+    return zlib.crc32(repr(value).encode())
+
+
+def float_of(word: int) -> float:
+    """Return the float that word_of made a word of, but for its last bit."""
+    (number,) = struct.unpack("<d", struct.pack("<Q", (word & ((1 << 63) - 1)) << 1))
+    return float(number)
 
 
 def differentiate(
@@ -137,9 +167,9 @@ def differentiate(
     """Return the gradients of every input and parameter for given output gradients.
 
     Args:
-        output: what the call returned.
-        inputs: its arguments; floating tensors in them require grad.
-        module: its parameters that require grad are differentiated too.
+        output: of the call.
+        inputs: its arguments. Floating tensors in them require grad.
+        module: its parameters that require grad get gradients, too.
         output_grads: one per output tensor, None for those that are not differentiable.
     """
     outputs = tensors_of(output)
@@ -172,7 +202,7 @@ OutputGrads = (
 
 
 def require_grad(inputs: Any) -> Any:
-    """Return inputs over the same memory, as leaves that require grad where they can."""
+    """Return inputs over the same memory, as leaves that require grad if their dtype can."""
     return mapped(inputs, lambda t: t.detach().requires_grad_(differentiable(t)))
 
 
@@ -183,7 +213,7 @@ def call(
     rng: int,
     output_grads: OutputGrads,
 ) -> tuple[Any, Gradients | None]:
-    """Call a module once under an RNG state; return its output, and gradients where asked.
+    """Call a module once under a seed; return its output, and gradients if they are asked for.
 
     Args:
         module: its mode is set first.
@@ -193,8 +223,8 @@ def call(
         output_grads: see differentiate, or a function that makes them from the output's tensors;
             None calls without gradients.
 
-    What backward raises is not raised here but named in Gradients.missing: the output is there
-    and deserves to be compared first.
+    An exception of backward is not raised: Gradients.missing names it, so that the output can be
+    compared first.
     """
     set_mode(module, mode)
     seed_everything(rng)

@@ -1,7 +1,7 @@
-"""Torch's numeric flags: set and read by these two functions in the judge and in every worker.
+"""Sets and reads torch's numeric flags, in the judge and in every worker.
 
-A process that forgets one flag computes something else: with cuDNN's TF32 left on, as PyTorch has
-it by default, the judge's own convolutions were less precise than the solutions it judged.
+A process that forgets one flag computes something else. PyTorch allows TF32 in cuDNN by default;
+with it, the judge's own convolutions were less precise than the solutions that it judged.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from typing import Any
 import torch
 
 STRICT, TF32, DEFAULTS = "strict", "tf32", "defaults"
-"""What a process is granted: float32 products in float32; TF32 for them; PyTorch's own defaults,
-which use TF32 for cuDNN's convolutions and not for matrix products."""
-
+"""How a process may compute float32 products: in float32; in TF32; by PyTorch's own defaults, which
+use TF32 for cuDNN's convolutions and not for matrix products."""
 
 MIXED = "mixed"
-"""A flag that torch refuses to tell: it was set by old and new names that contradict each other."""
+"""The value of a flag that torch refuses to return: its old and new names contradict each other."""
 
 
 def set_flags(grant: str) -> None:
-    """Set the flags of this process, whatever a problem's file has set before.
+    """Set the flags of this process. Earlier settings of a problem's file no longer hold.
 
     Args:
         grant: STRICT, TF32 or DEFAULTS.
@@ -30,10 +29,7 @@ def set_flags(grant: str) -> None:
 
 
 def flags() -> dict[str, Any]:
-    """Return every flag that decides in which precision torch computes here, by its name.
-
-    True or False, or MIXED.
-    """
+    """Return every flag that decides about torch's precision here: True, False or MIXED."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
         "matmul.allow_tf32": _told(matmul, "allow_tf32"),

@@ -1,9 +1,9 @@
 """Lets code that asks for a GPU run on CPU tensors: ``.cuda()``, ``device="cuda"``, torch.cuda.
 
-KernelBench problems say ``.cuda()`` in ``get_inputs``, and solutions ask ``x.is_cuda``. Under
-``pretend`` such code runs on a machine without CUDA. Device arguments are handled by a
-TorchFunctionMode; what a mode does not see (functions of ``torch.cuda``, ``Module.cuda``, the
-attributes ``is_cuda`` and ``device``) is patched for the duration.
+KernelBench problems call ``.cuda()`` in ``get_inputs``, and solutions ask for ``x.is_cuda``. Under
+``pretend`` such code runs on a machine without CUDA. A TorchFunctionMode replaces device arguments.
+A mode does not see functions of ``torch.cuda``, ``Module.cuda`` and the attributes ``is_cuda`` and
+``device``; these are patched for the duration.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _to_cpu(value: Any) -> Any:
 
 
 class _Mode(TorchFunctionMode):
-    """Sends what is asked for on CUDA to the CPU."""
+    """Replaces CUDA by the CPU in device arguments."""
 
     def __torch_function__(
         self,
@@ -42,7 +42,7 @@ class _Mode(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name == "cuda" and func is torch.Tensor.cuda:
-            return args[0]  # it lies there already
+            return args[0]  # the tensor is where it should be
         if name == "pin_memory":
             return args[0]
         if kwargs.get("pin_memory"):
@@ -60,7 +60,7 @@ _DEVICE_BY_POSITION = {"to", "new_empty", "new_zeros", "new_ones", "new_full", "
 
 
 class _Generator(torch.Generator):
-    """torch.Generator that takes "cuda" for the CPU."""
+    """A torch.Generator that replaces "cuda" by the CPU."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
         make: Any = super().__new__  # the stub does not know its argument
@@ -69,9 +69,9 @@ class _Generator(torch.Generator):
 
 
 class _Stream:
-    """A stream on which everything is done at once.
+    """A stream on which all work is done at once.
 
-    Its handle says which it is: the CPU runner knows a launch on the default stream by it.
+    By its handle the CPU runner recognises a launch on the default stream.
     """
 
     cuda_stream = 0x20
@@ -109,7 +109,7 @@ class _CurrentStream(_Stream):
 
 
 class _DefaultStream(_Stream):
-    """The default stream, whichever is current."""
+    """The default stream, also while another one is current."""
 
     cuda_stream = 0
 
@@ -168,7 +168,7 @@ def _constant(value: Any) -> Callable[..., Any]:
 
 
 def _cuda_functions(answer_cuda: bool) -> dict[str, Any]:
-    """Return what replaces the functions of torch.cuda."""
+    """Return the replacements of the functions of torch.cuda."""
     functions: dict[str, Any] = {
         "is_available": _constant(answer_cuda),
         "device_count": _constant(int(answer_cuda)),
@@ -213,7 +213,7 @@ def _module_cuda(module: torch.nn.Module, device: Any = None) -> torch.nn.Module
 
 
 def _autocast_init(real: Callable[..., None]) -> Callable[..., None]:
-    """torch.autocast("cuda") means the CPU's autocast, with CUDA's default dtype."""
+    """Return an autocast that uses the CPU's for "cuda", with CUDA's default dtype."""
 
     def init(self: Any, device_type: str, dtype: Any = None, *args: Any, **kwargs: Any) -> None:
         if device_type == "cuda":
@@ -224,7 +224,7 @@ def _autocast_init(real: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Answering:
-    """A descriptor that stands before a tensor's own attribute."""
+    """A descriptor that replaces an attribute of a tensor."""
 
     def __init__(self, answer: Callable[[torch.Tensor], Any]) -> None:
         self._answer = answer
@@ -238,7 +238,7 @@ _REAL_DEVICE = _TENSOR_BASE.device
 
 
 def _real_device(tensor: torch.Tensor) -> torch.device:
-    # A mode sees reads of attributes too, and would ask the patched one again.
+    # A mode sees reads of attributes, too. Without this it would read the patched one again.
     with torch._C.DisableTorchFunction():
         device: torch.device = _REAL_DEVICE.__get__(tensor, type(tensor))
     return device
@@ -254,11 +254,11 @@ def pretend(*, answer_cuda: bool) -> Iterator[None]:
     """Run code that asks for CUDA on CPU tensors, in this thread and for this duration.
 
     Args:
-        answer_cuda: True: ``torch.cuda.is_available()`` and ``x.is_cuda`` are True and ``x.device``
-            is ``cuda:0`` (device ``emulated``). False: they tell the truth, and only explicit
-            wishes (``.cuda()``, ``device="cuda"``) are sent to the CPU.
+        answer_cuda: True: ``torch.cuda.is_available()`` and ``x.is_cuda`` are True, and
+            ``x.device`` is ``cuda:0`` (device ``emulated``). False: they tell the truth, and only
+            explicit requests (``.cuda()``, ``device="cuda"``) are replaced by the CPU.
 
-    On a machine whose torch has a GPU this pretends just the same: the code runs on the CPU.
+    The code runs on the CPU also on a machine with a GPU.
     """
     with contextlib.ExitStack() as stack:
         for name, function in _cuda_functions(answer_cuda).items():

@@ -1,8 +1,8 @@
 """Reads a problem or solution file and executes it under other module-level constants.
 
-Sizes live in a KernelBench file as module-level constants, and other constants are derived from
-them (``scale_shape = (out_features,)``). Changing a constant after the import would leave what
-was derived from it stale: the assignments are rewritten before the source is executed.
+The sizes of a KernelBench file are module-level constants, and the file computes other constants
+from them (``scale_shape = (out_features,)``). A change after the import would not change those. So
+this module rewrites the assignments before it executes the source.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ def parse(path: Path) -> ast.Module:
     """Return the syntax tree of a file.
 
     Raises:
-        UsageError: the file cannot be read or is not Python; names the line.
+        UsageError: the file cannot be read, or is not valid Python.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}). Next: check the path.") from error
+        raise UsageError(f"{path}: cannot be read ({error}). Next: check the path") from error
     try:
         return ast.parse(text, filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", 0) or 0
-        raise UsageError(f"{path}:{line}: not valid Python: {error}. Next: fix that line.") from (
-            error
-        )
+        raise UsageError(
+            f"{path}:{line}: not valid Python: {error}. Next: correct that line"
+        ) from error
 
 
 def integer_constants(tree: ast.Module) -> dict[str, int]:
     """Return the module-level names that are assigned an integer, in file order.
 
-    A literal, or arithmetic on literals; what is computed from other names follows from those.
+    The value may be a literal, or arithmetic on literals.
     """
     found = {}
     for statement in tree.body:
@@ -80,7 +80,7 @@ def _integer(node: ast.expr) -> int | None:
 
 
 def overridden(tree: ast.Module, overrides: Mapping[str, Any]) -> ast.Module:
-    """Return a tree whose module-level assignments to the given names assign other values.
+    """Return a tree whose module-level assignments give some names other values.
 
     Raises:
         UsageError: a name is not assigned at module level.
@@ -97,7 +97,10 @@ def overridden(tree: ast.Module, overrides: Mapping[str, Any]) -> ast.Module:
         body.append(statement)
     if missing:
         names = ", ".join(sorted(missing))
-        raise UsageError(f"no module-level assignment of {names}. Next: check SETTINGS sizes.")
+        raise UsageError(
+            f"the file assigns no value to {names} at module level. "
+            "Next: name an assigned constant in the size"
+        )
     return ast.Module(body=body, type_ignores=[])
 
 
@@ -107,13 +110,13 @@ def execute(
     """Execute a file as a module of its own and return it.
 
     Args:
-        path: the file; its folder is put first on sys.path, as running it would do.
-        module_name: name under which it is registered, so that pickling and inspect work.
+        path: the file. Its folder comes first on sys.path, as for a script.
+        module_name: its name in sys.modules, which pickle and inspect need.
         overrides: module-level constants to replace before execution.
 
     Raises:
-        UsageError: not readable, not Python, or an override names no constant.
-        BaseException: whatever the file itself raises.
+        UsageError: the file cannot be read, is not valid Python, or lacks a constant.
+        BaseException: as the file itself raises it.
     """
     tree = parse(path)
     if overrides:

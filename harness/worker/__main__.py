@@ -1,7 +1,7 @@
 """A worker process: ``python -m harness.worker FD``. Loads one module and obeys the judge.
 
-The same code serves the reference and the candidate; they differ in what they load. The worker
-holds no expected value and no seed of the judge's, and decides nothing.
+Reference worker and candidate worker run the same code and load different files. The worker holds
+no expected value and no seed of the judge's, and decides nothing.
 
 The requests are the ``do_`` methods of three classes, in the order of a pair's life:
 ``Preparation``, ``CheckedCalls``, ``TimedCalls``.
@@ -124,10 +124,10 @@ def main() -> None:
     """Serve the judge on the inherited socket."""
     sandbox.die_with_parent()
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
-        if signal.getsignal(number) is signal.SIG_IGN:  # as the judge does, who started us
+        if signal.getsignal(number) is signal.SIG_IGN:  # inherited from the judge
             signal.signal(number, signal.SIG_DFL)
     Worker(ipc.Channel(socket.socket(fileno=int(sys.argv[1])))).serve()
-    # Threads and exit handlers of a candidate have no say in how this process ends.
+    # At once: threads and exit handlers of a candidate do not run.
     os._exit(0)
 
 

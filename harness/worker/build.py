@@ -1,13 +1,13 @@
 """Builds and loads a solution's extensions, through ``load_inline`` and ``load``.
 
-Both are replaced before the solution is imported. An extension is looked up by the content of
-everything that went into it, first in the cache (read-only here), else it is built in the build
-folder of this worker, which the judge moves into the cache when the build worker is done. Two
-solutions that use the same extension name therefore never meet, and a build that is killed leaves
-nothing but a folder that is thrown away.
+The builder replaces both before the solution is imported. The key of an extension is a hash of
+everything that goes into it. The builder looks it up in the cache, which is read-only here. If it
+is missing, the builder builds it in this worker's build folder. The judge moves it into the cache
+when the build worker is done. So two solutions with the same extension name never share one, and a
+build that is killed leaves only a folder that is thrown away.
 
-Within one solution, the second extension of a name becomes ``name_v1``, as torch names it: pybind11
-keeps one module per name and process, and would hand out the first one again.
+Within one solution, the second extension of a name becomes ``name_v1``, as with torch: pybind11
+keeps one module per name and process, and would return the first one again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ _HEADERS = {".h", ".hpp", ".hxx", ".cuh", ".inl"}
 
 
 class ExtensionBuildError(BuildFailed, RuntimeError):
-    """BuildFailed as the solution sees it: cpp_extension raises RuntimeError there."""
+    """A BuildFailed that is a RuntimeError, too, as cpp_extension raises."""
 
 
 def _strings(value: Any) -> list[str]:
@@ -51,18 +52,52 @@ def _strings(value: Any) -> list[str]:
     return [os.fspath(v) for v in value]
 
 
+def _flags(cflags: Any, cuda_cflags: Any, ldflags: Any, include_paths: Any) -> dict[str, Any]:
+    return {
+        "extra_cflags": _strings(cflags),
+        "extra_cuda_cflags": _strings(cuda_cflags),
+        "extra_ldflags": _strings(ldflags),
+        "extra_include_paths": _strings(include_paths),
+    }
+
+
+def _with_folders(flags: dict[str, Any], in_front: Sequence[str]) -> dict[str, Any]:
+    return {**flags, "extra_include_paths": [*in_front, *flags["extra_include_paths"]]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Extension:
+    """An extension that a solution asks for.
+
+    Attributes:
+        name: as the solution gives it.
+        content: everything that its key depends on.
+        build: compiles it.
+        as_module: whether it is a Python module, and not a library of operators.
+        units: its sources.
+        flags: the solution's compiler flags and include paths.
+    """
+
+    name: str
+    content: dict[str, Any]
+    build: Build
+    as_module: bool
+    units: tuple[fast_headers.Source, ...]
+    flags: dict[str, Any]
+
+
 class Builder:
-    """Stands in for torch.utils.cpp_extension's JIT entry points in one worker.
+    """Replaces the JIT entry points of torch.utils.cpp_extension in one worker.
 
     Args:
         device: ``cuda``, ``emulated`` or ``cpu``.
         cache: folder with finished extensions by key; only read.
-        build_folder: folder of this worker, where missing ones are built.
+        build_folder: folder of this worker for the builds of missing ones.
         support: folder of the CPU runner's run-time library and headers.
-        solution: the solution's file, to point compiler errors at its own lines.
+        solution: the solution's file, so that compiler errors name its lines.
         announce: called with (event, extension name) around each compilation.
-        nvcc: architectures for which nvcc is asked too, off the GPU.
-        fast_headers: try headers first that hold only what the source names; ``cuda`` only.
+        nvcc: off the GPU, nvcc compiles for these architectures, too.
+        fast_headers: first try headers that hold only what the source names; ``cuda`` only.
         failed: message and log of builds that failed in the build worker, by key. A solution that
             hides a failed build tries it again in each process or call, for a minute each time.
     """
@@ -131,55 +166,52 @@ class Builder:
         """Build inline sources for this worker's device; see cpp_extension.load_inline."""
         if sycl_sources or with_sycl:
             raise Unsupported(f"extension {name!r} has SYCL sources")
+        flags = _flags(extra_cflags, extra_cuda_cflags, extra_ldflags, extra_include_paths)
         request = {
             "cpp_sources": _strings(cpp_sources),
             "cuda_sources": _strings(cuda_sources),
             "functions": functions,
-            "extra_cflags": _strings(extra_cflags),
-            "extra_cuda_cflags": _strings(extra_cuda_cflags),
-            "extra_ldflags": _strings(extra_ldflags),
-            "extra_include_paths": _strings(extra_include_paths),
             "with_pytorch_error_handling": with_pytorch_error_handling,
+            **flags,
         }
-
         self._look_for_kernels(request["cuda_sources"])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
-            if self._device == "cuda":
-                more: dict[str, Any] = {"no_implicit_headers": True} if no_implicit_headers else {}
-                self._torch_load_inline(  # type: ignore[no-untyped-call]
-                    name,
-                    list(request["cpp_sources"]),  # torch adds to both lists
-                    cuda_sources=list(request["cuda_sources"]),
-                    functions=functions,
-                    extra_cflags=request["extra_cflags"],
-                    extra_cuda_cflags=request["extra_cuda_cflags"],
-                    extra_ldflags=request["extra_ldflags"],
-                    extra_include_paths=[*in_front, *request["extra_include_paths"]],
-                    build_directory=str(folder),
-                    with_cuda=with_cuda,
-                    is_python_module=is_python_module,
-                    with_pytorch_error_handling=with_pytorch_error_handling,
-                    **more,
-                )
-            else:
+            if self._device != "cuda":
                 from harness.worker import cuda_on_cpu
 
                 cuda_on_cpu.compile_inline(
-                    name=name,
-                    build_dir=folder,
-                    support_dir=self._support,
-                    solution_file=str(self._solution),
-                    nvcc=self._nvcc,
-                    **request,
+                    name=name, solution_file=str(self._solution), **request, **self._to(folder)
                 )
+                return
+            given = {**request, **_with_folders(flags, in_front)}
+            for sources in ("cpp_sources", "cuda_sources"):  # copies: torch adds to both lists
+                given[sources] = list(request[sources])
+            if no_implicit_headers:
+                given["no_implicit_headers"] = True
+            self._torch_load_inline(  # type: ignore[no-untyped-call]
+                name,
+                build_directory=str(folder),
+                with_cuda=with_cuda,
+                is_python_module=is_python_module,
+                **given,
+            )
 
         bindings = "PYBIND11_MODULE wrap_pybind_function" if functions is not None else ""
-        units = [
+        units = (
             fast_headers.Source(text="\n".join([*request["cpp_sources"], bindings]), cuda=False),
             fast_headers.Source(text="\n".join(request["cuda_sources"]), cuda=True),
-        ]
-        return self._obtain(name, {"inline": request}, build, is_python_module, units, request)
+        )
+        return self._obtain(
+            _Extension(
+                name=name,
+                content={"inline": request},
+                build=build,
+                as_module=is_python_module,
+                units=units,
+                flags=flags,
+            )
+        )
 
     def load(  # the signature of torch.utils.cpp_extension.load
         self,
@@ -200,57 +232,47 @@ class Builder:
     ) -> Any:
         """Build source files for this worker's device; see cpp_extension.load."""
         files = [str(self._resolve(s)) for s in _strings(sources)]
-        flags = {
-            "extra_cflags": _strings(extra_cflags),
-            "extra_cuda_cflags": _strings(extra_cuda_cflags),
-            "extra_ldflags": _strings(extra_ldflags),
-            "extra_include_paths": _strings(extra_include_paths),
-        }
+        flags = _flags(extra_cflags, extra_cuda_cflags, extra_ldflags, extra_include_paths)
         contents = self._contents(files, flags["extra_include_paths"])
         self._look_for_kernels(Path(f).read_text(errors="replace") for f in contents)
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
-            if self._device == "cuda":
-                self._torch_load(
-                    name,
-                    files,
-                    extra_cflags=flags["extra_cflags"],
-                    extra_cuda_cflags=flags["extra_cuda_cflags"],
-                    extra_ldflags=flags["extra_ldflags"],
-                    extra_include_paths=[*in_front, *flags["extra_include_paths"]],
-                    build_directory=str(folder),
-                    with_cuda=with_cuda,
-                    is_python_module=is_python_module,
-                )
-            else:
+            if self._device != "cuda":
                 from harness.worker import cuda_on_cpu
 
-                cuda_on_cpu.compile_files(
-                    name=name,
-                    sources=files,
-                    build_dir=folder,
-                    support_dir=self._support,
-                    solution_file=str(self._solution),
-                    nvcc=self._nvcc,
-                    **flags,
-                )
+                cuda_on_cpu.compile_files(name=name, sources=files, **flags, **self._to(folder))
+                return
+            self._torch_load(
+                name,
+                files,
+                build_directory=str(folder),
+                with_cuda=with_cuda,
+                is_python_module=is_python_module,
+                **_with_folders(flags, in_front),
+            )
 
-        units = [
+        units = tuple(
             fast_headers.Source(text=Path(f).read_text(errors="replace"), cuda=f.endswith(".cu"))
             for f in files
-        ]
-        folders = [*flags["extra_include_paths"], *(str(Path(f).parent) for f in files)]
+        )
+        beside = [str(Path(f).parent) for f in files]
         return self._obtain(
-            name,
-            {"files": contents, "flags": flags},
-            build,
-            is_python_module,
-            units,
-            {**flags, "extra_include_paths": folders},
+            _Extension(
+                name=name,
+                content={"files": contents, "flags": flags},
+                build=build,
+                as_module=is_python_module,
+                units=units,
+                flags={**flags, "extra_include_paths": [*flags["extra_include_paths"], *beside]},
+            )
         )
 
+    def _to(self, folder: Path) -> dict[str, Any]:
+        """Return what the CPU runner needs to build into a folder."""
+        return {"build_dir": folder, "support_dir": self._support, "nvcc": self._nvcc}
+
     def _look_for_kernels(self, sources: Iterable[str]) -> None:
-        """Note whether sources define or launch a kernel: CUDA that calls libraries ships none."""
+        """Note whether sources define or launch a kernel, rather than call libraries only."""
         self.ships_cuda = self.ships_cuda or any(_KERNEL.search(s) for s in sources)
 
     def _resolve(self, source: str) -> Path:
@@ -258,11 +280,15 @@ class Builder:
         if not path.is_absolute() and not path.exists():
             path = self._solution.parent / path
         if not path.is_file():
-            raise self._failed(f"{self._solution}: no source file {source!r}", "")
+            raise self._failed(
+                f"{self._solution}: the source file {source!r} does not exist. "
+                "Next: name an existing file in load(sources=...)",
+                "",
+            )
         return path.resolve()
 
     def _contents(self, files: Sequence[str], include_paths: Sequence[str]) -> dict[str, str]:
-        """Return the hash of each source and of the headers beside them, and remember the files."""
+        """Return the hashes of the sources and of the headers beside them; note these files."""
         seen = {Path(f) for f in files}
         for folder in {p.parent for p in seen} | {Path(i) for i in include_paths}:
             if folder.is_dir():
@@ -270,18 +296,10 @@ class Builder:
         self.files |= {str(p) for p in seen}
         return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
 
-    def _obtain(
-        self,
-        name: str,
-        content: dict[str, Any],
-        build: Build,
-        as_module: bool,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> Any:
-        if self._nvcc:
-            content = {**content, "nvcc": self._nvcc}
-        name = self._versioned(name, content)
+    def _obtain(self, extension: _Extension) -> Any:
+        """Return the imported extension, from the cache or built now."""
+        content = {**extension.content, "nvcc": self._nvcc} if self._nvcc else extension.content
+        name = self._versioned(extension.name, content)
         keys = [content_key(name, content, self._device)]
         if self._fast_headers:
             fast = {**content, "fast_headers": fast_headers.version()}
@@ -290,15 +308,15 @@ class Builder:
         if finished is None and keys[-1] in self.failed:
             raise self._failed(*self.failed[keys[-1]])
         if finished is None:
-            finished = self._build(name, keys, build, units, flags)
+            finished = self._build(name, keys, extension)
         self.keys.append(finished.name)
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
-            raise self._failed(f"extension {name!r} was built but left no library", "")
+            raise self._failed(f"the build of extension {name!r} left no library", "")
         notes = finished / "nvcc.json"
         if notes.is_file():
             self.nvcc_notes += [str(n) for n in json.loads(notes.read_text())]
-        if not as_module:
+        if not extension.as_module:
             torch.ops.load_library(str(library))
             return str(library)
         return self._import(library.stem, library)
@@ -308,10 +326,10 @@ class Builder:
         return next((place for place in places if (place / "done").exists()), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
-        """Return the name under which an extension is built: one name never stands for two.
+        """Return the name under which an extension is built: two extensions never share a name.
 
-        The number follows from the order in which this process asks for extensions. Where another
-        process asks in another order, the key differs, too, and it builds its own.
+        The number follows from the order in which this process asks for extensions. The name is
+        part of the key. So a process that asks in another order builds its own.
         """
         digest = content_key(name, content, self._device)
         number, own = 0, name
@@ -320,33 +338,24 @@ class Builder:
             own = f"{name}_v{number}"
         return own
 
-    def _build(
-        self,
-        name: str,
-        keys: Sequence[str],
-        build: Build,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> Path:
+    def _build(self, name: str, keys: Sequence[str], extension: _Extension) -> Path:
         """Build under the first of the keys that works, and return the folder.
 
         Args:
-            name: the extension's.
-            keys: the key of a build with fast headers, if that is to be tried, then torch's own.
-            build: compiles.
-            units: the sources.
-            flags: the solution's compiler flags and include paths.
+            name: under which it is built.
+            keys: the key of the build with fast headers, if it is tried, then the key without.
+            extension: what to build.
         """
         self._announce("compiling", name)
         *fast, own = [self._build_folder / key for key in keys]
         try:
             why = "not asked for"
             for folder in fast:
-                why = self._build_fast(name, folder, build, units, flags)
+                why = self._build_fast(name, folder, extension)
                 if not why:
                     return folder
             own.mkdir(parents=True, exist_ok=True)
-            build(own, name, [])
+            extension.build(own, name, [])
             if self._device == "cuda":
                 (own / "headers").write_text(f"torch\n{why}\n")
         except Unsupported as error:
@@ -364,30 +373,24 @@ class Builder:
         (own / "done").touch()
         return own
 
-    def _build_fast(
-        self,
-        name: str,
-        folder: Path,
-        build: Build,
-        units: Sequence[fast_headers.Source],
-        flags: dict[str, Any],
-    ) -> str:
-        """Build with headers that hold only what the source names; returns why that failed.
+    def _build_fast(self, name: str, folder: Path, extension: _Extension) -> str:
+        """Build with headers that hold only what the source names; return why that failed.
 
-        Any failure is one: the build with torch's own headers follows and says what is wrong.
+        After any failure the build with torch's own headers follows. Its message is the one that
+        the user sees.
         """
         from torch.utils import cpp_extension
 
-        headers = folder / "fast_headers"
+        headers, flags = folder / "fast_headers", extension.flags
         try:
             fast_headers.write(
                 headers,
-                units,
+                extension.units,
                 torch_include=Path(torch.__file__).parent / "include",
                 include_paths=[Path(p) for p in flags["extra_include_paths"]],
                 flags=[*flags["extra_cflags"], *flags["extra_cuda_cflags"]],
             )
-            build(folder, name, [str(headers)])
+            extension.build(folder, name, [str(headers)])
         except (
             fast_headers.NotFast,
             RuntimeError,
@@ -397,7 +400,7 @@ class Builder:
             subprocess.SubprocessError,
         ) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            # torch would take the next build of this name for a second version of it.
+            # Else torch takes the next build of this name for a second version of it.
             cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
             return str(error)
         (folder / "headers").write_text("fast\n")
@@ -412,7 +415,9 @@ class Builder:
             module = importlib.util.module_from_spec(spec)
             loader.exec_module(module)
         except ImportError as error:
-            raise self._failed(f"extension {name!r} does not load: {error}", str(error)) from error
+            raise self._failed(
+                f"extension {name!r} cannot be loaded: {error}", str(error)
+            ) from error
         return module
 
     def _failed(self, message: str, log: str) -> ExtensionBuildError:
@@ -421,7 +426,7 @@ class Builder:
         return ExtensionBuildError(message, log)
 
     def _first_error(self, log: str, folder: Path) -> str:
-        """Return the tool chain's first error, pointed at the solution's own line where it can."""
+        """Return the tool chain's first error, at the solution's own line if that is found."""
         found = re.search(
             r"^(\S+?)[:(](\d+)\)?(?::\d+)?: (?:fatal )?error:? .*$", log, re.MULTILINE
         )
@@ -446,9 +451,9 @@ class Builder:
 
 
 def content_key(name: str, content: dict[str, Any], device: str) -> str:
-    """Return a key over everything that decides what the built library is.
+    """Return a hash of everything that the built library depends on.
 
-    Sources, flags and bindings, and the tool chain.
+    These are sources, flags, bindings and the tool chain.
     """
     everything = {**toolchain(device), "name": name, "content": content}
     text = json.dumps(everything, sort_keys=True, default=str)

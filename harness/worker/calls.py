@@ -1,6 +1,6 @@
 """Calls the module: one checked call, or a batch for the judge's clock. Reports raw tensors only.
 
-Everything that this room says is a claim: it shares a process with the candidate.
+The candidate's code runs in the same process, so everything that this code reports is a claim.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SMALL_BYTES = 1 << 20
 
 
 def oddities(value: Any, path: str = "output", *, parameters: bool) -> list[str]:
-    """Return where a value is not made of plain tensors: subclasses, attributes, lazy ones.
+    """Return the places in a value that are no plain tensors: subclasses, extra attributes.
 
     Args:
         value: what the module returned.
-        path: how messages name it.
-        parameters: whether torch.nn.Parameter is fine, because the reference returns one too.
+        path: its name in messages.
+        parameters: whether torch.nn.Parameter is allowed, because the reference returns one, too.
     """
     if isinstance(value, torch.Tensor):
         plain = (torch.Tensor, torch.nn.Parameter) if parameters else (torch.Tensor,)
@@ -56,7 +56,7 @@ def _same_form(a: Any, b: Any) -> bool:
 
 
 class Inputs:
-    """Input buffers that are refreshed in place, so that a cache keyed by pointer is wrong."""
+    """Input buffers that are overwritten in place: a cache by pointer then gives a wrong answer."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -64,11 +64,11 @@ class Inputs:
 
     @property
     def current(self) -> Any:
-        """The buffers, with whatever the last call left in them."""
+        """Return the buffers as the last call left them."""
         return self._buffers
 
     def refresh(self, value: Any) -> Any:
-        """Return value with every tensor in a buffer of this process, reused where it fits."""
+        """Return value with its tensors in buffers of this process, reused if they fit."""
         if not _same_form(self._buffers, value):
             self._buffers = []  # freed before the new ones are taken
             self._buffers = self.fresh(value)
@@ -89,7 +89,7 @@ class Inputs:
 
     def _copied(self, buffer: Any, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            # The very same tensor object, too: an answer kept under it must go stale.
+            # The same tensor object as before: an answer kept by its identity must become wrong.
             if 0 in buffer.stride() and buffer.numel() > 1:
                 return own_copy(value, self._device)
             return buffer.copy_(value)
@@ -101,7 +101,7 @@ class Inputs:
 
 
 def own_copy(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return value in memory of this process on device, with its strides; expanded stays so."""
+    """Return a copy in memory of this process, with the same strides; expanded stays expanded."""
     base = value
     for d, step in enumerate(value.stride()):
         if step == 0 and value.shape[d] > 1:
@@ -118,7 +118,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def pause(device: torch.device, pause_s: float) -> None:
-    """Wait for all work on the device, and as long beyond that as is said; 0 waits for nothing."""
+    """Wait for all work on the device and then for some seconds; 0 s waits for nothing."""
     if pause_s:
         synchronize(device)
         time.sleep(pause_s)
@@ -126,10 +126,10 @@ def pause(device: torch.device, pause_s: float) -> None:
 
 
 def poison(sizes_bytes: Sequence[int], device: torch.device) -> list[int]:
-    """Leave NaN patterns in the memory that the allocator will hand out next; return where.
+    """Leave NaN patterns in the memory that the allocator will return next; return its addresses.
 
-    On a GPU, blocks of the given sizes are taken, filled and given back to the caching allocator.
-    On the CPU the allocator itself poisons (see cuda_on_cpu), and this does nothing.
+    On a GPU, this takes blocks of the given sizes, fills them and gives them back to the caching
+    allocator. On the CPU the allocator itself poisons (see cuda_on_cpu), and this does nothing.
     """
     if device.type == "cuda":
         held = poisoned_blocks(sizes_bytes, device)
@@ -141,7 +141,7 @@ def poison(sizes_bytes: Sequence[int], device: torch.device) -> list[int]:
 def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[torch.Tensor]:
     """Return blocks of memory filled with NaN patterns.
 
-    Small ones are filled many at a time: a thousand launches take as long as a timed batch.
+    One launch fills many small ones: a launch for each would take as long as a timed batch.
     """
     held: list[torch.Tensor] = []
     small: dict[int, list[torch.Tensor]] = {}
@@ -158,21 +158,23 @@ def poisoned_blocks(sizes_bytes: Sequence[int], device: torch.device) -> list[to
     return held
 
 
-def _addresses(output: Any, gradients: modules.Gradients | None) -> list[int]:
-    # Most modules return one tensor, and calls can be short: no detour for them.
+def _words(output: Any, gradients: modules.Gradients | None) -> list[int]:
+    """Return the addresses of the tensors of a call, and its other values as words."""
+    # The common case, one tensor, takes the shortest way: calls can be short.
     if gradients is None and type(output) is torch.Tensor and output.layout is torch.strided:
         return [output.data_ptr()]
-    return [ipc.address(t) for t in modules.given_tensors(output, gradients)[: mailbox.MAX_TENSORS]]
+    given = modules.given_tensors(output, gradients)[: mailbox.MAX_TENSORS]
+    return [*map(ipc.address, given), *map(modules.word_of, modules.values_of(output))]
 
 
 class Batch:
     """Staged inputs and the outputs of the last timed run over them.
 
     Attributes:
-        outputs: by position in the order of the last run: what the module returned, and its
-            gradients where there are any. Older ones are gone where not all were to be kept.
+        outputs: what the module returned, and its gradients if there are any, by position in the
+            order of the last run. None for calls whose outputs were not kept.
         where: addresses of the tensors of each call, in that order.
-        width: how many to a call.
+        width: addresses per call.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -184,7 +186,7 @@ class Batch:
         self.width = 0
 
     def stage(self, inputs: Any, output_grads: list[Any] | None) -> None:
-        """Keep one more distinct set of inputs for later runs."""
+        """Keep one more set of inputs for later runs."""
         self._inputs.append(inputs if output_grads is None else require_grad(inputs))
         self._grads.append(output_grads)
 
@@ -203,8 +205,8 @@ class Batch:
             module: already in its mode.
             order: slots, in the judge's secret order.
             keep: outputs to keep, counted from the last.
-            seed: of all generators before the first call, one more before each further one; 0 where
-                the reference draws nothing.
+            seed: of all generators before the first call; each further call gets the next number.
+                0 if the reference draws nothing.
         """
         device = self._device
         events = None
@@ -222,12 +224,12 @@ class Batch:
                 with torch.no_grad():
                     output = module(*self._inputs[slot])
                 kept.append((output, None))
-                where += _addresses(output, None)
+                where += _words(output, None)
             else:
                 output = module(*self._inputs[slot])
                 found = modules.differentiate(output, self._inputs[slot], module, grads)
                 kept.append((modules.mapped(output, torch.Tensor.detach), found))
-                where += _addresses(output, found)
+                where += _words(output, found)
                 del found
             del output
             if position >= keep:
@@ -248,14 +250,15 @@ class Batch:
         number: int,
         empty: bool = False,
     ) -> None:
-        """Call the module on slot 0, whose inputs come over the mailbox, until there are no more.
+        """Call the module on slot 0 until the judge ends it; inputs come over the mailbox.
 
         Args:
             module: already in its mode.
-            pages: where inputs come from and outputs go to.
-            place: the bytes of slot 0, where they are not the mailbox's own.
+            pages: bring the inputs and take the outputs.
+            place: the bytes of slot 0; None if the module reads them in the mailbox.
             number: of the first call.
-            empty: give again what the first call gave: what is left is the way.
+            empty: later calls return the output of the first one. Their time is that of the mailbox
+                alone.
         """
         inputs, grads, device = self._inputs[0], self._grads[0], self._device
         packed = None if place is None else mailbox.PackedOutputs(pages.outputs)
@@ -276,20 +279,26 @@ class Batch:
                 output = modules.mapped(output, torch.Tensor.detach)
             if packed is not None:
                 packed.put(modules.given_tensors(output, found)[: mailbox.MAX_TENSORS])
+                said = [modules.word_of(v) for v in modules.values_of(output)]
                 synchronize(device)
-                pages.done(number)
+                pages.done(number, said)
             else:
-                pages.done(number, _addresses(output, found))
+                pages.done(number, _words(output, found))
             number += 1
 
-    def forms(self) -> dict[str, Any]:
+    def forms(self, moving: Sequence[torch.Tensor | None]) -> dict[str, Any]:
         """Describe the tensors of the last call, in the order of their addresses.
 
-        The last ones are gradients of the module's state; their names come with them.
+        The last ones are gradients of the module's state, with their names in ``state``.
+
+        Args:
+            moving: tensors of the module's state that its calls change: described, too.
         """
         output, gradients = self.outputs[-1] or (None, None)
         given = modules.given_tensors(output, gradients)
         return {
             "forms": [ipc.described(t) for t in given[: mailbox.MAX_TENSORS]],
             "state": list(gradients.state) if gradients else [],
+            "moving": [ipc.described(t) for t in moving],
+            "moving_at": [0 if t is None else ipc.address(t) for t in moving],
         }

@@ -18,7 +18,7 @@ class CheckedCalls:
     """Answers the requests of checked calls.
 
     Args:
-        state: what the worker keeps.
+        state: shared by all requests.
     """
 
     def __init__(self, state: State) -> None:
@@ -27,12 +27,13 @@ class CheckedCalls:
         self._input_bytes: list[int] = []
 
     def do_call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Call the module once and hand back everything that the judge compares."""
+        """Call the module once and return everything that the judge compares."""
         state = self._state
         sizes = self._output_bytes or self._input_bytes
         calls.poison([s for s in sizes if s <= request["poison_limit_bytes"]], state.device)
         if state.kind == "cuda":
-            # The current stream lags behind: work on a stream that does not wait comes too early.
+            # The current stream is busy for a while: work on a stream that does not wait for it
+            # then runs too early, and the answer is wrong.
             torch.cuda._sleep(_LAG_CYCLES)
         inputs, output_grads = self._arguments(request)
         previous = state.previous_output
@@ -86,7 +87,7 @@ class CheckedCalls:
         return self._state.encode_again()
 
     def do_inputs(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Hand back the last call's arguments as they are now: was one of them changed?"""
+        """Return the last call's arguments as they are now, so that the judge sees changes."""
         return self._state.encode({"inputs": self._state.inputs.current}, {})
 
     def do_limit_memory(self, request: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ class CheckedCalls:
         torch.cuda.set_per_process_memory_fraction(share, self._state.device)
 
     def do_finish(self, request: dict[str, Any]) -> None:
-        """Free all inputs and outputs: the allocator then finds what was written around them."""
+        """Free all inputs and outputs: the allocator then finds writes outside of them."""
         if self._state.kind == "cuda":  # timed batches keep many outputs
             torch.cuda.set_per_process_memory_fraction(1.0, self._state.device)
         self._state.forget_calls()

@@ -5,8 +5,9 @@ extension uses a few names of it. This module writes a folder that goes in front
 include folders. Its ``torch/extension.h`` includes the tensor class, the operators that the source
 names, and the Python bindings where the source has bindings. The source itself stays unchanged.
 
-A source may compile against both and mean two things: another overload is chosen, a macro is
-missing, a name of the solution's own is no longer ambiguous. The rules against that:
+A source might compile with both kinds of headers and behave differently: the compiler chooses
+another overload, a macro is missing, a name of the solution is no longer ambiguous. These rules
+prevent that:
 
 - An operator is included when its name occurs anywhere in the source, as a function, a method or a
   name of the solution's own. One operator header holds all overloads.
@@ -50,7 +51,7 @@ _CORE = (
     "c10/util/irange.h",
 )
 _STANDARD = ("cmath", "complex", "math.h", "stdlib.h", "functional", "optional", "string", "vector")
-# Headers that are included where one of their names occurs.
+# Headers that are included if one of their names occurs.
 _WHEN_NAMED = (
     (r"AT_DISPATCH\w*|AT_PRIVATE\w*", ("ATen/Dispatch.h",)),
     (r"indexing|TensorIndex|Slice|Ellipsis|index|index_|index_put_?", ("ATen/TensorIndexing.h",)),
@@ -104,7 +105,7 @@ _QUALIFIER = re.compile(r"\btorch\s*::\s*(\w+)\s*::")
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"\n]+)[>"]', re.MULTILINE)
 _ANY_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b", re.MULTILINE)
 _DEFINE = re.compile(r"^[ \t]*#[ \t]*define[ \t]+(\w+)", re.MULTILINE)
-# Torch's headers are formatted: what stands in the first column is outside classes and functions.
+# Torch's headers are formatted: text in the first column is outside of classes and functions.
 _DECLARED = re.compile(
     r"^(?:[A-Za-z_][^\n(;{=]*?[\s*&])?(\w+)\s*\([^\n]*$"
     r"|^(?:typedef|using|class|struct|enum|union|constexpr|static|inline|const|extern|TORCH_API"
@@ -123,7 +124,7 @@ void volatile while
 _KEYWORDS = frozenset(_WORDS.split())
 _TOOLKIT = ("cuda.h", "cuda_runtime.h", "cuda_fp16.h", "cublas_v2.h")
 API = "torch/csrc/api/include/"
-# What stands in torch::nn and its like is found through that namespace's name only.
+# A name in torch::nn and the like is reachable only through the name of that namespace.
 _NESTED = re.compile(r"^namespace torch::\w", re.MULTILINE)
 _OUTER = re.compile(r"^namespace (?:torch|at|c10)\s*\{", re.MULTILINE)
 
@@ -141,7 +142,7 @@ class NotFast(Exception):
 
 
 def version() -> str:
-    """Return a digest of the rules, which goes into the key of what is built with them."""
+    """Return a digest of the rules. It is part of the key of a build with them."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
@@ -191,7 +192,7 @@ def _code(text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unit:
-    """What one compilation unit names, its own headers included."""
+    """The names in one compilation unit, those in its own headers included."""
 
     cuda: bool
     names: set[str]
@@ -267,7 +268,7 @@ class _Tree:
     def reached(self, starts: Iterable[str], replaced: Mapping[str, str]) -> set[str]:
         """Return the headers that some headers include, operators aside.
 
-        Conditions are not looked at: what is included under any of them counts.
+        Conditions are ignored: an include under any condition counts.
         """
         seen: set[str] = set()
         ahead = list(starts)
@@ -307,7 +308,7 @@ def _headers(tree: _Tree, names: set[str], units: Sequence[_Unit]) -> dict[str, 
     starts = [found for h in [*core, *_PYTHON] if (found := tree.find(h, None))]
     starts += [found for unit in units for h in unit.torch_headers if (found := tree.find(h, None))]
     for header in tree.reached(starts, skeleton):
-        # Headers of torch name the operators that they call for builds with one header for each.
+        # Headers of torch list the operators that they call, for builds with a header per operator.
         text = skeleton[header] if header in skeleton else tree.text(header)
         operators |= set(re.findall(r"#include <ATen/ops/(\w+)\.h>", text)) & tree.operators
     functions = [
@@ -366,7 +367,7 @@ inline at::Tensor make_variable(at::Tensor data, bool requires_grad) {
 
 
 def _picked(text: str, names: set[str]) -> list[str]:
-    """Return the inline functions of a header that have one of the names, as they stand there."""
+    """Return the text of those inline functions of a header that have one of the names."""
     found = re.findall(
         r"^(inline [^\n;]*?\b(\w+)\([^\n]*\n(?:.*?\n)??\})$", text, re.MULTILINE | re.DOTALL
     )
@@ -376,7 +377,7 @@ def _picked(text: str, names: set[str]) -> list[str]:
 def _refuse_left_out(
     tree: _Tree, units: Sequence[_Unit], names: set[str], headers: Mapping[str, str]
 ) -> None:
-    """Raise NotFast where a name of the source is declared by a header that is left out."""
+    """Raise NotFast if a header that is left out declares a name of the source."""
     extra = [found for u in units for h in u.torch_headers if (found := tree.find(h, None))]
     kept = tree.reached([*headers, *extra], headers)
     left_out = tree.reached(["torch/extension.h"], {}) - kept - {FACTORIES, FUNCTIONS, TYPES}
@@ -393,7 +394,7 @@ def _refuse_left_out(
         if header.startswith(_OURS):
             nested = _NESTED.search(text) and not _OUTER.search(text)
             hits |= qualifiers & here.namespaces
-            # A function more of a known name is another overload, or hides at's in torch.
+            # A further function of a known name is another overload, or hides that of at in torch.
             hits |= set() if nested else free & (here.functions | here.names - known.names)
         if hits:
             raise NotFast(f"{min(hits)!r} is declared in {header}")
@@ -401,7 +402,7 @@ def _refuse_left_out(
 
 @dataclass(slots=True)
 class _Declared:
-    """What some headers declare outside classes and functions.
+    """The names that some headers declare outside of classes and functions.
 
     Attributes:
         macros: their names.

@@ -16,7 +16,7 @@ def counted(device: torch.device, wanted: bool) -> Iterator[dict[str, int]]:
 
     Args:
         device: nothing is counted unless it is a GPU.
-        wanted: profiling costs host time, so only calls that ask for it pay.
+        wanted: profiling costs host time, so only some calls ask for it.
     """
     kernels: dict[str, int] = {}
     if device.type != "cuda" or not wanted:
@@ -43,10 +43,10 @@ def durations(device: torch.device) -> Iterator[list[float]]:
 
 
 def gpu_profiler() -> Any:
-    """Return torch's profiler for what the GPU does, not yet started.
+    """Return torch's profiler for the work of the GPU, not yet started.
 
-    Not torch.profiler.profile around it: that imports torch's compiler, to ask it for a setting.
-    In a worker's first profiled call it took 4 to 5 s (torch 2.11, H200, 2026-11-28).
+    torch.profiler.profile around it would import torch's compiler, to read a setting of it. That
+    took 4 to 5 s in a worker's first profiled call (torch 2.11, H200, 2026-11-28).
     """
     return profile(use_cpu=False, use_device="cuda", use_kineto=True)
 

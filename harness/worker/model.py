@@ -13,7 +13,7 @@ from harness.usercode.modules import seed_everything
 
 
 class LoadError(Exception):
-    """The file or the class cannot be loaded; the message names the file."""
+    """The file has no usable class; the message names the file."""
 
 
 def load_module(
@@ -22,7 +22,7 @@ def load_module(
     """Execute a file and return its module, constructed with init under the given seed.
 
     Raises:
-        LoadError: no such class, or not a torch.nn.Module.
+        LoadError: the file has no such class, or the class is no torch.nn.Module.
         Exception: whatever the file or the constructor raises.
     """
     namespace = source.execute(path, f"evaluated_{class_name.lower()}", overrides)
@@ -32,5 +32,8 @@ def load_module(
     seed_everything(seed)
     module = cls(*init)
     if not isinstance(module, torch.nn.Module):
-        raise LoadError(f"{path}: {class_name} is a {type(module).__name__}, not a torch.nn.Module")
+        raise LoadError(
+            f"{path}: {class_name} is a {type(module).__name__}, not a torch.nn.Module. "
+            f"Next: derive {class_name} from torch.nn.Module."
+        )
     return module

@@ -27,7 +27,7 @@ class Preparation:
     """Answers the requests that make a worker ready for calls.
 
     Args:
-        state: what the worker keeps.
+        state: shared by all requests.
         take_fds: returns the descriptors that came with the request.
         announce: tells the judge (event, extension name) around each compilation.
     """
@@ -44,12 +44,13 @@ class Preparation:
         self._draws = Draws()
 
     def do_confine(self, request: dict[str, Any]) -> None:
-        """Give up rights; must come before any user code."""
-        # The judge reads timed outputs through it. A process may open its own until it hides.
+        """Give up rights. The judge asks for this before any user code runs."""
+        # The judge reads timed outputs through this descriptor. The process can open its own memory
+        # only before it gives up rights.
         with contextlib.suppress(OSError):
             memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
             self._state.descriptors.append(memory)
-        # Before a change of user: root may not renice another user's process in every container.
+        # Before the change of user: in some containers root may not renice another user's process.
         os.nice(request["niceness"])
         sandbox.confine(
             untrusted=request["untrusted"],
@@ -65,19 +66,19 @@ class Preparation:
             torch.set_num_threads(request["threads"])
 
     def do_pin(self, request: dict[str, Any]) -> None:
-        """Keep every thread of this process on some cores, as far as the system lets it."""
+        """Keep every thread of this process on some cores, if the system allows it."""
         for task in Path("/proc/self/task").iterdir():
             _pin(int(task.name), request["cores"])
 
     def do_pin_main_thread(self, request: dict[str, Any]) -> None:
-        """Keep the main thread, which is this one, on some cores, as far as the system lets it."""
+        """Keep the main thread, which is this one, on some cores, if the system allows it."""
         _pin(0, request["cores"])
 
     def do_arena(self, request: dict[str, Any]) -> None:
         """Map an arena that the judge allocated."""
         state, which = self._state, request["which"]
         if which == "stage":
-            # Unmapped before its successor is mapped. What lay in it goes with it.
+            # Free the inputs over the old stage before the new one is mapped.
             state.batch.clear()
             gc.collect()
         arena: ipc.Arena
@@ -94,7 +95,7 @@ class Preparation:
             arena = device_arena.DeviceArena.open(handle, request["bytes"], request["device"])
         state.arenas[which] = arena
         if which == "call mailbox" and state.device.type == "cuda":
-            # Pinned, or copies to and from it would not wait their turn in the stream.
+            # Pinned: copies of unpinned memory do not run in the order of the stream.
             memory = arena.flat()
             code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), len(memory), 0)
             torch.cuda.check_error(code)
@@ -110,7 +111,7 @@ class Preparation:
             pass
 
     def do_draws(self, request: dict[str, Any]) -> None:
-        """Take the large random tensors that the next constructor would draw."""
+        """Map the large random tensors of the next constructor, so that it need not draw them."""
         (fd,) = self._take_fds()
         self._draws = Draws(fd, request["index"])
 
@@ -131,7 +132,7 @@ class Preparation:
         state.loaded = self._construct(request)
         state.inputs = calls.Inputs(state.device)
         state.batch = calls.Batch(state.device)
-        # What there is now stays: later collections need not look through all that was imported.
+        # The collector need not look through all imported objects later: they stay.
         gc.collect()
         gc.freeze()
         return {
@@ -182,7 +183,7 @@ class Preparation:
             if request["to_device"]:
                 module = module.to(state.device)
         if class_name == "Model":
-            # What a problem's file sets is not granted to the solution, nor to the judge.
+            # Undo flags that the problem's file has set: the solution does not get them either.
             numeric_flags.set_flags(request["numerics"])
         if request["compile"] is None:
             return module
@@ -198,5 +199,5 @@ class Preparation:
 
 
 def _pin(thread: int, cores: list[int]) -> None:
-    with contextlib.suppress(OSError):  # the judge looks at what came of it
+    with contextlib.suppress(OSError):  # the judge checks the result
         os.sched_setaffinity(thread, set(cores))

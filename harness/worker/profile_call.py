@@ -1,8 +1,8 @@
 """One call of a solution for a profiler: ``python -m harness.worker.profile_call FOLDER``.
 
-It loads the solution as a worker does, from what the judge left in the folder, calls it once to
-warm up and a second time between cudaProfilerStart and cudaProfilerStop. It sends nothing back: the
-profiler around it writes the result.
+It loads the solution as a worker does, from the judge's files in the folder. It calls the solution
+once to warm up, and a second time between cudaProfilerStart and cudaProfilerStop. It sends nothing
+back: the profiler around it writes the result.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def profiled_call(arena: ipc.Arena, request: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what the folder asks for."""
+    """Make the call of the folder's request."""
     folder = Path(sys.argv[1])
     os.chdir(folder)
     request = json.loads((folder / "request.json").read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def main() -> None:
     profiled_call(ipc.HostArena(descriptor, request["arena_bytes"]), request)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads and exit handlers of a candidate have no say in how this process ends.
+    # At once: threads and exit handlers of a candidate do not run.
     os._exit(0)
 
 

@@ -1,11 +1,11 @@
 """Takes the judge's rights away from a worker, before any code of a solution runs.
 
 As root, the worker changes to a user id of its own, so that it can neither read nor signal the
-judge. Where another user could not reach what the worker needs (an interpreter below a private
-home), the worker first opens just these folders, in a mount namespace of its own. Where neither
-can be had, the worker keeps the judge's user id without any capability; the judge has made itself
-undumpable, which closes /proc/PID/mem and ptrace to its own user. The judge decides which of them
-it is (harness/judge/workers/identity.py).
+judge. If another user could not reach what the worker needs (an interpreter below a private home),
+the worker first opens just these folders, in a mount namespace of its own. If neither is possible,
+the worker keeps the judge's user id without any capability. The judge has made itself undumpable,
+so that processes of its own user cannot use /proc/PID/mem or ptrace on it. The judge decides which
+of these cases applies (harness/judge/workers/identity.py).
 
 ``python -m harness.worker.sandbox SPEC COMMAND...`` becomes another program with a worker's rights.
 SPEC is JSON: ``{"uid": 1600000001, "expose": {"/root/.pyenv/versions/3.12": "/root"}}``.
@@ -54,14 +54,14 @@ def confine(
     """Take this process's rights away, limit its resources, forbid new privileges.
 
     Args:
-        untrusted: it will run a solution: it loses every capability. A trusted worker becomes
-            undumpable instead, for others of its user must not read its memory.
+        untrusted: the worker will run a solution, and loses every capability. A trusted worker
+            becomes undumpable instead: other processes of its user must not read its memory.
         uid: user id to change to; None keeps the judge's.
-        expose: files and folders that uid has to reach, with the closed folder above each.
+        expose: files and folders that uid must reach, with the closed folder above each.
         max_data_bytes: limit of private writable memory (RLIMIT_DATA); None sets none.
 
     Raises:
-        OSError: the system refuses one of them. Nothing of a solution may run then.
+        OSError: the system refuses a step. No code of a solution may run then.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if max_data_bytes is not None:
@@ -75,7 +75,7 @@ def confine(
     if untrusted:
         _drop_capabilities()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    # A change of user id clears both of these.
+    # A change of user id clears both settings, so they come last.
     die_with_parent()
     _prctl(_PR_SET_DUMPABLE, 1 if untrusted else 0)
 
@@ -83,8 +83,8 @@ def confine(
 def _open_closed_folders(expose: Mapping[str, str]) -> None:
     """Let any user reach some paths, in a mount namespace of this process's own.
 
-    An empty folder is laid over each closed one, and the paths are mounted in it where they were:
-    the rest of a private home is out of sight. No file and no mode on disk changes.
+    An empty folder is mounted over each closed one, and the paths are mounted in it at their
+    places. The rest of a private home stays hidden. No file and no mode on disk changes.
 
     Raises:
         OSError: there is no right to mount (CAP_SYS_ADMIN), or a path is gone.

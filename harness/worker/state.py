@@ -1,4 +1,4 @@
-"""What a worker keeps from one request to the next: its module, its arenas, its last answer."""
+"""The state of a worker between requests: its module, its arenas, its last answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class State:
         runtime: the CPU runner, off the GPU.
         inputs: buffers of checked calls.
         batch: inputs and outputs of timed calls.
-        previous_output: of the last checked call, where the judge asks for it later.
+        previous_output: of the last checked call, if the judge asks for it later.
         descriptors: sent to the judge with the next message, and closed then.
     """
 
@@ -73,8 +73,8 @@ class State:
     def encode(self, values: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         """Write values to the outbox; return the answer with their descriptions.
 
-        Where the outbox is too small, the answer says so. The judge then shares a larger one and
-        asks again.
+        If the outbox is too small, the answer says so. The judge then shares a larger one and asks
+        again.
         """
         self._last = (values, answer)
         encoder = ipc.Encoder(self.arenas.get("out"))
@@ -125,8 +125,8 @@ class State:
     def facts(self) -> dict[str, Any]:
         """Return what goes with every answer.
 
-        These are failed builds (a solution may build in any call, and hide a failure), and what
-        the CPU runner found and counted.
+        These are failed builds (a solution may build in any call, and hide a failure), and the
+        findings and launches of the CPU runner.
         """
         found: dict[str, Any] = {}
         builder, runtime = self.builder, self.runtime

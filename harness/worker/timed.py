@@ -20,14 +20,14 @@ class TimedCalls:
     """Answers the requests of timed calls.
 
     Args:
-        state: what the worker keeps.
+        state: shared by all requests.
     """
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def do_stage(self, request: dict[str, Any]) -> None:
-        """Take the places of the timed batches' inputs; the judge writes them before each batch."""
+        """Map the inputs of timed batches; the judge writes them before each batch."""
         self._state.batch.clear()
         self._state.forget_calls()
         gc.freeze()
@@ -36,14 +36,14 @@ class TimedCalls:
             _stage(self._state.batch, decoder, args, grads)
 
     def do_clear(self, request: dict[str, Any]) -> None:
-        """Let go of everything that batches hold, and give cached memory back to the device."""
+        """Let go of all tensors of batches, and give cached memory back to the device."""
         self._state.batch.clear()
         self._state.forget_calls()
         if self._state.kind == "cuda":
             torch.cuda.empty_cache()
 
     def do_ready(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Leave NaN patterns where outputs will come to lie, and say which memory that is."""
+        """Leave NaN patterns in the memory of the next outputs, and describe that memory."""
         modules.set_mode(self._state.module, request["mode"])
         self._state.batch.outputs = []
         where = calls.poison(request["poison"], self._state.device)
@@ -57,12 +57,17 @@ class TimedCalls:
         with self._undisturbed():
             order, seed = page.await_go(number)
             claimed = batch.run(module, order, request["keep"], seed)
-            page.done(number, batch.where, batch.width)
-        allocations = self._allocations(batch.where)
-        return {"claimed_ms": claimed, "allocations": allocations, **batch.forms()}
+            page.done(number, batch.where[: mailbox.MAX_WORDS], batch.width)
+        tensors = modules.module_state(module)
+        moving = [tensors.get(name) for name in request["moving"]]
+        forms = batch.forms(moving)
+        tensors_of_call = len(forms["forms"])
+        where = [w for i, w in enumerate(batch.where) if i % batch.width < tensors_of_call]
+        allocations = self._allocations([*where, *forms["moving_at"]])
+        return {"claimed_ms": claimed, "allocations": allocations, **forms}
 
     def do_alone(self, request: dict[str, Any]) -> None:
-        """Make isolated calls, each when its inputs have come over the mailbox."""
+        """Make isolated calls, each when its inputs have arrived in the mailbox."""
         state, nbytes = self._state, request["bytes"]
         arena = state.host_arena("call mailbox")
         pages, place, batch = mailbox.CallMailbox(arena, nbytes), None, state.batch
@@ -76,7 +81,7 @@ class TimedCalls:
             batch.run_alone(state.module, pages, place, request["number"], request["empty"])
 
     def do_profile(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Say how long the kernels of one call take, by torch's profiler."""
+        """Measure the kernels of one call with torch's profiler."""
         module, batch = self._state.module, self._state.batch
         modules.set_mode(module, request["mode"])
         batch.outputs = []
@@ -85,7 +90,7 @@ class TimedCalls:
         return {"device_ms": sum(spent) / len(request["order"])}
 
     def _allocations(self, where: Iterable[int]) -> list[dict[str, Any]]:
-        """Describe the GPU memory that addresses lie in, for the judge to map."""
+        """Describe the GPU memory around some addresses, which the judge maps."""
         if self._state.kind != "cuda":
             return []
         from harness.ipc import device_arena
@@ -97,7 +102,7 @@ class TimedCalls:
 
     @contextlib.contextmanager
     def _undisturbed(self) -> Iterator[None]:
-        """Keep what is no part of a call off the clock: collections, guarded allocations."""
+        """Prevent garbage collections and guarded allocations during timed calls."""
         runtime = self._state.runtime
         gc.disable()
         if runtime is not None:

@@ -22,7 +22,9 @@ OTHERS = {"problem", "product", "short", "works_ahead", "adds_ahead", "naps_alon
 ATTACKS = sorted(
     path.stem
     for path in FOLDER.glob("*.py")
-    if path.stem not in OTHERS and not path.read_text().startswith("# device: cuda")
+    if path.stem not in OTHERS
+    and not path.stem.startswith("running")
+    and not path.read_text().startswith("# device: cuda")
 )
 EVERY_TIME = {
     "answers_when_asked",
@@ -77,6 +79,25 @@ def test_attack_gains_nothing(name: str) -> None:
         assert verdict.status is Status.PASSED, told
         assert verdict.speed.low is not None
         assert verdict.speed.low < BOUND, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("honest", Status.PASSED, ""),
+        ("skips_its_state", Status.WRONG_STATE, "state average is not the reference's"),
+        ("stale_number", Status.WRONG_VALUES, "a timed call gives "),
+        ("one_stale_of_many", Status.WRONG_VALUES, "was not there when"),
+    ],
+)
+def test_all_that_a_timed_call_leaves_is_looked_at(name: str, status: Status, said: str) -> None:
+    """The state after the calls, numbers among the outputs, any of a hundred tensors."""
+    solution = FOLDER / f"running_{name}.py"
+    pair = Pair(name=name, problem=FOLDER / "running.py", solution=solution)
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size="full"))
+    assert verdict.status is status, verdict.message
+    assert said in verdict.message
 
 
 @pytest.mark.slow

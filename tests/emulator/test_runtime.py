@@ -101,15 +101,15 @@ def run(support: Path, library: Path, tmp_path: Path) -> Any:
     return run
 
 
-def test_launches_are_counted_by_kernel(run: Any) -> None:
+def test_launches_are_counted(run: Any) -> None:
     got = run(
         "x = torch.randn(100)\n"
         "for order in ('forward', 'reverse', 'shuffled'):\n"
         "    runtime.set_thread_order(order, 3)\n"
         "    assert torch.equal(module.f(x), 2 * x)\n"
-        "print(json.dumps([runtime.launches, runtime.launched_kernels()]))"
+        "print(json.dumps(runtime.launches))"
     )
-    assert got == [3, {"twice": 3}]
+    assert got == 3
 
 
 def test_on_cpu_the_solution_takes_its_own_path(run: Any) -> None:
@@ -151,14 +151,15 @@ def test_thousands_of_tensors_do_not_use_up_mappings(run: Any) -> None:
     got = run(
         "alive = [torch.empty(3) for _ in range(20000)]\n"
         "for _ in range(30000):\n    torch.empty(1000)\n"
-        "maps = len(Path('/proc/self/maps').read_text().splitlines())\n"
+        "maps = lambda: len(Path('/proc/self/maps').read_text().splitlines())\n"
+        "full = maps()\n"
         "total = sum(t.numel() for t in alive)\n"
         "del alive\n"
-        "print(json.dumps([maps, total, runtime.live_allocations()]))"
+        "print(json.dumps([full, total, maps()]))"
     )
     assert got[0] < 40000
     assert got[1] == 60000
-    assert got[2] < 100
+    assert got[2] < got[0] - 10000, "freed tensors keep no mappings"
 
 
 def test_a_fault_in_host_code_leaves_a_finding_behind(run: Any, tmp_path: Path) -> None:

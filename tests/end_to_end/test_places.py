@@ -19,9 +19,8 @@ from typing import Any
 
 import pytest
 
-from harness.domain import Options, Pair, Status
+from harness.domain import Options, Pair, Refusal, Status
 from harness.fleet import preflight
-from harness.fleet.judge_process import Failure
 from harness.judge.workers import identity
 from harness.machine.environment import PROJECT_ROOT
 from harness.pairs.settings import Settings
@@ -400,10 +399,10 @@ def test_solution_that_the_user_may_not_read_is_skipped_with_the_next_step(
 
     monkeypatch.setattr(preflight, "read_settings", lambda path: Settings())
     monkeypatch.setattr(Path, "read_text", refused)
-    found = preflight.preflight(pair, Options(device="cpu"))
-    assert isinstance(found, Failure)
-    assert found.status is Status.SKIPPED
-    assert "Permission denied. Next: let the user who runs this read it" in found.message
+    said = "Permission denied. Next: let the user who runs this read it"
+    with pytest.raises(Refusal, match=said) as refusal:
+        preflight.preflight(pair, Options(device="cpu"))
+    assert refusal.value.status is Status.SKIPPED
 
 
 def test_worker_whose_memory_cannot_be_looked_at_is_not_timed(tmp_path: Path) -> None:
@@ -421,7 +420,7 @@ remote.ipc.Channel.take_fds = lambda self: []
 pair = Pair(name="p", problem=Path(sys.argv[1]), solution=Path(sys.argv[2]))
 log = Path(sys.argv[3])
 options = Options(device="cpu", quick=True, seed=1)
-judge = Judge(pair, options, Settings(), log, lambda *e, **f: None, int)
+judge = Judge(pair, options, Settings(), log, lambda *e, **f: None, lambda what, need: None)
 print(json.dumps(to_json(judge.verdict())))
 os._exit(0 if not sys.stdout.flush() else 1)
 """

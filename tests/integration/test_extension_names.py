@@ -125,8 +125,8 @@ def test_extension_that_torch_renamed_is_imported_under_its_new_name(
     """torch numbers by content and folder, and may come to another number than ours."""
     process = builder("cuda")
 
-    def load_inline(name: str, sources: list[str], *, build_directory: str, **_: Any) -> None:
-        compile_module(Path(build_directory), f"{name}_v7", sources[0])
+    def load_inline(name: str, *, cpp_sources: list[str], build_directory: str, **_: Any) -> None:
+        compile_module(Path(build_directory), f"{name}_v7", cpp_sources[0])
 
     monkeypatch.setattr(process, "_torch_load_inline", load_inline, raising=False)
     assert process.load_inline("ext", "1").value == 1

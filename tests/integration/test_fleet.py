@@ -112,10 +112,9 @@ def test_judge_killed_by_its_problem_is_no_want_of_memory(run: Run) -> None:
     [("killed_by_solution", "killed (SIGKILL)"), ("stopped_by_solution", "stopped (SIGSTOP)")],
 )
 def test_judge_that_a_solution_of_its_own_user_signals_blames_the_solution(
-    run: Run, monkeypatch: pytest.MonkeyPatch, part: str, said: str
+    run: Run, part: str, said: str
 ) -> None:
-    monkeypatch.setattr("harness.fleet.judge_process._STOPPED_S", 0.2)
-    verdict = run(part)[part]
+    verdict = run(part, deadlines=dataclasses.replace(LONG, stopped_s=0.2))[part]
     assert verdict.status is Status.CRASHED
     assert verdict.blame is Blame.SOLUTION
     assert f"the judge was {said}" in verdict.message
@@ -158,7 +157,7 @@ def test_where_the_reference_hangs_is_said(run: Run) -> None:
     part = "reference_hangs_in_line_2"
     verdict = run(part, deadlines=SHORT)[part]
     assert verdict.status is Status.INVALID_REFERENCE
-    assert "did not return within 0 s: it stands in line 2, in slow. Next" in verdict.message
+    assert "did not return within 0 s (line 2, in slow). Next" in verdict.message
     assert verdict.log is not None
     assert "most recent call first" in Path(verdict.log).read_text()
 

@@ -174,7 +174,7 @@ def test_truncated_baseline_exits_with_2_before_anything_runs(
     for option in ("--check-baseline", "--update-baseline"):
         assert checkout.run(option) == 2
         err = capsys.readouterr().err
-        assert "cpu-runner.json: not whole" in err
+        assert "cpu-runner.json: is damaged" in err
         assert "left" not in err
     assert len(checkout.baseline.read_text()) == 500
 
@@ -203,11 +203,11 @@ def test_failed_pair_is_not_stored_and_that_is_said(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--check-baseline", "--update-baseline"), "check first"),
+        (("--check-baseline", "--update-baseline"), "check, then update"),
         (("--check-baseline", "norm"), "name pairs before"),
         (("--check-baseline", "none.json"), "no such baseline"),
         (("--update-baseline", "--fail-fast"), "leave out --fail-fast"),
-        (("--html", "no/folder/x.html"), "no such folder"),
+        (("--html", "no/folder/x.html"), "does not exist"),
         (("--junit", "."), "is a folder"),
         (("--report", "none.json"), "none.json"),
         (("--compare", "none.json", "none.json"), "none.json"),
@@ -239,7 +239,7 @@ def test_history_that_cannot_be_written_is_a_warning(
 
     monkeypatch.setattr(Path, "touch", refuse)
     assert checkout.run("add") in (0, 3)
-    assert "not in the history" in capsys.readouterr().err
+    assert "could not be stored in the history" in capsys.readouterr().err
 
 
 def test_reports_are_written_by_a_run_and_again_from_its_record(

@@ -86,7 +86,7 @@ def test_failed_installation_is_tried_again(tmp_path: Path) -> None:
     (tmp_path / "pip-fails").touch()
     code, said, _ = tree.make("eval")
     assert code != 0
-    assert "filling .venv failed" in said
+    assert "make: pip could not install the packages into .venv" in said
     (tmp_path / "pip-fails").unlink()
     code, _, asked = tree.make("eval")
     assert code == 0

@@ -68,7 +68,7 @@ def test_hidden_process_stands_still_with_its_worker(
     monkeypatch.setattr(process_tree, "_LISTS_CHILDREN", listed and process_tree._LISTS_CHILDREN)
     worker, child = hidden
     assert {worker, child} <= processes.family(worker, orphans=True).keys()
-    still = processes.stop(worker, orphans=True)
+    still = processes.stop(worker, orphans=True, limit_s=2)
     assert state(worker) == state(child) == "T"
     time.sleep(0.05)
     assert processes.stood_still(worker, still, orphans=True)
@@ -84,7 +84,7 @@ def test_a_trusted_worker_is_stopped_without_what_the_judge_has_adopted(
     hidden: tuple[int, int], request: pytest.FixtureRequest
 ) -> None:
     worker, child = hidden
-    still = processes.stop(worker, orphans=False)
+    still = processes.stop(worker, orphans=False, limit_s=2)
     adopted = "orphan" in request.node.callspec.id
     assert state(worker) == "T"
     assert (state(child) in "SR") is adopted
@@ -135,7 +135,7 @@ work()
     worker = started(script)
     try:
         for _ in range(20):
-            still = processes.stop(worker.pid, orphans=True)
+            still = processes.stop(worker.pid, orphans=True, limit_s=2)
             time.sleep(0.005)
             assert processes.stood_still(worker.pid, still, orphans=True)
             processes.resume(still, worker.pid)
@@ -171,7 +171,7 @@ while True:
     worker = started(script)
     try:
         try:
-            still = processes.stop(worker.pid, orphans=True)
+            still = processes.stop(worker.pid, orphans=True, limit_s=2)
         except processes.Restless:
             return  # seen at once
         time.sleep(0.1)
@@ -181,12 +181,11 @@ while True:
 
 
 def test_who_never_stands_is_restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_STAND_S", 0.2)
     monkeypatch.setattr(processes, "_stands", lambda process, thread: False)
     worker = started("import time; print(flush=True); time.sleep(60)")
     try:
         with pytest.raises(processes.Restless):
-            processes.stop(worker.pid, orphans=True)
+            processes.stop(worker.pid, orphans=True, limit_s=0.2)
     finally:
         ended(worker)
 
@@ -206,7 +205,7 @@ def test_a_name_that_is_no_text_hides_nobody() -> None:
             assert named.stdout is not None
             named.stdout.readline()
             assert processes.resident_bytes(named.pid) > 1 << 20
-            still = processes.stop(named.pid, orphans=False)
+            still = processes.stop(named.pid, orphans=False, limit_s=2)
             assert still.members == {named.pid}
             assert processes.stood_still(named.pid, still, orphans=False)
         finally:

@@ -284,7 +284,7 @@ def test_resume_file_is_not_written_as_a_report(
     cli("--resume", str(file))
     before = file.read_bytes()
     main(["--resume", str(file), "--html", str(file)], root=tmp_path, judge_command=FAKE_JUDGE)
-    assert "is the file of --resume" in capsys.readouterr().err
+    assert "is also the file of --resume" in capsys.readouterr().err
     assert file.read_bytes() == before
 
 
@@ -338,7 +338,7 @@ def test_damaged_line_costs_its_own_pair_only(
     file.write_bytes(header + b"\0" * len(first) + b"\n" + b"".join(rest) + header)
     cli("--resume", str(file))
     assert evaluated(tmp_path) == {"passes": 2, "wrong": 1}
-    assert "line 2 holds no verdict" in capsys.readouterr().err
+    assert "line 2 is ignored: it holds no verdict" in capsys.readouterr().err
 
 
 def test_full_disk_costs_a_warning_and_exit_code_3_and_no_verdict(

@@ -20,7 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "machine": {"domain"},
     "pairs": {"domain"},
     "judge/policy": set(),
-    "judge/reference": {"domain", "ipc", "usercode"},
+    "judge/reference": {"domain", "ipc", "judge/policy", "usercode"},
     "judge/workers": {"domain", "ipc", "judge/policy", "judge/reference", "machine", "usercode"},
     "judge/check": {"domain", "ipc", "judge/policy", "judge/reference", "judge/workers"}
     | {"usercode"},

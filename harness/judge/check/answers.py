@@ -21,7 +21,7 @@ from harness.judge.reference.problem import InvalidReference, Outcome, Problem, 
 from harness.usercode.modules import mapped, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
-"""Above this, tensors are not kept or sent back for checks that can do without."""
+"""Larger outputs are not kept or sent back for checks that can do without them."""
 _MANY_TIMES = 1e6
 
 
@@ -46,7 +46,7 @@ class Case:
         oracle: what it does in float64.
         varied: whether the inputs really differ from a nominal draw.
         output_grads: one per output tensor in train mode, else None.
-        outside: whether the inputs are none that the problem draws.
+        outside: whether the problem draws no such inputs.
         evidence: looks into errors of this call; made when needed.
     """
 
@@ -80,7 +80,7 @@ class AnswerJudge:
     """Compares answers with cases, one after the other.
 
     Args:
-        problem, oracle: what answers are held against.
+        problem, oracle: compute the right answers.
         match: how the candidate's state was matched.
         standard: bounds.
         report: takes the figures.
@@ -115,43 +115,29 @@ class AnswerJudge:
         Raises:
             Refused: the first thing that is wrong with it.
         """
+        try:
+            self._judge(answer, trial, case)
+        except _Found as found:
+            raise Refused(found.mismatch, trial, case) from None
 
-        def refuse(mismatch: Mismatch | None) -> None:
-            if mismatch is not None:
-                raise Refused(mismatch, trial, case)
-
-        values = answer["decoded"]
+    def _judge(self, answer: dict[str, Any], trial: trials.Trial, case: Case) -> None:
+        values, expected = answer["decoded"], case.reference
         odd = answer.get("odd")
         if odd:
-            refuse(Mismatch(status=Status.WRONG_STRUCTURE, message=str(odd[0])[:300]))
-        refuse(structure(values.get("output"), case.reference.output))
-        self._compare_all(
-            values.get("output"),
-            case.reference.output,
-            case.oracle.output,
-            "output",
-            trial,
-            case,
-            None,
-        )
-        self._check_aliases(answer, trial, case)
+            raise _found(Status.WRONG_STRUCTURE, str(odd[0])[:300])
+        output = values.get("output")
+        _refuse(structure(output, expected.output))
+        self._compare_all(output, expected.output, case.oracle.output, "output", trial, case)
+        _check_aliases(answer.get("aliases"), expected)
         if "inputs" in values:
-            returned = values["inputs"]
-            found = structure(
-                list(returned) if isinstance(returned, (list, tuple)) else returned,
-                [similarity.plain(v) for v in case.reference.inputs],
-                "input",
-            )
-            if found:
-                refuse(recast(found, Status.INPUT_MUTATED, "an input changed its form: "))
-            self._compare_inputs(values["inputs"], trial, case)
-        if self._accepted is not None and "previous" in values and not case.reference.aliases:
-            self._check_previous(values["previous"], trial, case)
+            self._check_inputs(values["inputs"], trial, case)
+        if self._accepted is not None and "previous" in values and not expected.aliases:
+            self._check_previous(values["previous"])
         if case.output_grads is not None:
-            self._check_gradients(answer, values, trial, case)
+            self._check_gradients(answer.get("missing_grads"), values, trial, case)
         self._check_state(values.get("state"), trial, case)
-        size = sum(t.numel() * t.element_size() for t in tensors_of(case.reference.output))
-        self._accepted = values.get("output") if size < BIG_BYTES else None
+        size = sum(t.numel() * t.element_size() for t in tensors_of(expected.output))
+        self._accepted = output if size < BIG_BYTES else None
 
     def _compare_all(
         self,
@@ -161,10 +147,9 @@ class AnswerJudge:
         what: str,
         trial: trials.Trial,
         case: Case,
-        status: Status | None,
+        status: Status | None = None,
     ) -> None:
-        triples = similarity.triples(got, reference, oracle, what)
-        for name, g, r, o in triples:
+        for name, g, r, o in similarity.triples(got, reference, oracle, what):
             compared = compare.tensor(
                 g,
                 r,
@@ -179,14 +164,10 @@ class AnswerJudge:
             self._record(compared.check)
             if compared.warning:
                 self._warn(compared)
-            mismatch = compared.mismatch
-            if mismatch is not None:
-                if status is not None:
-                    mismatch = recast(mismatch, status, "")
-                raise Refused(mismatch, trial, case)
+            _refuse(compared.mismatch, status)
 
     def _evidence(self, trial: trials.Trial, case: Case) -> Evidence:
-        """Return what looks into the errors of a call; it runs nothing until it is asked."""
+        """Return the evidence of a call; it runs nothing until it is asked."""
         if case.evidence is None:
             exact = named(case.oracle, self._names)
             case.evidence = Evidence(
@@ -234,76 +215,47 @@ class AnswerJudge:
         ):
             self._report.checks[kind] = check
 
-    def _check_aliases(self, answer: dict[str, Any], trial: trials.Trial, case: Case) -> None:
-        allowed = {tuple(a) for a in case.reference.aliases}
-        for pair in answer.get("aliases") or []:
-            if isinstance(pair, list) and len(pair) == 2 and tuple(pair) not in allowed:
-                raise Refused(
-                    Mismatch(
-                        status=Status.INPUT_MUTATED,
-                        message=f"output {pair[0]} shares memory with input {pair[1]}: writing to "
-                        "one changes the other; the reference returns new memory",
-                    ),
-                    trial,
-                    case,
-                )
-
-    def _compare_inputs(self, got: Any, trial: trials.Trial, case: Case) -> None:
+    def _check_inputs(self, got: Any, trial: trials.Trial, case: Case) -> None:
+        returned = list(got) if isinstance(got, (list, tuple)) else got
+        wanted = [similarity.plain(v) for v in case.reference.inputs]
+        found = structure(returned, wanted, "input")
+        _refuse(found, Status.INPUT_MUTATED, "an input changed its form: ")
         after, before = tensors_of(case.reference.inputs), tensors_of(case.inputs)
         for i, (g, r, b) in enumerate(zip(tensors_of(got), after, before, strict=False)):
             r, b = r.detach(), b.detach()
             if similarity.identical(g, r):
                 continue
             if similarity.identical(r, b):
-                raise Refused(
-                    Mismatch(
-                        status=Status.INPUT_MUTATED,
-                        message=f"input {i} was changed by the call; the reference leaves it alone",
-                    ),
-                    trial,
-                    case,
+                raise _found(
+                    Status.INPUT_MUTATED,
+                    f"input {i} was changed by the call; the reference leaves it alone",
                 )
-            compared = compare.tensor(
-                g,
-                r,
-                to_double(r),
-                dataclasses.replace(self._standard, oracle_precision="fp32"),
-                trial.name,
-                f"input {i}",
-            )
+            standard = dataclasses.replace(self._standard, oracle_precision="fp32")
+            compared = compare.tensor(g, r, to_double(r), standard, trial.name, f"input {i}")
             self._record(compared.check)
-            if compared.mismatch is not None:
-                raise Refused(recast(compared.mismatch, Status.INPUT_MUTATED, ""), trial, case)
+            _refuse(compared.mismatch, Status.INPUT_MUTATED)
 
-    def _check_previous(self, got: Any, trial: trials.Trial, case: Case) -> None:
+    def _check_previous(self, got: Any) -> None:
         expected = tensors_of(self._accepted)
         for i, (g, e) in enumerate(zip(tensors_of(got), expected, strict=False)):
             if g.shape == e.shape and not similarity.identical(g, e):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_VALUES,
-                        message=f"output {i} of the call before changed when the model was called "
-                        "again: it reuses its output's memory",
-                    ),
-                    trial,
-                    case,
+                raise _found(
+                    Status.WRONG_VALUES,
+                    f"output {i} of the call before changed when the model was called again: it "
+                    "reuses its output's memory",
                 )
 
     def _check_gradients(
-        self, answer: dict[str, Any], values: dict[str, Any], trial: trials.Trial, case: Case
+        self, missing: Any, values: dict[str, Any], trial: trials.Trial, case: Case
     ) -> None:
-        missing = answer.get("missing_grads")
         if missing:
-            raise Refused(
-                Mismatch(status=Status.WRONG_GRADIENTS, message=str(missing)[:500]), trial, case
-            )
-        got_inputs = values.get("input_grads") or []
-        names = self._names
+            raise _found(Status.WRONG_GRADIENTS, str(missing)[:500])
+        got_inputs, exact = values.get("input_grads") or [], case.oracle.input_grads
         for i, r in enumerate(case.reference.input_grads):
-            o = case.oracle.input_grads[i] if i < len(case.oracle.input_grads) else None
-            g = got_inputs[i] if i < len(got_inputs) else None
-            name = f"grad {names[i] if i < len(names) else i}"
-            self._gradient(g, r, o, name, trial, case)
+            g, o, name = (
+                part[i] if i < len(part) else None for part in (got_inputs, exact, self._names)
+            )
+            self._gradient(g, r, o, f"grad {i if name is None else name}", trial, case)
         got_state = values.get("state_grads") or {}
         for theirs, ours in self._match.source.items():
             r = case.reference.state_grads.get(ours)
@@ -316,84 +268,57 @@ class AnswerJudge:
         if reference is None:
             # An unused tensor has no gradient; zeros say the same.
             if isinstance(got, torch.Tensor) and bool((got != 0).any()):
-                raise Refused(
-                    Mismatch(
-                        status=Status.WRONG_GRADIENTS,
-                        message=f"{name} is not zero; the reference does not use that tensor",
-                    ),
-                    trial,
-                    case,
+                raise _found(
+                    Status.WRONG_GRADIENTS,
+                    f"{name} is not zero; the reference does not use that tensor",
                 )
             return
         if got is None:
-            if not bool((reference != 0).any()):
-                return
-            raise Refused(
-                Mismatch(status=Status.WRONG_GRADIENTS, message=f"{name} is missing"), trial, case
-            )
-        found = structure(got, reference, name)
-        if found is None:
-            truth = to_double(reference) if oracle is None else to_double(oracle)
-            self._compare_all(
-                got,
-                reference,
-                truth.to(reference.device),
-                name,
-                trial,
-                case,
-                Status.WRONG_GRADIENTS,
-            )
-        else:
-            raise Refused(recast(found, Status.WRONG_GRADIENTS, ""), trial, case)
+            if bool((reference != 0).any()):
+                raise _found(Status.WRONG_GRADIENTS, f"{name} is missing")
+            return
+        _refuse(structure(got, reference, name), Status.WRONG_GRADIENTS)
+        truth = to_double(reference if oracle is None else oracle).to(reference.device)
+        self._compare_all(got, reference, truth, name, trial, case, Status.WRONG_GRADIENTS)
 
     def _check_state(self, got: Any, trial: trials.Trial, case: Case) -> None:
         if not isinstance(got, dict):
-            raise Refused(
-                Mismatch(status=Status.WRONG_STATE, message="no state came back"), trial, case
-            )
+            raise _found(Status.WRONG_STATE, "no state came back")
         for name in self._match.unheld:
             if not similarity.identical(case.reference.state[name], case.before[name]):
                 said = f"{name} changes in the reference; the candidate does not hold it"
-                self._wrong_state(said, name, trial, case)
+                self._wrong_state(_found(Status.WRONG_STATE, said), name, trial, case)
         for theirs, ours in self._match.source.items():
             r, before = case.reference.state[ours], case.before[ours]
             g = got.get(theirs)
             if not isinstance(g, torch.Tensor) or g.shape != r.shape:
-                raise Refused(
-                    Mismatch(status=Status.WRONG_STATE, message=f"{theirs} lost its form"),
-                    trial,
-                    case,
-                )
+                raise _found(Status.WRONG_STATE, f"{theirs} lost its form")
             g = g.to(r.dtype)
             if similarity.identical(g, r):
                 continue
             if similarity.identical(r, before):
                 said = f"{theirs} was changed by the call; the reference leaves it alone"
-                self._wrong_state(said, ours, trial, case)
+                self._wrong_state(_found(Status.WRONG_STATE, said), ours, trial, case)
                 continue
             truth = to_double(case.oracle.state[ours]).to(r.device)
             try:
                 self._compare_all(g, r, truth, f"state {ours}", trial, case, Status.WRONG_STATE)
-            except Refused as refused:
-                self._wrong_state(refused.mismatch, ours, trial, case)
+            except _Found as found:
+                self._wrong_state(found, ours, trial, case)
 
-    def _wrong_state(
-        self, found: Mismatch | str, ours: str, trial: trials.Trial, case: Case
-    ) -> None:
-        """Refuse a wrong part of the state, or warn of it where no later call can see it.
+    def _wrong_state(self, found: _Found, ours: str, trial: trials.Trial, case: Case) -> None:
+        """Refuse a wrong part of the state, or warn of it if no later call can see it.
 
         Args:
-            found: what is wrong with it, or the mismatch.
+            found: what is wrong with it.
             ours: the reference's name of it.
             trial: in which.
             case: the same.
         """
-        if isinstance(found, str):
-            found = Mismatch(status=Status.WRONG_STATE, message=found)
         if ours not in self._idle:
             self._idle[ours] = self._is_idle(ours, trial, case)
         if not self._idle[ours]:
-            raise Refused(found, trial, case)
+            raise found
         warning = f"{ours} differs from the reference's; no output of it depends on that buffer"
         if warning not in self._report.warnings:
             self._report.warnings.append(warning)
@@ -415,8 +340,36 @@ class AnswerJudge:
             write_state(problem.reference, after)
 
 
-def recast(mismatch: Mismatch, status: Status, prefix: str, message: str | None = None) -> Mismatch:
-    """Return a mismatch under another status, with a prefix or another message."""
-    return dataclasses.replace(
-        mismatch, status=status, message=prefix + (message or mismatch.message)
-    )
+class _Found(Exception):
+    """A mismatch, before it is known in which trial."""
+
+    def __init__(self, mismatch: Mismatch) -> None:
+        super().__init__(mismatch.message)
+        self.mismatch = mismatch
+
+
+def _found(status: Status, message: str) -> _Found:
+    return _Found(Mismatch(status=status, message=message))
+
+
+def _refuse(mismatch: Mismatch | None, status: Status | None = None, prefix: str = "") -> None:
+    """Raise a mismatch if there is one, under another status if one is given."""
+    if mismatch is not None:
+        raise _Found(recast(mismatch, status or mismatch.status, prefix + mismatch.message))
+
+
+def _check_aliases(pairs: Any, expected: Outcome) -> None:
+    """Refuse outputs that share memory with an input, unless the reference's do."""
+    allowed = {tuple(pair) for pair in expected.aliases}
+    for pair in pairs or []:
+        if isinstance(pair, list) and len(pair) == 2 and tuple(pair) not in allowed:
+            raise _found(
+                Status.INPUT_MUTATED,
+                f"output {pair[0]} shares memory with input {pair[1]}: writing to one changes the "
+                "other; the reference returns new memory",
+            )
+
+
+def recast(mismatch: Mismatch, status: Status, message: str) -> Mismatch:
+    """Return a mismatch under another status and message."""
+    return dataclasses.replace(mismatch, status=status, message=message)

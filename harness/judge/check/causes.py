@@ -1,4 +1,4 @@
-"""What a failure means: the cause behind a refused answer, a dead worker or a finding."""
+"""The cause behind a refused answer, a worker that failed, or a finding of the CPU runner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CANNOT = "the CPU runner cannot run it: "
 def after_hidden_build(
     workers: Sequence[RemoteWorker], kind: str, status: Status, message: str
 ) -> tuple[Status, str]:
-    """Name the extension that did not build where what was wrong is what stood in for it.
+    """Return the verdict, with the extension that did not build if a fallback ran in its place.
 
     Args:
         workers: of the pair.
@@ -35,7 +35,7 @@ def after_hidden_build(
 def worker_failed(
     workers: Sequence[RemoteWorker], phase: str, failed: WorkerFailed
 ) -> tuple[Status, str]:
-    """Return the verdict that follows where the candidate's worker failed in a phase."""
+    """Return the verdict that follows from a failure of the candidate's worker in a phase."""
     unsupported = [u for w in workers for u in w.unsupported]
     if failed.status in (Status.LOAD_FAILED, Status.CRASHED) and unsupported:
         return Status.SKIPPED, unsupported[0]
@@ -48,7 +48,7 @@ def with_findings(findings: Sequence[Finding], status: Status, message: str) -> 
         return status, message
     first = findings[0]
     if status is Status.CRASHED and not first.kernel and "tensor" not in first.detail:
-        # A signal in host code that touched no tensor's memory: dead, and no more is known.
+        # A signal in host code that touched no tensor's memory: nothing more is known.
         return status, f"{message} ({first.message})"
     more = len(findings) - 1
     return Status.MEMORY_FAULT, first.message + (f" ({more} more findings)" if more else "")

@@ -12,7 +12,7 @@ from harness.domain import Status
 from harness.judge.check import impostors, trials
 from harness.judge.check.answers import BIG_BYTES, AnswerJudge, Case, Refused, Report, recast
 from harness.judge.check.diagnose import pattern
-from harness.judge.check.experiments import UNLIKE, Experiments
+from harness.judge.check.experiments import Experiments
 from harness.judge.check.precision import Standard
 from harness.judge.check.structure import same_bits
 from harness.judge.reference import similarity, state
@@ -61,7 +61,7 @@ class Checker:
         self._count_launches = count_launches
         self._orders = orders
         self.report = Report()
-        self.oracle = Oracle(problem, self.report.notes)
+        self.oracle = Oracle(problem, self.report.notes, standard.policy)
         self._answers = AnswerJudge(problem, self.oracle, match, standard, self.report)
         self._names = problem.forward_names()
         described = describe_state(problem.reference)
@@ -104,7 +104,7 @@ class Checker:
             trial: of nominal inputs that no other call had.
 
         Returns:
-            What was wrong with it, an empty string where nothing was.
+            What was wrong with it, an empty string if nothing was.
 
         Raises:
             torch.OutOfMemoryError: there is no memory for one more call.
@@ -114,7 +114,7 @@ class Checker:
             case = self._case(trial)
             if case is None:
                 return ""
-            # A report of its own: what is wrong here is none of the pair's figures.
+            # A report of its own: the figures of this call are none of the pair's.
             answers = AnswerJudge(self._problem, self.oracle, self._match, self.standard, Report())
             answers.judge(self._call(trial, case, other_stream=True), trial, case)
         except Refused as refused:
@@ -149,7 +149,7 @@ class Checker:
         self.report.calls += 1
         small = sum(map(nbytes, tensors_of(case.reference.output))) < BIG_BYTES
         self._last_output = case.reference.output if small else None
-        # Kept only for as long as an impostor may still use it: it can be gigabytes.
+        # It can be gigabytes: it is kept only while an impostor may still use it.
         self._previous = None
         if impostors.PREVIOUS in self.report.survivors:
             self._previous = case.reference.output
@@ -189,7 +189,7 @@ class Checker:
     def _limit_memory(self) -> None:
         """Limit the candidate's GPU memory by what reference and oracle took.
 
-        One that takes all of it would leave none to the judge, whose own fault that would seem.
+        If it took all of it, the judge would run out of memory and seem to be at fault.
         """
         if self._problem.device.type == "cuda":
             policy = self.standard.policy
@@ -198,7 +198,7 @@ class Checker:
             self._worker.ask("limit_memory", bytes=limit)
 
     def _perturb(self, trial: trials.Trial) -> None:
-        """Give all sides a new state, the boldest on which the reference stays finite."""
+        """Give reference, oracle and candidate a new state on which the reference stays finite."""
         assert trial.new_state is not None
         inputs = self._problem.inputs(trial.input_seed)
         kept = {n: t.detach().clone() for n, t in self._problem.state().items()}
@@ -232,7 +232,7 @@ class Checker:
         self._worker.ask("state", **self._worker.encode(values=mine))
 
     def _case(self, trial: trials.Trial) -> Case | None:
-        """Return the trial with inputs and expectations, None where its variant was dropped."""
+        """Return the trial with inputs and expectations, None if its variant was dropped."""
         problem = self._problem
         if trial.variant == "same":
             if self._followed is None:
@@ -266,8 +266,8 @@ class Checker:
 
         training = trial.mode == "train"
         try:
-            # The oracle runs from the reference's state before the call, so it goes first; its
-            # output gradients are the reference's, made again from the same seeds.
+            # The oracle starts from the reference's state before the call, and gets the output
+            # gradients that were made for the reference.
             reference = problem.call(
                 problem.reference, trial.mode, inputs, trial.rng, make_grads if training else None
             )
@@ -325,7 +325,7 @@ class Checker:
             untouched=untouched,
             parameters=case.reference.returns_parameter,
             order=self._orders[trial.index % len(self._orders)],
-            poison_limit_bytes=16 << 30,
+            poison_limit_bytes=self.standard.policy.poison_bytes,
             count_launches=profile and self._count_launches,
             keep=size < BIG_BYTES,
             return_state=True,
@@ -348,7 +348,7 @@ class Checker:
         return answer
 
     def _explained(self, refused: Refused, got: Any) -> Refused:
-        """Return the refusal with what is known of its cause: what an experiment showed.
+        """Return the refusal with its cause, as far as experiments show it.
 
         Args:
             refused: the failure.
@@ -379,7 +379,7 @@ class Checker:
             changed = " on another state" if trial.new_state is not None else ""
             said.append(f"after {self.report.calls} calls that agreed{changed}")
         status = mismatch.status
-        experiments = Experiments(self._compared_again(trial, case), got)
+        experiments = Experiments(self._compared_again(trial, case), got, self.standard.policy)
         if not self._random:
             late = experiments.late(self._problem.device.type == "cuda")
             if late:
@@ -390,15 +390,15 @@ class Checker:
         kept = experiments.answers_of_another_call(self._alternatives(trial, case))
         if kept:
             said.insert(0, kept)
-        refused.mismatch = recast(mismatch, status, "", "; ".join(said))
+        refused.mismatch = recast(mismatch, status, "; ".join(said))
         return refused
 
     def _compared_again(
         self, trial: trials.Trial, case: Case
     ) -> Callable[[float, float], tuple[Any, bool] | None]:
-        """Return a function that makes a call again and says what came and whether it is right.
+        """Return a function that makes a call again and returns the answer and whether it is right.
 
-        Whatever ends the candidate meanwhile, the refusal stands, and nothing more is asked of it.
+        If the candidate ends meanwhile, the refusal stands, and it is asked nothing more.
         """
         ended = False
 
@@ -427,10 +427,10 @@ class Checker:
         return again
 
     def _alternatives(self, trial: trials.Trial, case: Case) -> Iterator[tuple[str, Any]]:
-        """Yield what the reference gives elsewhere, with what it means to answer with that."""
-        expected = case.reference.output
+        """Yield answers of the reference to other calls, each with its meaning."""
+        expected, other = case.reference.output, self.standard.policy.other_answer
         last = self._last_output
-        if last is not None and not similarity.near(last, expected, UNLIKE):
+        if last is not None and not similarity.near(last, expected, other):
             yield "it answers with the result of the call before", last
         if not self.report.state_changed_before:
             return
@@ -449,21 +449,21 @@ class Checker:
                 continue
             finally:
                 write_state(self._problem.reference, after)
-            if not similarity.near(outcome.output, expected, UNLIKE):
+            if not similarity.near(outcome.output, expected, other):
                 which = kept[0] if len(kept) == 1 else "all parameters and buffers"
                 yield f"it answers with {which} as constructed: {_FOLDED}", outcome.output
 
 
 def _share_unchanged(outcome: Outcome, inputs: list[Any]) -> None:
-    """Let an outcome's inputs be the given ones where the call left them alone: memory."""
+    """Save memory: let an outcome's inputs be the given ones if the call left them alone."""
     if similarity.same_shapes(outcome.inputs, inputs) and same_bits(outcome.inputs, inputs):
         outcome.inputs = inputs
 
 
 def _release(device: torch.device) -> None:
-    """Give back what the judge's allocator holds but does not use, where that is gigabytes.
+    """Give back memory that the judge's allocator holds but does not use, if it is gigabytes.
 
-    Trials draw other layouts and shapes; blocks kept for one are in the way of the next.
+    Trials draw other layouts and shapes: blocks kept for one trial do not fit the next.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

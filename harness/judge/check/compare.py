@@ -183,7 +183,7 @@ class _Comparison:
 
     def _stored_in_fewer_bits(self) -> Compared | None:
         """Refuse a result whose elements all fit into a smaller format than the oracle's do."""
-        stored = stored_in(self._got, self._oracle, self._own)
+        stored = stored_in(self._got, self._oracle, self._own, self._policy)
         if not stored or self._allows(stored):
             return None
         why = f"stored in fewer bits: every element is a {SPOKEN[stored]} number"

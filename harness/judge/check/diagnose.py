@@ -1,4 +1,4 @@
-"""Turns a mismatch into the sentence that shortens the user's day, and into a script of its own."""
+"""Says what a mismatch looks like and what to do next, and writes a script that reproduces it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NEXT = {
 
 
 def advised(status: Status, message: str) -> str:
-    """Return the message with what to do next, in one line, unless it says so itself."""
+    """Return the message in one line, with what to do next unless it says so itself."""
     advice = None if "Next: " in message else _NEXT.get(status)
     first = " ".join(message.split()).rstrip(".")
     if len(first) > _MAX_MESSAGE:
@@ -54,7 +54,7 @@ def advised(status: Status, message: str) -> str:
 
 
 def pattern(mismatch: Mismatch, inputs: Any) -> str:
-    """Return what the wrong elements have in common, or an empty string.
+    """Return what the wrong elements have in common; empty if nothing is known.
 
     Args:
         mismatch: with the boolean tensor of wrong elements, where it was kept.
@@ -176,8 +176,8 @@ def write_reproducer(
 ) -> str | None:
     """Write ``reproduce.py`` and its data; return the script's path.
 
-    None where the tensors are too large to be worth writing or not of a kind that torch.load
-    reads safely; the replay command still reproduces such a case.
+    None if the tensors are too large to be worth writing, or of a kind that torch.load does not
+    read safely. The replay command still reproduces such a case.
     """
     held = [*tensors_of(inputs), *tensors_of(expected), *state.values()]
     if sum(t.numel() * t.element_size() for t in held) > limit_bytes or not _plain(init):

@@ -1,9 +1,9 @@
-"""Tells by which arithmetic an error came about: the proof that a refusal for precision needs.
+"""Finds the arithmetic that an error comes from: the proof that a refusal for precision needs.
 
-The reference runs once more with the operands of its products rounded to TF32, to bfloat16, to
-float16, and with what else a solution may do in fewer bits. What that changes is compared with
-the error of the solution. Where the two agree element by element, in size and in direction, the
-error is that arithmetic's; an honest float32 error agrees with none of them.
+The reference runs again with the operands of its products rounded to TF32, to bfloat16, to float16,
+and in the other arithmetics of ``known_arithmetics``. Each changes the result. If that change and
+the solution's error agree element by element, in size and in direction, the solution used that
+arithmetic. An honest float32 error agrees with none of them.
 """
 
 from __future__ import annotations
@@ -36,16 +36,8 @@ from harness.judge.reference.problem import InvalidReference, Outcome, Problem, 
 from harness.judge.reference.similarity import triples
 from harness.usercode.modules import differentiable, mapped, write_state
 
-_SAMPLE = 1 << 17
-"""Elements of a tensor that are compared."""
-_LEAST_ELEMENTS = 8
 _ALIKE = 1e-3
-"""Correlations as near as this do not tell two formats of 11 bits apart."""
-"""That must carry a change between them before its direction says anything."""
-_LEAST_STORED = 4
-"""float32 numbers that are all bfloat16's by chance: one in 2^64."""
-_MOST_PRODUCTS = 12
-"""A call with more products is not looked at product by product: each costs a call."""
+"""Correlations that differ by less do not tell two formats of 11 bits apart."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,26 +59,25 @@ class Match:
 
 @dataclass(slots=True, kw_only=True)
 class Looks:
-    """How long errors have been looked into so far, over all calls of a pair."""
+    """Seconds in which errors were looked into so far, over all calls of a pair."""
 
     spent_s: float = 0.0
 
 
 class Evidence:
-    """What can be found out about the error of one call, each thing when it is first asked for.
+    """Looks into the error of one call; each answer is found when it is first asked for.
 
     Args:
-        problem, oracle: the reference, and what runs it in other arithmetic.
+        problem, oracle: run the reference in other arithmetics.
         policy: thresholds of a match.
         mode, inputs, rng, grads: of the call.
         before: the reference's state before the call.
-        exact: what the oracle gave.
+        exact: the oracle's results, by name.
         seed: of the roundings' signs and of samples.
-        due: precision that the solution is held to by the dtype: fp32 or fp64.
-        looks: the time spent on such things so far.
-        always: look into this call, however long others took.
-        notes: takes what could not be found out.
-        stand_in: run the reference itself, where the oracle takes too much memory.
+        notes: takes notes on questions that could not be answered.
+        looks: the time spent on all calls of the pair so far.
+        always: look into this call however long others took.
+        stand_in: run the reference itself, because the oracle takes too much memory.
     """
 
     def __init__(
@@ -120,7 +111,7 @@ class Evidence:
         self._notes = notes
         self._looks = looks
         self._always = always
-        # An oracle that had to leave the device would be looked into there, among other tensors.
+        # An oracle on the CPU would give its answers there, apart from the candidate's tensors.
         self._stand_in = stand_in or oracle.on_cpu
         self._noise: dict[str, dict[str, torch.Tensor]] = {}
         self._changes: dict[str, dict[str, torch.Tensor]] = {}
@@ -128,7 +119,7 @@ class Evidence:
         self._products = 0
 
     def noise(self, what: str, due: str) -> torch.Tensor | None:
-        """Return how far each element moves by honest roundings, None where that is not known."""
+        """Return how far honest roundings move each element, None if that is not known."""
         if due not in self._noise:
             device = self._problem.device
             generator = torch.Generator(device=device).manual_seed(self._seed % 2**62)
@@ -142,17 +133,22 @@ class Evidence:
         return self._noise[due].get(what)
 
     def sampled(self, what: str, values: torch.Tensor) -> torch.Tensor:
-        """Return the elements of a tensor that are compared, the same ones at every call."""
+        """Return the elements of a tensor that are compared, the same ones each time."""
         flat = values.reshape(-1)
-        if flat.numel() <= _SAMPLE:
+        if flat.numel() <= self._policy.compared_elements:
             return flat
         generator = torch.Generator(device=flat.device).manual_seed(self._seed % 2**62)
         return flat[
-            torch.randint(flat.numel(), (_SAMPLE,), generator=generator, device=flat.device)
+            torch.randint(
+                flat.numel(),
+                (self._policy.compared_elements,),
+                generator=generator,
+                device=flat.device,
+            )
         ]
 
     def match(self, what: str, error: torch.Tensor, due: str) -> Match | None:
-        """Return the arithmetic that an error comes from, None where none explains it.
+        """Return the arithmetic that an error comes from, None if none explains it.
 
         Args:
             what: name of the tensor.
@@ -205,8 +201,9 @@ class Evidence:
         if d is None:
             return None
         both = there & torch.isfinite(d)
-        slope, correlation = _agreement(*(_without(t[both], exact[both]) for t in (r, d)))
         policy = self._policy
+        r, d = (_without(t[both], exact[both]) for t in (r, d))
+        slope, correlation = _agreement(r, d, policy.least_elements)
         whole = self._is_one(slope) and correlation >= policy.match_correlation
         in_part = (
             part
@@ -236,7 +233,7 @@ class Evidence:
         """Return whether errors of this pair have been looked into for long enough."""
         if self._always or self._looks.spent_s < self._policy.look_s:
             return False
-        self._note("errors of later calls were not compared with other arithmetic: no time")
+        self._note("no time was left to compare the errors of later calls with other arithmetics")
         return True
 
     def _is_one(self, slope: float) -> bool:
@@ -245,13 +242,13 @@ class Evidence:
     def _partial(
         self, what: str, r: torch.Tensor, exact: torch.Tensor, there: torch.Tensor, due: str
     ) -> Match | None:
-        """Return a match of some of the products, where the others are computed as is due.
+        """Return a match of some of the products, if the others are computed as is due.
 
-        What each product changes alone says which of them it may be; the reference then runs with
-        those at once, since one product's rounding depends on what the one before it gave.
+        The changes of single products tell which products it may be. Then the reference runs with
+        all of these rounded, since a product's rounding depends on the results before it.
         """
         count = self._products
-        if not 1 < count <= _MOST_PRODUCTS:
+        if not 1 < count <= self._policy.most_products:
             return None
         for name in OPERANDS[due]:
             if self._is_enough():
@@ -263,13 +260,17 @@ class Evidence:
             for d in known.values():
                 both &= torch.isfinite(d)
             left = _without(r[both], exact[both]).cpu()
-            if not known or left.numel() < _LEAST_ELEMENTS * len(known):
+            if not known or left.numel() < self._policy.least_elements * len(known):
                 continue
             columns = torch.stack([d[both].cpu() for d in known.values()], 1)
             sizes = columns.norm(dim=0).clamp_min(1e-300)
             fit = torch.linalg.lstsq(columns / sizes, left.unsqueeze(1), driver="gelsd").solution
             slopes = fit[:, 0] / sizes
-            used = frozenset(i for i, c in zip(known, slopes, strict=True) if float(c) > 0.5)
+            used = frozenset(
+                i
+                for i, c in zip(known, slopes, strict=True)
+                if float(c) > self._policy.product_slope
+            )
             if used and len(used) < count:
                 found = self._compared(what, r, exact, there, of_products(name, used, count))
                 if found is not None:
@@ -277,7 +278,7 @@ class Evidence:
         return None
 
     def is_free_order(self, got: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Return whether indices differ only among equal elements of a sort that is not stable."""
+        """Return whether indices differ only among equal elements of an unstable sort."""
         if self._orders is None:
             watch = FreeOrders()
             self._run(watch, None)
@@ -286,13 +287,13 @@ class Evidence:
         return is_free_order(got, expected, self._orders, near)
 
     def allowed(self, what: str, precision: str) -> torch.Tensor | None:
-        """Return what a declared precision may change in a tensor, sampled; the larger change."""
+        """Return the largest change that a declared precision makes in a tensor, sampled."""
         marks = [m for stage in STAGES["fp32"] for m in stage if m.precision == precision]
         found = [d for d in (self._change(m, what) for m in marks) if d is not None]
         return max(found, key=lambda d: float(torch.nan_to_num(d).norm()), default=None)
 
     def _change(self, mark: KnownArithmetic, what: str) -> torch.Tensor | None:
-        """Return what an arithmetic changes in a tensor, sampled, None where it changes nothing."""
+        """Return the change that an arithmetic makes in a tensor, sampled; None for no change."""
         key = mark.key or mark.text
         if key not in self._changes:
             mode = mark.mode()
@@ -306,7 +307,7 @@ class Evidence:
         return d if d is not None and bool((d != 0).any()) else None
 
     def _run(self, mode: TorchDispatchMode, change: Rounding | None) -> dict[str, torch.Tensor]:
-        """Return the reference's results under a mode, by name; nothing where it does not run."""
+        """Return the reference's results under a mode, by name; nothing if it does not run."""
         problem = self._problem
         after = {n: t.detach().clone() for n, t in problem.state().items()}
         began = time.perf_counter()
@@ -378,13 +379,14 @@ def real_double(t: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(to_double(t).resolve_conj()) if t.is_complex() else t.double()
 
 
-def stored_in(got: torch.Tensor, exact: torch.Tensor, due: str) -> str | None:
-    """Return the fewer bits that all elements fit into while those of the truth do not.
+def stored_in(got: torch.Tensor, exact: torch.Tensor, due: str, policy: Policy) -> str | None:
+    """Return the smaller format that all elements fit into although the oracle's do not.
 
     Args:
         got: candidate, float32 or float64.
         exact: oracle, float64, same shape.
         due: fp32 or fp64.
+        policy: thresholds.
     """
     truth = exact.to(got.dtype)
     for name, dtype in STORED.items():
@@ -392,20 +394,21 @@ def stored_in(got: torch.Tensor, exact: torch.Tensor, due: str) -> str | None:
             continue
         moved = truth != truth.to(dtype).to(truth.dtype)
         moved &= torch.isfinite(truth)
-        if int(moved.sum()) < max(_LEAST_STORED, 0.5 * got.numel()):
+        if int(moved.sum()) < max(policy.stored_elements, policy.stored_part * got.numel()):
             continue
-        # Zeros are numbers of any format, too: what is stored is the result, more or less.
-        near = float((got - truth)[moved].norm()) < 0.25 * float(truth[moved].norm())
+        # Zeros fit into any format. So the elements must also be the result, more or less.
+        off, size = float((got - truth)[moved].norm()), float(truth[moved].norm())
+        near = off < policy.stored_error * size
         if near and bool((got == got.to(dtype).to(got.dtype))[moved].all()):
             return name
     return None
 
 
 def _without(values: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-    """Return values less their mean and less what follows the exact result.
+    """Return values without their mean and without the part that is proportional to the result.
 
-    Long sums of positive numbers err in proportion to the result in every arithmetic; which one
-    it was shows in the rest.
+    Long sums of positive numbers err in proportion to the result in every arithmetic. Only the
+    rest tells arithmetics apart.
     """
     if not values.numel():
         return values
@@ -414,18 +417,18 @@ def _without(values: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
     return centred - (float(centred @ along) / size) * along if size > 0 else centred
 
 
-def _agreement(r: torch.Tensor, d: torch.Tensor) -> tuple[float, float]:
-    """Return slope <r,d>/<d,d> and correlation, zeros where too few elements carry them."""
+def _agreement(r: torch.Tensor, d: torch.Tensor, least: int) -> tuple[float, float]:
+    """Return slope <r,d>/<d,d> and correlation, zeros if fewer elements than that carry them."""
     squares = d.square()
     total, size = float(squares.sum()), float(r.square().sum())
-    if total == 0 or size == 0 or total**2 < _LEAST_ELEMENTS * float(squares.square().sum()):
+    if total == 0 or size == 0 or total**2 < least * float(squares.square().sum()):
         return 0.0, 0.0
     product = float(r @ d)
     return product / total, product / (total * size) ** 0.5
 
 
 def _named(matches: list[Match]) -> Match:
-    """Return the best match. Where TF32's and float16's 11 bits agree as well, it names both."""
+    """Return the best match; one that names TF32 and float16 if both explain it as well."""
     best = max(matches, key=lambda m: m.correlation)
     alike = [m for m in matches if best.correlation - m.correlation < _ALIKE]
     tf32 = next((m for m in alike if m.text.startswith(SPOKEN["tf32"] + " ")), None)

@@ -1,4 +1,4 @@
-"""The arithmetics that a solution may have used in place of the one that is due, by name."""
+"""The arithmetics that a solution may have used instead of the one that it is held to."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ STORED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownArithmetic:
-    """One arithmetic that leaves its mark.
+    """One arithmetic that changes the result in a way of its own.
 
     Attributes:
         precision: of its operands: tf32, bf16, fp16, fp32, or tanh for another GELU.
         text: how messages name it.
         mode: makes the mode that the reference runs under.
         inputs: rounding of inputs and state before the call, None for none.
-        key: where one text has several modes.
+        key: distinguishes modes that have the same text.
     """
 
     precision: str
@@ -54,7 +54,7 @@ class KnownArithmetic:
 
 
 def of_products(name: str, only: frozenset[int] | None = None, of: int = 0) -> KnownArithmetic:
-    """Return operands of products in fewer bits: of all products, or of some out of so many."""
+    """Return operands of products in fewer bits: of all products, or of ``only`` some."""
     rounding = ROUNDINGS[name]
     where = "of products" if only is None else f"in {len(only)} of {of} products"
     return KnownArithmetic(
@@ -116,4 +116,4 @@ STAGES: Mapping[str, tuple[tuple[KnownArithmetic, ...], ...]] = {
     )
     for due, stored in (("fp32", ("bf16", "fp16")), ("fp64", ("fp32",)))
 }
-"""By the precision that is due, what may have been used in its place; the likeliest stage first."""
+"""By the precision that is due: arithmetics that may have been used, the likeliest stage first."""

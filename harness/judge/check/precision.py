@@ -1,4 +1,4 @@
-"""How large errors are, and up to where they need no explanation."""
+"""How large errors are, and which of them need no explanation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def worst_precision(names: list[str]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standard:
-    """What a comparison measures against.
+    """The bounds of a comparison.
 
     Attributes:
         policy: thresholds.
@@ -79,8 +79,8 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 def stream(flat: tuple[torch.Tensor, torch.Tensor, torch.Tensor], atol: float, rtol: float) -> Sums:
     """Add up the figures of got, reference and oracle, all flat, chunk by chunk.
 
-    Errors are float64's. Each figure takes one pass over what it needs: a comparison of gigabytes
-    is as quick as the memory.
+    Errors are computed in float64. Each figure takes one pass over the tensors that it needs, so a
+    comparison of gigabytes is as quick as the memory.
     """
     sums = Sums()
     for start in range(0, flat[0].numel(), CHUNK):
@@ -123,7 +123,7 @@ def budget_of(sums: Sums, dtype: torch.dtype, declared: str, standard: Standard)
     if standard.oracle_precision == "itself":
         floor = max(floor, policy.own_eps_factor)
     elif standard.oracle_precision != "fp64":
-        # The oracle itself rounds inside: neither its error nor the reference's shows it.
+        # The oracle itself rounds inside, and the reference rounds alike: its error shows nothing.
         eps = max(eps, 2 * UNIT_ROUNDOFF[standard.oracle_precision])
         floor = policy.eps_factor
     return max(factor * sums.max_reference_error, floor * eps * sums.max_value)
@@ -149,8 +149,8 @@ def slices(values: torch.Tensor, least: int) -> list[torch.Tensor]:
 def rms_within(sums: Sums, dtype: torch.dtype, policy: Policy) -> bool:
     """Return whether the mean error of a result in 16 bits is that of one rounding.
 
-    There the largest error says little: 8 bits of bfloat16 hide inside twice the unit of its
-    output. float32 and float64 have no such bound.
+    The largest error says little about 16 bits: an intermediate result in bfloat16 errs by less
+    than two units of the output. float32 and float64 have no such bound.
     """
     if dtype not in (torch.float16, torch.bfloat16):
         return True

@@ -61,7 +61,7 @@ def structure(got: Any, expected: Any, path: str = "output") -> Mismatch | None:
 
 def _difference(got: Any, expected: Any) -> tuple[Status, str] | None:
     """Return how two values differ, apart from what they contain: the first rule that holds."""
-    plain = tuple if isinstance(expected, tuple) else type(expected)
+    plain = next((kind for kind in (tuple, dict) if isinstance(expected, kind)), type(expected))
     tensors = isinstance(got, torch.Tensor), isinstance(expected, torch.Tensor)
     if isinstance(got, Untransferable):
         return Status.WRONG_STRUCTURE, f"is a {got.kind}, not a plain tensor"
@@ -82,7 +82,7 @@ def _difference(got: Any, expected: Any) -> tuple[Status, str] | None:
         if len(got) != len(expected):
             said = f"has {len(got)} entries, the reference's has {len(expected)}"
             return Status.WRONG_STRUCTURE, said
-    elif not _same_number(got, expected):
+    elif not same_number(got, expected):
         return Status.WRONG_VALUES, f"is {got!r}, expected {expected!r}"
     return None
 
@@ -101,7 +101,8 @@ def same_bits(a: Any, b: Any) -> bool:
     return all(similarity.identical(x, y) for x, y in pairs)
 
 
-def _same_number(got: Any, expected: Any) -> bool:
+def same_number(got: Any, expected: Any) -> bool:
+    """Return whether two values are equal, floats up to the tolerance of float32 tensors."""
     if got == expected or (got != got and expected != expected):
         return True
     near = _NUMBER_TOLERANCE

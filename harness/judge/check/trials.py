@@ -1,4 +1,4 @@
-"""What is tried: nominal inputs and variants of them, states, RNG seeds, from one secret seed."""
+"""The trials of a pair: inputs and variants of them, states, RNG seeds, from one secret seed."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ PLAN = (
     "tails",
     "permuted",
     "small",
-    "nominal",
+    "special",
 )
 """Order of input kinds over the calls of one mode; a later call starts over.
 
-``edited`` is the call before with a few elements changed: an answer kept under some of the
-elements is stale then. ``same`` leaves the input buffers untouched while the state changes: an
-answer kept under the inputs alone is stale then. ``numbers`` is a nominal draw whose floating
-arguments that are no tensors are changed, so that a constant in their place shows.
+``edited`` is the call before with a few elements changed: it exposes an answer that was kept under
+some of the elements. ``same`` leaves the input buffers untouched while the state changes: it
+exposes an answer that was kept under the inputs alone. ``numbers`` is a nominal draw with other
+floating arguments that are no tensors: it exposes a constant in their place. ``special`` plants
+values that no draw gives: zeros of both signs, halves, whole numbers, equal ones, a row of zeros.
 """
+
+_SPECIAL = (0.0, -0.0, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 1.0, -1.0, 2.0, -3.0)
+_SPECIAL_ELEMENTS = 4096
 
 STATE_CHANGES = frozenset({1, 3, 6})
 """Calls before which the state is perturbed anew; call 0 runs on the constructed values."""
@@ -42,8 +46,8 @@ STATE_CHANGES = frozenset({1, 3, 6})
 FOLLOWERS = ("edited", "same")
 """Variants that start from the inputs of the call before."""
 
-OUTSIDE = frozenset({"numbers", "samples", "shift", "large", "tails", "small"})
-"""Variants that no draw of the problem gives. There only another function is refused."""
+OUTSIDE = frozenset({"numbers", "samples", "shift", "large", "tails", "small", "special"})
+"""Variants that no draw of the problem gives. On these only another function is refused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Return how reports call this trial."""
+        """Return the name of this trial in reports."""
         return f"{self.mode}/{self.index}:{self.variant}"
 
 
@@ -94,7 +98,7 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
                 Trial(
                     index=i,
                     mode=mode,
-                    variant=PLAN[i % len(PLAN)],
+                    variant=_variant(mode, i),
                     input_seed=derived(seed, mode, _origin(i), "input"),
                     variant_seed=derived(seed, mode, i, "variant"),
                     rng=derived(seed, mode, i, "rng") % 2**31,
@@ -107,8 +111,17 @@ def plan(seed: int, modes: Sequence[str], calls: int, fold_state: bool) -> list[
     return trials
 
 
+def _variant(mode: str, index: int) -> str:
+    """Return the kind of input of a call.
+
+    Special values are for outputs only: where a function has a kink, gradients are a convention.
+    """
+    variant = PLAN[index % len(PLAN)]
+    return "nominal" if variant == "special" and mode == "train" else variant
+
+
 def on_other_stream(seed: int, mode: str) -> Trial:
-    """Return one more nominal call, for another stream than the default one."""
+    """Return one more nominal call, made with another stream than the default one."""
     return Trial(
         index=0,
         mode=mode,
@@ -152,14 +165,13 @@ def varied(
 ) -> Varied:
     """Return a variant of nominal inputs.
 
-    Structure that a solution may rely on is kept: zeros stay zero, infinities stay, sorted stays
-    sorted, symmetric symmetric, probabilities probabilities, integers stay within the values that
-    occur, masks stay masks. Equal samples do not stay equal: a solution that computes one of them
-    and expands it is another function.
+    Structure that a solution may rely on is kept: zeros, infinities, order, symmetry,
+    probabilities, masks, and the set of values of integers. Equal samples do not stay equal: a
+    solution that computes one of them and expands it is another function.
 
     Args:
         inputs: nominal inputs.
-        variant: an entry of PLAN; ``same`` is what ``edited`` before it made: see Checker.
+        variant: an entry of PLAN; ``same`` stands for the inputs of the call before: see Checker.
         seed: of the draws here.
         names: the forward arguments' names, for the domain.
         domain: by argument name: ``min`` and ``max`` that floating elements must keep to.
@@ -197,7 +209,7 @@ def varied(
 
 
 def _other_number(value: Any, limits: Mapping[str, float] | None) -> Any:
-    """Return another floating number than a given one; integers may be dimensions or flags."""
+    """Return another floating number; integers stay, since they may be dimensions or flags."""
     if type(value) is not float or not math.isfinite(value) or value == 0:
         return value
     limits = limits or {}
@@ -212,7 +224,9 @@ def _is_one_signed(x: torch.Tensor) -> bool:
 def restored(fresh: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Return fresh in the dtype and, where dense, the strides of like."""
     fresh = fresh.to(like.dtype)
-    if fresh.stride() == like.stride() or like.numel() == 0 or 0 in like.stride():
+    if fresh.stride() == like.stride():
+        return fresh
+    if like.numel() == 0 or 0 in like.stride():
         return fresh.contiguous()
     return torch.empty_like(like, memory_format=torch.preserve_format).copy_(fresh)
 
@@ -257,7 +271,7 @@ def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) ->
 
 
 def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return x with a few elements swapped, so that only values that occur occur."""
+    """Return x with a few elements changed: integers swapped, so that only their values occur."""
     if _is_sorted(_one_of(x)) or _is_binary(x) or (x.is_floating_point() and _is_made(x)):
         return _varied_mask(x, "permuted", generator) if x.dtype is torch.bool else x
     flat = x.flatten().clone()
@@ -275,7 +289,9 @@ def _edited(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     if filled is not None:
         places = filled[places]
     values = flat[places].roll(1)
-    if x.is_floating_point():
+    # A pure swap half of the time: it changes no sum, so a cache under one is stale then.
+    swap = bool(torch.randint(2, (1,), generator=generator, device=x.device))
+    if x.is_floating_point() and not swap:
         values = torch.where(values == 0, values, values * 1.5)
     flat[places] = values.to(flat.dtype)
     return flat.view(x.shape)
@@ -329,11 +345,30 @@ def _varied_float(x: torch.Tensor, variant: str, generator: torch.Generator) -> 
         return torch.where(chosen, x * 20, x)
     if variant == "permuted" and not bool(zero.any()):
         return _permuted(x, generator)
-    return x
+    return _with_special_values(x, generator) if variant == "special" else x
+
+
+def _with_special_values(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return x with special values at a few places, and with one row of zeros.
+
+    Values keep to the sign that all elements have: a logarithm's argument stays positive.
+    """
+    flat = x.flatten().clone()
+    values = torch.tensor(_SPECIAL, device=x.device, dtype=x.dtype)
+    if _is_one_signed(x):
+        values = values.abs() if bool((x >= 0).all()) else -values.abs()
+    count = min(_SPECIAL_ELEMENTS, max(flat.numel() // 8, 1))
+    where = torch.randint(flat.numel(), (count,), generator=generator, device=x.device)
+    flat[where] = values[torch.arange(count, device=x.device) % len(values)]
+    fresh = torch.where(x == 0, x, flat.view(x.shape))  # zeros may be a pattern
+    if x.dim() > 1 and x.shape[-1] > 1:
+        rows = fresh.view(-1, x.shape[-1])
+        rows[int(torch.randint(len(rows), (1,), generator=generator, device=x.device))] = 0
+    return fresh
 
 
 def _one_of(x: torch.Tensor) -> torch.Tensor:
-    """Return one of the slices along each dimension in which all of them are equal."""
+    """Return x without repetition: one slice of each dimension along which all slices are equal."""
     for dim in range(x.dim()):
         if x.shape[dim] < 2:
             continue
@@ -344,14 +379,14 @@ def _one_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sizes(x: torch.Tensor, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return a factor of its own for each of the slices that are equal in x."""
+    """Return a random factor for each of the slices that are equal in x."""
     pairs = zip(x.shape, sample.shape, strict=True)
     shape = [n if n != m else 1 for n, m in pairs]
     return 0.5 + torch.rand(shape, generator=generator, device=x.device)
 
 
 def _varied_symmetric(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
-    """Return other symmetric matrices; positive definite ones where x holds such."""
+    """Return other symmetric matrices; positive definite ones if x holds such."""
     if variant in ("large", "small"):
         return x * (128.0 if variant == "large" else 2.0**-6)
     if variant == "signs":

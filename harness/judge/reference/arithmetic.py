@@ -1,7 +1,7 @@
 """Runs the reference in another arithmetic: rounded operands, another GELU, roundings made visible.
 
-Each arithmetic is a mode that PyTorch consults at every operator, in forward and backward alike.
-The reference computes in float64 meanwhile: what the mode changes is what that arithmetic does.
+Each arithmetic is a mode that PyTorch calls at every operator, in forward and backward. The
+reference computes in float64 meanwhile, so the change of the result is that arithmetic's error.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from harness.usercode.modules import differentiable, mapped, tensors_of
 
 Rounding = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
 
 PRODUCTS = {
     "addbmm": (1, 2),
@@ -42,106 +47,38 @@ PRODUCTS = {
 matmul, einsum, linear, bilinear, recurrent layers and attention arrive here as these.
 """
 
-_SUMS = {
-    "adaptive_avg_pool2d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "cumsum",
-    "embedding_dense_backward",
-    "index_add",
-    "mean",
-    "nansum",
-    "scatter_add",
-    "sum",
-    "trace",
-}
+_SUMS = _names(
+    """
+    adaptive_avg_pool2d _adaptive_avg_pool2d _adaptive_avg_pool3d avg_pool2d avg_pool3d cumsum
+    embedding_dense_backward index_add mean nansum scatter_add sum trace
+    """
+)
 """Operators that add up: their rounding is relative to the sum of the absolute values."""
 
 _SPREADS = {"std", "std_mean", "var", "var_mean"}
 
-_EXACT = {
-    "_to_copy",
-    "abs",
-    "arange",
-    "cat",
-    "clamp",
-    "clamp_min",
-    "clone",
-    "constant_pad_nd",
-    "copy",
-    "copy_",
-    "detach",
-    "embedding",
-    "empty",
-    "empty_like",
-    "expand_copy",
-    "fill",
-    "fill_",
-    "flip",
-    "full",
-    "full_like",
-    "gather",
-    "hardtanh",
-    "index",
-    "index_select",
-    "masked_fill",
-    "max",
-    "max_pool2d_with_indices",
-    "maximum",
-    "min",
-    "minimum",
-    "neg",
-    "new_empty",
-    "new_full",
-    "new_ones",
-    "new_zeros",
-    "ones",
-    "ones_like",
-    "relu",
-    "relu_",
-    "repeat",
-    "roll",
-    "scalar_tensor",
-    "select_backward",
-    "slice_backward",
-    "sort",
-    "stack",
-    "threshold_backward",
-    "topk",
-    "tril",
-    "triu",
-    "where",
-    "zero_",
-    "zeros",
-    "zeros_like",
-}
-"""Operators that move, choose or negate numbers and round none. One missing here costs a little
-strictness."""
+_EXACT = _names(
+    """
+    _to_copy abs arange cat clamp clamp_min clone constant_pad_nd copy copy_ detach embedding empty
+    empty_like expand_copy fill fill_ flip full full_like gather hardtanh index index_select
+    masked_fill max max_pool2d_with_indices maximum min minimum neg new_empty new_full new_ones
+    new_zeros ones ones_like relu relu_ repeat roll scalar_tensor select_backward slice_backward
+    sort stack threshold_backward topk tril triu where zero_ zeros zeros_like
+    """
+)
+"""Operators that move, choose or negate numbers, without rounding. A missing one makes the judge a
+little less strict."""
 
-_FUSED = {
-    "batch_norm_backward",
-    "_batch_norm_with_update",
-    "cudnn_batch_norm",
-    "cudnn_batch_norm_backward",
-    "_fused_rms_norm",
-    "_fused_rms_norm_backward",
-    "_log_softmax",
-    "_log_softmax_backward_data",
-    "logsumexp",
-    "native_batch_norm",
-    "native_batch_norm_backward",
-    "_native_batch_norm_legit",
-    "native_group_norm",
-    "native_group_norm_backward",
-    "native_layer_norm",
-    "native_layer_norm_backward",
-    "_safe_softmax",
-    "_softmax",
-    "_softmax_backward_data",
-}
-"""Operators that round several times over: taken apart first."""
+_FUSED = _names(
+    """
+    batch_norm_backward _batch_norm_with_update cudnn_batch_norm cudnn_batch_norm_backward
+    _fused_rms_norm _fused_rms_norm_backward _log_softmax _log_softmax_backward_data logsumexp
+    native_batch_norm native_batch_norm_backward _native_batch_norm_legit native_group_norm
+    native_group_norm_backward native_layer_norm native_layer_norm_backward _safe_softmax _softmax
+    _softmax_backward_data
+    """
+)
+"""Operators that round several times: they are decomposed first."""
 
 
 _STAGNATES = 1 << 20
@@ -153,7 +90,7 @@ def to_tf32(x: torch.Tensor) -> torch.Tensor:
 
 
 def cut_to_tf32(x: torch.Tensor) -> torch.Tensor:
-    """Drop the bits that TF32 has not, as the tensor core does with a raw float32."""
+    """Drop the bits beyond TF32's, as the tensor core does with a raw float32."""
     return _bits_kept(x, 0)
 
 
@@ -162,19 +99,11 @@ def _bits_kept(x: torch.Tensor, half: int) -> torch.Tensor:
     return ((bits + half) & ~0x1FFF).view(torch.float32).view(x.shape).to(x.dtype)
 
 
-def to_bf16(x: torch.Tensor) -> torch.Tensor:
-    """Round to bfloat16."""
-    return x.to(torch.bfloat16).to(x.dtype)
+def _cast(dtype: torch.dtype) -> Rounding:
+    return lambda x: x.to(dtype).to(x.dtype)
 
 
-def to_fp16(x: torch.Tensor) -> torch.Tensor:
-    """Round to float16."""
-    return x.to(torch.float16).to(x.dtype)
-
-
-def to_fp32(x: torch.Tensor) -> torch.Tensor:
-    """Round to float32."""
-    return x.to(torch.float32).to(x.dtype)
+to_bf16, to_fp16, to_fp32 = map(_cast, (torch.bfloat16, torch.float16, torch.float32))
 
 
 def _real(rounding: Rounding, x: Any) -> Any:
@@ -185,17 +114,17 @@ def _real(rounding: Rounding, x: Any) -> Any:
     return rounding(x)
 
 
-def _name(function: Any) -> str:
-    return str(function._schema.name).removeprefix("aten::")
+def _name(func: Any) -> str:
+    return str(func._schema.name).removeprefix("aten::")
 
 
 @contextlib.contextmanager
 def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
-    """Enter a mode, with operators taken apart that hide products.
+    """Enter a mode; decompose operators that contain products.
 
     Args:
         mode: to enter.
-        recurrent: whether recurrent layers run, which cuDNN computes in one operator.
+        recurrent: recurrent layers run: cuDNN, which computes them in one operator, is off.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -216,17 +145,19 @@ def opened(mode: TorchDispatchMode, *, recurrent: bool) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Arithmetic(TorchDispatchMode):
+class Mode(TorchDispatchMode):
+    """A mode that PyTorch calls at every operator."""
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        """Skip dynamo: nothing is compiled here, and its import takes seconds."""
         return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
 
-class TanhGelu(_Arithmetic):
+class TanhGelu(Mode):
     """Computes GELU by its tanh approximation wherever the reference computes it exactly.
 
     Attributes:
@@ -237,15 +168,13 @@ class TanhGelu(_Arithmetic):
         super().__init__()
         self.replaced = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         exact = kwargs.get("approximate", "none") == "none"
-        if _name(function) in ("gelu", "gelu_", "gelu_backward") and exact:
+        if _name(func) in ("gelu", "gelu_", "gelu_backward") and exact:
             kwargs["approximate"] = "tanh"
             self.replaced += 1
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class RoundedProducts(TanhGelu):
@@ -253,9 +182,9 @@ class RoundedProducts(TanhGelu):
 
     Args:
         rounding: of each operand.
-        results: round the products, too, as a kernel does that returns 16 bits.
+        results: also round the products, like a kernel that returns 16 bits.
         only: numbers of those products of a call that are rounded, None for all of them.
-        tanh: compute GELU by its tanh approximation, too.
+        tanh: also compute GELU by its tanh approximation.
 
     Attributes:
         products: how many the calls had.
@@ -276,55 +205,51 @@ class RoundedProducts(TanhGelu):
         self._tanh = tanh
         self.products = 0
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        operands = PRODUCTS.get(_name(function))
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operands = PRODUCTS.get(_name(func))
         if operands is None and self._tanh:
-            return super().__torch_dispatch__(function, types, args, kwargs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
         number = self.products
         self.products += operands is not None
         if operands is None or (self._only is not None and number not in self._only):
-            return function(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
         args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
-        result = function(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if self._results:
             result = mapped(result, lambda t: _real(self._rounding, t))
         return result
 
 
-class RoundedEverywhere(_Arithmetic):
-    """Rounds the result of every operator that rounds at all, as a module cast to 16 bits does."""
+class RoundedEverywhere(Mode):
+    """Rounds the result of every operator that rounds, like a module cast to 16 bits."""
 
     def __init__(self, rounding: Rounding) -> None:
         super().__init__()
         self._rounding = rounding
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if _name(function) in _EXACT:
-            return function(*args, **kwargs)
-        operands = PRODUCTS.get(_name(function), ())
+        if _name(func) in _EXACT:
+            return func(*args, **kwargs)
+        operands = PRODUCTS.get(_name(func), ())
         args = [_real(self._rounding, a) if i in operands else a for i, a in enumerate(args)]
-        result = function(*args, **kwargs)
-        for t in _fresh(function, result, args, kwargs):
+        result = func(*args, **kwargs)
+        for t in _fresh(func, result, args, kwargs):
             if t is not None:
                 t.copy_(_real(self._rounding, t))
         return result
 
 
-class Roundings(_Arithmetic):
-    """Moves every result by what an honest arithmetic may err there, up or down by chance.
+class Roundings(Mode):
+    """Moves every result up or down at random, by the error that an honest arithmetic may have.
 
-    A sum of K terms may be off by sqrt(K) roundings of the sum of its absolute values, whatever
-    the order of its terms; a variance by as much of the mean square, so that E[x^2] - E[x]^2 is
-    a formula, too; everything else by one rounding. What follows is computed from the moved
-    results, so an ill-conditioned model moves as far as it would.
+    A sum of K terms moves by sqrt(K) roundings of the sum of its absolute values, for any order of
+    its terms. A variance moves by as much of the mean square, so that E[x^2] - E[x]^2 is allowed.
+    Every other result moves by one rounding. Later operators compute from the moved results, so an
+    ill-conditioned model moves as far as an honest kernel may.
 
     Args:
-        unit: half a unit in the last place of 1, in the arithmetic that is due.
+        unit: half a unit in the last place of 1, in the required arithmetic.
         generator: of the signs, on the device of the call.
 
     Source: rounding errors of sums grow as sqrt(K) with high probability: N. J. Higham and
@@ -340,25 +265,23 @@ class Roundings(_Arithmetic):
         """Return a real input, each element half a unit in the last place up or down."""
         return x + self._signs(x) * self._unit * x.abs()
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = _name(function)
-        if name in _FUSED and function in decomposition_table:
+        name = _name(func)
+        if name in _FUSED and func in decomposition_table:
             with self:
-                return decomposition_table[function](*args, **kwargs)
-        fresh = name not in _EXACT and not function.is_view
-        sizes = self._sizes(function, name, args, kwargs) if fresh else []
-        result = function(*args, **kwargs)
-        for i, t in enumerate(_fresh(function, result, args, kwargs) if fresh else []):
+                return decomposition_table[func](*args, **kwargs)
+        fresh = name not in _EXACT and not func.is_view
+        sizes = self._sizes(func, name, args, kwargs) if fresh else []
+        result = func(*args, **kwargs)
+        for i, t in enumerate(_fresh(func, result, args, kwargs) if fresh else []):
             if t is not None:
                 size, terms = sizes[i] if i < len(sizes) else (None, _folded(t, args))
                 self._move(name, t, size, terms)
         return result
 
     def _sizes(
-        self, function: Any, name: str, args: Any, kwargs: Any
+        self, func: Any, name: str, args: Any, kwargs: Any
     ) -> list[tuple[torch.Tensor, float]]:
         """Return, for each result of a sum, the sum of absolute values and how many they are."""
         if name in _SPREADS:
@@ -369,7 +292,7 @@ class Roundings(_Arithmetic):
         if first is None or not differentiable(first):
             return []  # counting is exact
         sizes = mapped(list(args), lambda t: t.abs() if differentiable(t) else t)
-        results = tensors_of(function(*sizes, **kwargs))
+        results = tensors_of(func(*sizes, **kwargs))
         if name in PRODUCTS:
             return list(zip(results, _product_terms(name, args), strict=False))
         if name == "cumsum":
@@ -385,7 +308,7 @@ class Roundings(_Arithmetic):
         unit = max(self._unit, torch.finfo(t.dtype).eps / 2)
         size = size.reshape(t.shape)
         if t.is_complex():
-            # Each part errs at the size of both.
+            # The error of each part is relative to the size of both.
             t, size = torch.view_as_real(t), size.unsqueeze(-1)
         t.add_(self._signs(t) * size * (unit * _roundings(terms)))
 
@@ -401,11 +324,11 @@ def _folded(result: torch.Tensor, args: Any) -> float:
 
 
 def _roundings(terms: float) -> float:
-    """Return by how many roundings a sum of so many terms may be off.
+    """Return by how many roundings a sum of so many terms may differ.
 
-    The square root, up to 2^20 terms. Beyond that a running sum grows so far above its terms that
-    their roundings no longer cancel, and the error grows as the number of terms: a sum of 2^24
-    squares from left to right was off by 47,000 units in the last place (H200, 2026-11-30).
+    Up to 2^20 terms it is the square root. In a longer running sum, each term is so small beside
+    the sum that roundings no longer cancel, and the error grows with the number of terms: a sum of
+    2^24 squares from left to right was off by 47,000 units in the last place (H200, 2026-11-30).
     """
     return math.sqrt(terms) if terms <= _STAGNATES else terms / math.sqrt(_STAGNATES)
 
@@ -437,11 +360,11 @@ def _spread_sizes(name: str, args: Any, kwargs: Any) -> list[tuple[torch.Tensor,
     return [(square, terms), (x.abs().mean(dims), terms)]
 
 
-def _fresh(function: Any, result: Any, args: Any, kwargs: Any) -> list[torch.Tensor | None]:
+def _fresh(func: Any, result: Any, args: Any, kwargs: Any) -> list[torch.Tensor | None]:
     """Return the results that an operator has just computed, None for those that it only passes."""
-    if function.is_view:
+    if func.is_view:
         return []
-    if function._schema.is_mutable:
+    if func._schema.is_mutable:
         known: set[int] = set()
     else:
         known = {t.untyped_storage().data_ptr() for t in tensors_of([list(args), kwargs])}

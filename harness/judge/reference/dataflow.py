@@ -1,7 +1,7 @@
-"""Watches one call of the reference: which results a buffer reaches, which orders are free.
+"""Watches one call of the reference: which results use a buffer, and which orders are free.
 
-Operators are watched, not values: a value that no operator reads can change nothing, and that is a
-proof where a trial with other values is only a sample.
+It watches operators and not values. If no operator reads a buffer, the buffer changes no result.
+That is a proof, while a trial with other values is only a sample.
 """
 
 from __future__ import annotations
@@ -9,44 +9,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.judge.reference.arithmetic import Mode
 from harness.usercode.modules import call, module_state, tensors_of
 
 
-class _Watch(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
-        return False
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-
-
-class _Reached(_Watch):
+class _Reached(Mode):
     """Follows what is computed from one tensor.
 
     Attributes:
-        read: a number or a decision came from it, which no tensor shows.
+        read: an operator turned the data into a number, which no tensor shows.
     """
 
     def __init__(self, start: torch.Tensor) -> None:
         super().__init__()
         self.read = False
-        # Held: the address of what is gone is given to the next.
+        # The mode holds its tensors: torch reuses the address of a freed one.
         self._held = [start]
         self._memory = {start.untyped_storage().data_ptr()}
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Return whether a tensor's memory was written from it."""
+        """Return whether a tensor's memory was computed from it."""
         return tensor.untyped_storage().data_ptr() in self._memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if any(self.holds(t) for t in tensors_of([list(args), kwargs or {}])):
             made = tensors_of(out)
-            # An operator that returns no tensor tells its caller a number, or writes in place.
+            # An operator without a tensor as result returns a number, or writes in place.
             self.read = self.read or not made
             self._held += made
             self._memory |= {t.untyped_storage().data_ptr() for t in made}
@@ -77,8 +67,8 @@ def matters(module: torch.nn.Module, name: str, inputs: list[Any], rng: int) -> 
             part.training = training
 
 
-class FreeOrders(_Watch):
-    """Keeps what was sorted or chosen without a promise about the order of equal elements.
+class FreeOrders(Mode):
+    """Keeps the calls of sort and topk that promise no order among equal elements.
 
     Attributes:
         found: (keys, dimension, indices) of each such operator.

@@ -1,7 +1,7 @@
-"""Holds the problem in the judge: the reference in its own precision and in float64.
+"""Holds the problem in the judge: the reference in its own precision, and its float64 copy.
 
-This is the only room of the judge that runs a problem's code. The reference in its own precision
-gives the expected structure, state and its own error; the float64 copy is the oracle.
+Only this folder of the judge runs a problem's code. The reference in its own precision gives the
+expected structure and state, and its own error. The float64 copy is the oracle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import mapped, module_state, seed_everything
 
 _LARGE_BYTES = 1 << 26
-"""Constructing a smaller module takes less than a second."""
+"""The construction of a smaller module takes less than a second."""
 _SCALARS = (str, bytes, int, float, complex, type(None), torch.dtype, torch.device)
 
 
@@ -42,13 +42,13 @@ def to_double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory ran out: torch's allocator says so by a type, CUDA by its words."""
+    """Return whether memory ran out: torch's allocator has a type for it, CUDA only a message."""
     return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What one call of a module gave.
+    """The results of one call of a module.
 
     Attributes:
         output: any nesting of tensors, in the module's precision.
@@ -114,15 +114,15 @@ class Problem:
         return module
 
     def move(self, device: torch.device) -> None:
-        """Move the reference to the device that the pair is checked on."""
+        """Move the reference to the pair's device."""
         self.device = device
         self.reference = self.reference.to(device)
 
     def build_oracle(self) -> torch.nn.Module:
         """Return a float64 copy of the reference, on its device.
 
-        Call it before the reference is called: it stands for a module that was just constructed.
-        A large one is copied where a copy is the same; that saves constructing and moving it.
+        Call this before the reference is called: the oracle is a freshly constructed module. Where
+        it is safe, a large module is copied, which is faster than to construct and move it.
         """
         large = sum(t.numel() * t.element_size() for t in self.state().values()) >= _LARGE_BYTES
         copied = self._copied() if large else None
@@ -132,10 +132,10 @@ class Problem:
         return copied
 
     def _copied(self) -> torch.nn.Module | None:
-        """Return a copy of the reference; None where it might share something with the original.
+        """Return a copy of the reference; None where the copy might share data with the original.
 
-        deepcopy does not copy a function, so one that holds the module in a closure would still
-        use the original's weights. Modules with anything but plain values are therefore not copied.
+        deepcopy does not copy a function. A function that holds the module in a closure would still
+        use the original's weights. So only modules with plain values are copied.
         """
         if not all(_is_plain(v) for m in self.reference.modules() for v in vars(m).values()):
             return None
@@ -145,7 +145,7 @@ class Problem:
             return None
 
     def forward_names(self) -> list[str]:
-        """Return the names of forward's positional arguments, for the domain of inputs."""
+        """Return the names of forward's positional arguments; SETTINGS['domain'] refers to them."""
         try:
             parameters = inspect.signature(self.reference.forward).parameters.values()
         except (TypeError, ValueError):
@@ -157,8 +157,8 @@ class Problem:
     def inputs(self, seed: int) -> list[Any]:
         """Return nominal inputs, drawn from get_inputs() under a seed, on the device.
 
-        On a GPU they are drawn there (torch.device as default), which is what makes gigabytes of
-        random numbers affordable; where get_inputs() refuses that, on the CPU.
+        For a GPU they are drawn there (torch.device as default): gigabytes of random numbers take
+        too long on the CPU. Where get_inputs() fails that way, they are drawn on the CPU.
         """
         seed_everything(seed)
         drawn: Any = None
@@ -167,8 +167,8 @@ class Problem:
                 with self.device:
                     drawn = self._namespace.get_inputs()
             except Exception as error:
-                # The same seed gives other numbers on the CPU: for want of memory nothing is drawn
-                # there, or the inputs of a call would seem to have changed.
+                # The same seed gives other numbers on the CPU. If memory runs out, drawing there
+                # would change the inputs of a call.
                 if is_out_of_memory(error):
                     raise torch.OutOfMemoryError(str(error)) from error
                 self._draws_on_device = False
@@ -203,8 +203,8 @@ class Problem:
             mode: see modules.call, as for rng and output_grads.
             rng: seed of all generators before the call.
             output_grads: None calls without gradients.
-            inputs: left unchanged, unless private says that nobody else reads them.
-            private: use inputs as they are and do not return them: gigabytes less.
+            inputs: left unchanged, unless private.
+            private: use the inputs without a copy and do not return them; that saves gigabytes.
 
         Raises:
             InvalidReference: the problem's code raised.
@@ -236,7 +236,7 @@ class Problem:
         )
 
     def judged(self, what: str, run: Callable[[], Any]) -> Any:
-        """Return what a function gives that calls the problem's code.
+        """Run a function that calls the problem's code, and return its result.
 
         Args:
             what: names it in errors.
@@ -269,13 +269,13 @@ class Problem:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether deepcopy leaves nothing in common between a value and its copy."""
+    """Return whether a value and its deepcopy share nothing."""
     if isinstance(value, dict):
         return all(_is_plain(v) for v in (*value.keys(), *value.values()))
     if isinstance(value, (list, tuple, set, frozenset)):
         return all(_is_plain(v) for v in value)
     if isinstance(value, types.FunctionType):
-        # deepcopy leaves a function as it is, with all that it holds.
+        # deepcopy does not copy a function, nor the objects that it holds.
         held = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         return not value.__closure__ and all(isinstance(h, _SCALARS) for h in held)
     if isinstance(value, types.BuiltinFunctionType):

@@ -1,7 +1,7 @@
-"""What one call of a problem takes in memory and work, and smaller sizes where none is named.
+"""Memory and work of one call of a problem, and smaller constants for it.
 
-Both are found on meta tensors, which have shapes and no memory: a KernelBench problem may ask for
-gigabytes at its full size. A problem is made smaller by halving its module-level integers.
+The call runs on meta tensors, which have shapes and no memory: a KernelBench problem may need
+gigabytes at its full size. To make a problem smaller, its module-level integers are halved.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from harness.judge.reference.arithmetic import Mode
 from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import module_state, tensors_of
 
 _SMALLEST = 2
-_MAX_FLOPS = 5e7
 _ROUNDS = 200
 
 Value = int | tuple[int, ...]
@@ -30,14 +29,14 @@ Value = int | tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """What one call of the reference takes.
+    """Memory and work of one call of the reference.
 
     Attributes:
         state_bytes: parameters and buffers.
         input_bytes: the arguments.
-        output_bytes: what it returns.
-        call_bytes: the most that is alive at once during the call beside state and arguments; the
-            output is part of it, and so is what a gradient call keeps for backward.
+        output_bytes: the results.
+        call_bytes: the most that is alive at once during the call beside state and arguments. It
+            includes the output, and tensors that a gradient call keeps for backward.
         flops: of products and convolutions.
     """
 
@@ -48,34 +47,13 @@ class Footprint:
     flops: float
 
 
-def reduced(path: Path, target_bytes: int) -> dict[str, Value]:
-    """Return module-level constants to override so that inputs, state and outputs are small.
-
-    Args:
-        path: the problem's file.
-        target_bytes: goal for inputs, state and outputs together; the work's goal is 50 MFLOP.
-
-    Returns:
-        name -> smaller value; empty where the problem is small already or cannot be measured.
-    """
-
-    def held(cost: Footprint) -> int:
-        return cost.state_bytes + cost.input_bytes + cost.output_bytes
-
-    return halved(
-        path,
-        lambda cost: held(cost) + cost.flops / 50,
-        lambda cost: held(cost) <= target_bytes and cost.flops <= _MAX_FLOPS,
-    )
-
-
 def halved(
     path: Path,
     weight: Callable[[Footprint], float],
     enough: Callable[[Footprint], bool],
     train: bool = False,
 ) -> dict[str, Value]:
-    """Return module-level constants to override so that a call takes little enough.
+    """Return smaller values for module-level constants, so that a call takes little enough.
 
     Halves the largest integer that lowers the weight and keeps the reference runnable, again and
     again, until it is enough or nothing more can be halved. Integers and tuples of integers are
@@ -83,8 +61,8 @@ def halved(
 
     Args:
         path: the problem's file.
-        weight: what is to become less.
-        enough: when it is.
+        weight: a figure that each halving must lower.
+        enough: whether the problem is small enough.
         train: a call computes gradients.
 
     Returns:
@@ -151,7 +129,7 @@ def _halved(value: Value, position: int) -> Value:
 
 
 def footprint(path: Path, overrides: Mapping[str, Any], train: bool = False) -> Footprint | None:
-    """Return what one call takes at these constants, None where it does not run on meta tensors.
+    """Return the footprint of a call with these constants; None where meta tensors do not work.
 
     Args:
         path: the problem's file.
@@ -193,7 +171,7 @@ def _ones(outputs: list[torch.Tensor]) -> list[torch.Tensor | None]:
     return [torch.ones_like(o) if w else None for o, w in zip(outputs, wanted, strict=True)]
 
 
-class _Live(TorchDispatchMode):
+class _Live(Mode):
     """Adds up the storages that are alive while operations run, and the operations' work.
 
     Attributes:
@@ -201,13 +179,8 @@ class _Live(TorchDispatchMode):
         flops: of products and convolutions, by torch's own formulas.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
-        return False
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak_bytes = self._now = 0
         self.flops = 0.0
         self._known: set[int] = set()

@@ -1,4 +1,4 @@
-"""Small questions about pairs of outputs: same form, same bits, near, finite in the same places."""
+"""Compares two outputs: same form, same bits, near, finite in the same places."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from harness.usercode.modules import differentiable, tensors_of
 
 _CHUNK = 1 << 25
+_NEAR, _NEAR_LOW = 1e-4, 2e-2
+"""Far above the rounding of float32 (6e-8) and above that of bfloat16 (4e-3), far below 1."""
 
 
 def triples(
@@ -19,7 +21,7 @@ def triples(
     if isinstance(reference, torch.Tensor):
         return [(path, got, reference, oracle)]
     if isinstance(reference, dict):
-        keys = [(k, f"{path}[{k!r}]") for k in reference]
+        keys = [(k, f"{path}[{k!r}]") for k in sorted(reference, key=repr)]
     elif isinstance(reference, (list, tuple)):
         keys = [(i, f"{path}[{i}]") for i in range(len(reference))]
     else:
@@ -28,7 +30,7 @@ def triples(
 
 
 def plain(value: Any) -> Any:
-    """Return value with named tuples as tuples: what the wire makes of them."""
+    """Return a value with named tuples as tuples, as they come over the wire."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, tuple):
@@ -55,8 +57,8 @@ def same_shapes(a: Any, b: Any) -> bool:
     )
 
 
-def near(a: Any, b: Any, relative: float = 1e-4) -> bool:
-    """Return whether two outputs are the same up to a rounding-sized difference."""
+def near(a: Any, b: Any, relative: float = _NEAR) -> bool:
+    """Return whether two outputs are the same up to a rounding-sized part of the largest value."""
     left, right = tensors_of(a), tensors_of(b)
     if not same_shapes(a, b):
         return False
@@ -69,7 +71,7 @@ def near(a: Any, b: Any, relative: float = 1e-4) -> bool:
             continue
         x, y = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (x, y))
         low = min(x.element_size(), y.element_size()) < 4
-        bound = max(relative, 2e-2) if low else relative
+        bound = max(relative, _NEAR_LOW) if low else relative
         gap = size = 0.0
         for a, b in zip(x.reshape(-1).split(_CHUNK), y.reshape(-1).split(_CHUNK), strict=False):
             if not (all_finite(a) and all_finite(b)):

@@ -1,4 +1,4 @@
-"""Gives the candidate the reference's state: matches names, and makes values worth testing with."""
+"""Gives the candidate the reference's state: matches names, and draws values for the tests."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Match:
 
     Attributes:
         source: candidate name -> reference name, one entry per distinct candidate tensor.
-        unheld: reference names that the candidate does not hold; constants only.
-        notes: one line per name that needed more than its own name.
+        unheld: constants of the reference that the candidate does not hold.
+        notes: one line per tensor that was not matched by its name.
     """
 
     source: Mapping[str, str]
@@ -83,82 +83,78 @@ def match(
 
     Args:
         reference: description of the reference's state (see modules.describe_state).
-        candidate: the same as the candidate's worker claims it; checked, not trusted.
-        constants: reference names that need not be held: masks and counters never perturbed.
-        training: gradients are compared; else a parameter may be held as a buffer. The other way
-            round it never may: an optimiser would train a running statistic.
+        candidate: the same, as the candidate's worker claims it.
+        constants: reference names that the candidate may lack: masks and counters, which the judge
+            never perturbs.
+        training: the judge compares gradients. Without them the candidate may hold a parameter as
+            a buffer. It may never hold a buffer as a parameter: an optimiser would train it.
 
     Raises:
-        StateMismatch: anything else; the message shows both lists side by side.
+        StateMismatch: a tensor has no match.
     """
     theirs = _entries(candidate)
     ours = _entries(list(reference))
     by_name = {n: e for e in ours for n in e.names}
     source: dict[str, str] = {}
     notes: list[str] = []
-    used: set[str] = set()
+    left: list[_Entry] = []
+
+    def mismatch(message: str) -> StateMismatch:
+        return StateMismatch(message, side_by_side(ours, theirs))
 
     def take(entry: _Entry, origin: _Entry, how: str) -> None:
+        reference_has = f"the reference's {origin.name} is"
         if entry.shape != origin.shape:
-            raise StateMismatch(
-                f"{entry.name} is {list(entry.shape)}, the reference's {origin.name} is "
-                f"{list(origin.shape)}",
-                side_by_side(ours, theirs),
+            raise mismatch(
+                f"{entry.name} is {list(entry.shape)}, {reference_has} {list(origin.shape)}"
             )
         if not _kinds_agree(entry, origin, training):
-            raise StateMismatch(
-                f"{entry.name} is a {entry.kind}, the reference's {origin.name} is a {origin.kind}",
-                side_by_side(ours, theirs),
-            )
+            raise mismatch(f"{entry.name} is a {entry.kind}, {reference_has} a {origin.kind}")
         source[entry.name] = origin.name
-        used.add(origin.name)
         if how:
             notes.append(f"{entry.name} <- {origin.name} (by {how})")
+            left.remove(entry)
+            free.remove(origin)
 
-    left: list[_Entry] = []
     for entry in theirs:
         origins = {by_name[n].name: by_name[n] for n in entry.names if n in by_name}
         if len(origins) > 1:
-            raise StateMismatch(
+            raise mismatch(
                 f"{' and '.join(entry.names)} are one tensor, but the reference holds "
-                f"{' and '.join(origins)} apart",
-                side_by_side(ours, theirs),
+                f"{' and '.join(origins)} apart"
             )
         if origins:
             take(entry, next(iter(origins.values())), "")
         else:
             left.append(entry)
-    free = [e for e in ours if e.name not in used]
+    taken = set(source.values())
+    free = [e for e in ours if e.name not in taken]
     for entry in list(left):
         hits = [o for o in free if _suffix(entry, o, training)]
         rivals = [e for e in left if hits and _suffix(e, hits[0], training)]
         if len(hits) == 1 and len(rivals) == 1:
             take(entry, hits[0], "suffix")
-            left.remove(entry)
-            free.remove(hits[0])
-    groups = {(e.kind, e.shape, e.dtype) for e in left}
-    for group in sorted(groups, key=str):
-        here = [e for e in left if (e.kind, e.shape, e.dtype) == group]
-        there = [e for e in free if (e.kind, e.shape, e.dtype) == group]
+    for group in sorted({_group(e) for e in left}, key=str):
+        here = [e for e in left if _group(e) == group]
+        there = [e for e in free if _group(e) == group]
         if len(here) == len(there):
-            for entry, origin in zip(here, there, strict=False):
+            for entry, origin in zip(here, there, strict=True):
                 take(entry, origin, "position")
-                left.remove(entry)
-                free.remove(origin)
-    extra = [e for e in left if e.kind == "parameter"]
-    unheld = [e.name for e in free]
-    lost = [n for n in unheld if n not in constants]
-    if extra or lost:
-        what = []
-        if lost:
-            what.append(f"nothing of the candidate takes the reference's {', '.join(lost)}")
-        if extra:
-            names = ", ".join(e.name for e in extra)
-            what.append(f"nothing of the reference gives the candidate's {names}")
-        raise StateMismatch("; ".join(what), side_by_side(ours, theirs))
+    lost = [e.name for e in free if e.name not in constants]
+    extra = [e.name for e in left if e.kind == "parameter"]
+    what = [f"nothing of the candidate takes the reference's {', '.join(lost)}"] if lost else []
+    if extra:
+        what.append(f"nothing of the reference gives the candidate's {', '.join(extra)}")
+    if what:
+        raise mismatch("; ".join(what))
+    unheld = tuple(e.name for e in free)
     notes += [f"{e.name}: a buffer of the candidate's own" for e in left]
     notes += [f"{n}: constant of the reference that the candidate does not hold" for n in unheld]
-    return Match(source=source, unheld=tuple(unheld), notes=tuple(notes))
+    return Match(source=source, unheld=unheld, notes=tuple(notes))
+
+
+def _group(entry: _Entry) -> tuple[str, tuple[int, ...], str]:
+    return entry.kind, entry.shape, entry.dtype
 
 
 def _kinds_agree(entry: _Entry, origin: _Entry, training: bool) -> bool:
@@ -191,11 +187,11 @@ def side_by_side(ours: Sequence[_Entry], theirs: Sequence[_Entry]) -> str:
 
 
 def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
-    """Return whether a state tensor is a constant by its looks, and is then never perturbed.
+    """Return whether a state tensor looks like a constant, which the judge never perturbs.
 
-    Buffers of integers or booleans, with infinities, or with a pattern of zeros and ones: masks,
-    index tables, counters. Parameters and other floating buffers are perturbed, and integers that
-    are weights.
+    Constants are buffers of integers or booleans, with infinities, or with some zeros: masks, index
+    tables, counters. The judge perturbs parameters, other floating buffers, and integers that are
+    weights.
     """
     if _is_quantised(tensor):
         return False
@@ -212,7 +208,7 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
 def _normal(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return normal numbers in a tensor's shape, on its device.
 
-    Those of a large tensor on a GPU are drawn there: the CPU takes 2.4 s for 2**26 of them.
+    For a large tensor on a GPU they are drawn there: the CPU takes 2.4 s for 2**26 numbers.
     """
     if value.device.type == "cpu" or value.numel() < _LARGE_ELEMENTS:
         return torch.randn(value.shape, generator=generator).to(value.device)
@@ -246,10 +242,10 @@ def perturbed(
 ) -> dict[str, torch.Tensor]:
     """Return new values for a state, each in its domain.
 
-    A freshly built normalisation has mean 0, variance 1, weight 1 and bias 0, where the identity
-    passes. A tensor that was positive throughout stays so (it may be a variance) unless it is a
-    parameter and boldness is 2; zero tensors get small normal values; all others are scaled and
-    shifted relative to their own size. Quantised weights change places. Constants stay.
+    A freshly built normalisation has mean 0, variance 1, weight 1 and bias 0. There the identity
+    would pass. A tensor of positive values stays positive, since it may be a variance, unless it is
+    a parameter and boldness is 2. A tensor of zeros gets small normal values. All others are scaled
+    and shifted relative to their own size. Quantised weights change places. Constants stay.
 
     Args:
         state: name -> tensor, constructed values, any device.
@@ -265,7 +261,7 @@ def perturbed(
             continue
         real = value.abs() if value.is_complex() else value
         if not (value.is_floating_point() or value.is_complex()):
-            # Values that occur, elsewhere: each is one that the reference can unpack.
+            # The same values in another order: the reference can unpack each of them.
             order = torch.randperm(value.numel(), generator=generator).to(value.device)
             changed[name] = value.flatten()[order].view(value.shape)
             continue

@@ -1,10 +1,9 @@
-"""Which cores judge and workers run on while a GPU pair is timed.
+"""The cores on which judge and workers run while a GPU pair is timed.
 
-A call of a launch-bound pair is all host time. On one host the same call took 13.5 us in one
-process and 20.5 us in another, each for seconds (four H200, 64 cores, 2026-11-21): as it would be
-for processes far from their GPU, or on the other thread of the core on which the judge spins.
-Reference and candidate are two processes. So the main threads of all workers share one core, one
-at a time, and the judge has another, both near the GPU.
+A call of a launch-bound pair takes only the host's time. On one host the same call took 13.5 us in
+one process and 20.5 us in another, for seconds (four H200, 64 cores, 2026-11-21): a process may
+be far from its GPU, or on the other thread of the judge's core. So the main threads of all workers
+share one core, one at a time, and the judge has another, both near the GPU.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ class CorePair:
 def pairs_of_cores(
     near: set[int], allowed: set[int], siblings: Mapping[int, frozenset[int]]
 ) -> list[CorePair]:
-    """Return the pairs of cores there are, the best first.
+    """Return all pairs of cores, the best first.
 
     Args:
-        near: CPUs at the GPU's side of the machine; empty where that is not known.
+        near: CPUs at the GPU's side of the machine; empty if unknown.
         allowed: CPUs that this process may use.
         siblings: the CPUs that are threads of the same core, by CPU.
     """
@@ -54,11 +53,11 @@ def pairs_of_cores(
 def claim_cores(device: torch.device, folder: Path | None = None) -> CorePair | None:
     """Return two cores for a pair on a CUDA device that no other judge of this user has.
 
-    They are this process's until it ends: judges that see one GPU each would all choose the same.
+    This process keeps them until it ends: otherwise judges with a GPU each would choose the same.
 
     Args:
         device: decides which cores are near.
-        folder: where the lock of each core stands; None is the user's own.
+        folder: of the locks, one per core; None is the user's own.
     """
     allowed = os.sched_getaffinity(0)
     siblings = {
@@ -101,25 +100,25 @@ def pin_judge_and_workers(
     Args:
         device: decides which cores are near.
         workers: process ids.
-        ask: has the workers move themselves to some cores, and returns whether all did. A judge
-            may not move another user's process in a default container (CAP_SYS_NICE).
+        ask: lets the workers move themselves to some cores, and returns whether all did. In a
+            default container a judge may not move another user's process (CAP_SYS_NICE).
 
     Returns:
-        What came of it, for the verdict.
+        A note for the verdict.
     """
     taken = claim_cores(device)
     if taken is None:
-        return "judge and workers run where the system puts them: no two cores are free"
+        return "the system chooses the cores of judge and workers: no two cores are free"
     if pin_all(workers, taken.workers) or ask({taken.workers}):
         if pin(0, taken.judge):
             return f"judge on core {taken.judge}, workers on core {taken.workers}"
     else:
         ask(os.sched_getaffinity(0))  # none rather than some
-    return "judge and workers run where the system puts them: cannot pin them"
+    return "the system chooses the cores of judge and workers: they cannot be pinned"
 
 
 def pin(pid: int, core: int) -> bool:
-    """Keep a process's main thread on a core; return whether that could be done.
+    """Pin a process's main thread to a core; return whether that worked.
 
     Its other threads stay free. A thread that it starts later shares the core.
     """
@@ -148,8 +147,8 @@ def pin_all(pids: Iterable[int], core: int) -> bool:
 def affinity_restored() -> Iterator[None]:
     """Restore, at the end, the cores on which the threads of this process may run.
 
-    torch works without helpers meanwhile: they would share its one core, and whoever waits for them
-    spins there, 8 ms for each operation on more than 32768 elements.
+    Meanwhile torch uses one thread. Helper threads would share the one core with the thread that
+    spins while it waits for them: 8 ms for each operation on more than 32768 elements.
     """
     before, threads = os.sched_getaffinity(0), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -164,7 +163,7 @@ def affinity_restored() -> Iterator[None]:
 
 
 def _numbers(path: Path) -> set[int]:
-    """Return the CPUs of a list like ``0-3,8``; none where there is no such file."""
+    """Return the CPUs of a list like ``0-3,8``; none if there is no such file."""
     try:
         text = path.read_text()
     except OSError:

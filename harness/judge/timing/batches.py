@@ -1,7 +1,13 @@
-"""One timed batch of one role, with all that has to stand around it.
+"""One timed batch of one role, and everything around it.
 
-Who is not next is stopped, inputs are written, caches are flushed, the worker runs, its outputs are
-looked at and checked. How often that is done, and what the times say, is for others.
+The other workers are stopped, inputs are written, caches are flushed, the worker runs, its outputs
+are read and checked. ``clock`` and ``latency`` decide how many batches run.
+
+| role | inputs before a batch | stopped meanwhile | one output read whole | outputs checked |
+|---|---|---|---|---|
+| candidate | new ones | | yes | at once |
+| others | the same ones, written again | candidate | no | no |
+| all, in blocks of short calls (``alike``) | new ones | all others | yes | after the block |
 """
 
 from __future__ import annotations
@@ -73,21 +79,22 @@ class Batches:
         timed_workers: by role.
         device: what the workers run on.
         config: how a pair is timed.
-        policy: what counts.
-        watch: says who else is on the GPU.
-        secret: source of the order of calls, and of the choice of what is looked at.
-        alive: told before each batch: many slow ones take minutes.
+        policy: thresholds.
+        watch: knows of other processes on the GPU.
+        secret: source of the order of calls, and of the choice of outputs that are read.
+        alive: called before each batch: many slow ones take minutes.
 
     Attributes:
-        timed_workers: by role; who fails is taken out.
+        timed_workers: by role; a baseline that fails is taken out.
         calls: calls of a batch, by role.
         logs: batches by role, since they were cleared.
-        running: who is to blame should a worker fail.
-        reruns: how often the candidate's outputs may yet lie in memory that is new to the judge.
-        short: calls take the host's time alone: no batch is host-delayed.
-        on_gpu: whether workers run on one.
-        alike: what is done for the candidate's sake is done for everybody: in blocks of short calls
-            it moves their caches by as much as the difference that is looked for.
+        running: the role to blame if a worker fails.
+        reruns: so many further batches of the candidate are run again if its outputs lie in memory
+            that is new to the judge.
+        short: calls take only the host's time: no batch counts as host-delayed.
+        on_gpu: whether workers run on a GPU.
+        alike: every role is treated as the candidate. In blocks of short calls that treatment moves
+            caches by as much as the difference that is measured.
     """
 
     def __init__(
@@ -121,12 +128,12 @@ class Batches:
         self._isolated_calls: dict[str, IsolatedCalls] = {}
 
     def over(self, input_pool: InputPool, checks: OutputCheck, probe: Probe) -> None:
-        """Say what batches run over.
+        """Set inputs and checks.
 
         Args:
-            input_pool: holds their inputs.
-            checks: of the candidate's outputs.
-            probe: what a call takes.
+            input_pool: holds the inputs of batches.
+            checks: checks the candidate's outputs.
+            probe: facts about a call.
         """
         self._input_pool, self._checks, self._probe = input_pool, checks, probe
         if self.on_gpu and not self._config.warm_l2:
@@ -139,21 +146,21 @@ class Batches:
         return min(self.calls[role], self._input_pool.count)
 
     def begin_anew(self) -> None:
-        """Forget what batches took so far: they prepared what is measured now."""
+        """Forget the times of the batches that were run for preparation."""
         for log in self.logs.values():
             log.total_ms.clear()
             log.claimed_ms.clear()
         self._host_delayed.clear()
 
     def forget_best(self) -> None:
-        """Forget what was the least beyond events: batches have other sizes from now on."""
+        """Forget the best batches: from now on batches have other sizes."""
         self._best_beyond_ms.clear()
 
     def _cool(self) -> None:
-        """Push what the judge just wrote out of the L2 cache, and see that the GPU is free.
+        """Push the inputs out of the L2 cache, and wait until the GPU is free.
 
         Raises:
-            TimedWrongly: something keeps it busy although the candidate stands still.
+            TimedWrongly: the GPU stays busy although the candidate stands still.
         """
         if not self.on_gpu:
             return
@@ -175,18 +182,31 @@ class Batches:
             raise TimedWrongly(
                 Mismatch(
                     status=Status.TAMPERED,
-                    message="the GPU stays busy while the candidate stands still: it leaves work "
-                    "behind that runs in the reference's time",
+                    message="the GPU stays busy while the candidate stands still: the candidate "
+                    "left work behind that runs in the reference's time",
                 )
             )
 
-    def run(self, role: str, calls: int | None = None, *, logged: bool = True) -> float:
-        """Run one batch, of as many calls as chosen or said.
+    def check_state(self) -> None:
+        """Run one more batch of the candidate, and check the state that it leaves.
+
+        The candidate cannot tell this batch from those that count.
+
+        Raises:
+            TimedWrongly: its state is not the reference's after as many calls.
+        """
+        self.run(CANDIDATE, logged=False, state=True)
+
+    def run(
+        self, role: str, calls: int | None = None, *, logged: bool = True, state: bool = False
+    ) -> float:
+        """Run one batch.
 
         Args:
-            role: whose.
+            role: of the worker.
             calls: None for as many as were chosen.
-            logged: whether it counts among the role's batches: one of an isolated call does not.
+            state: whether the state that the calls leave is checked.
+            logged: whether it counts among the role's batches: a batch of one call does not.
 
         Returns:
             Its milliseconds, the batch overhead included.
@@ -207,25 +227,29 @@ class Batches:
         poison = list(self._probe.poison) * min(calls, timed_worker.keep)
         try:
             timed_worker.prepare(self._config.mode, poison)
-            # A candidate stands still only now: what it could have read until here is not what it
-            # gets. For the others they are written again: the candidate may have left numbers
-            # there that they are slow on. And all must stand for as long: caches grow cold.
+            # The candidate stands still only now, so it could not read these inputs early. For the
+            # others they are written again, because the candidate may have left numbers there that
+            # are slow to compute with. All workers stand for as long: caches grow cold meanwhile.
             self._input_pool.write()
             self._cool()
             whole = like_candidate and self._checks.wants_whole
             see = self._checks.see_inputs if role == CANDIDATE else None
             seed = 1 + self._secret.getrandbits(60) if self._probe.draws else 0
-            timed = timed_worker.run(order, self._secret, self._checks.most, whole, see, seed)
+            timed = timed_worker.run(
+                order, self._secret, self._checks.most, whole, see, seed, state=state
+            )
         except WorkerFailed as failed:
             if role in (REFERENCE, CANDIDATE) or isinstance(failed, KilledBesideSolution):
                 raise
             raise BaselineFailed(role, failed) from failed
         if role == CANDIDATE:
             if timed.seen.unseen and self.reruns:
-                # Its allocator took new memory. Now the judge knows it; this batch counts for
-                # nothing, or it would be one that nobody had looked at.
+                # Its allocator took new memory, in which the judge could not read outputs. Now the
+                # judge knows that memory.
                 self.reruns -= 1
-                return self.run(role, calls, logged=logged)
+                return self.run(role, calls, logged=logged, state=state)
+            if state:
+                self._checks.check_moved(timed)
             if self.alike:
                 self._unchecked.append((timed, self._checks.inputs_of(timed)))
             else:
@@ -243,13 +267,13 @@ class Batches:
 
         Args:
             role: reference or candidate.
-            given: a call each.
+            given: inputs of the calls.
             first: how many of them do not count.
-            empty: without the calls, for what the mailbox takes: the reference's alone.
-            keep: how many of the candidate's others wait to be checked (``check_pending``).
+            empty: pass messages without calls, to measure their overhead; the reference only.
+            keep: how many outputs of the candidate wait to be checked (``check_pending``).
 
         Returns:
-            Milliseconds of each that counts, with what handing over takes.
+            Milliseconds of each call that counts, with the overhead of its messages.
         """
         self._alive()
         self.running = role
@@ -267,7 +291,7 @@ class Batches:
         return times
 
     def _suspend_others(self, role: str) -> None:
-        """Stop who is not next: who does not stand still is to blame then."""
+        """Stop the other workers; one that does not stand still is to blame."""
         for other in self.timed_workers if self.alike else (CANDIDATE,):
             if other == role:
                 continue
@@ -281,7 +305,7 @@ class Batches:
         self.running = role
 
     def check_pending(self) -> None:
-        """Check what was timed since: between blocks nobody's next batch pays for it.
+        """Check the outputs that are left. Between blocks that delays no batch.
 
         Raises:
             TimedWrongly: an output was wrong.
@@ -292,14 +316,14 @@ class Batches:
 
     def _note_host_delay(self, role: str, timed: Timed) -> None:
         if timed.claimed_ms is None or self.short or (role == CANDIDATE and not self.on_gpu):
-            return  # off the GPU nothing holds a candidate to what it claims
+            return  # without a GPU nothing contradicts a candidate's claim
         beyond = timed.total_ms - timed.claimed_ms
         best = self._best_beyond_ms[role] = min(beyond, self._best_beyond_ms.get(role, beyond))
         if clock.is_host_delayed(timed.total_ms, beyond, best, self._policy):
             self._host_delayed.add(role)
 
     def host_delayed_roles(self) -> set[str]:
-        """Return whose batches were host-delayed since this was asked last."""
+        """Return the roles with host-delayed batches since the last call."""
         host_delayed, self._host_delayed = self._host_delayed, set()
         return host_delayed
 
@@ -309,9 +333,9 @@ class Batches:
 
 
 def shuffled(items: list[int], secret: random.Random) -> list[int]:
-    """Return items in an order that the secret decides.
+    """Return items in a secret order.
 
-    Asking it for each of a thousand takes milliseconds; it seeds a generator that serves once.
+    To draw a thousand numbers from the secret takes milliseconds. So it seeds a generator once.
     """
     order: list[int] = np.random.default_rng(secret.getrandbits(128)).permutation(items).tolist()
     return order

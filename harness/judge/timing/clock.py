@@ -1,10 +1,10 @@
-"""The comparison: blocks in which every role runs one batch, and what their times say.
+"""Blocks in which every role runs its batches, their statistics, and the thresholds for both.
 
-Pure of processes and devices: what runs a batch and what tells the time is passed in, so tests
-can inject both. Each block gives a ratio of batches that ran within a moment of each other; the
-figure is the trimmed mean of these ratios with a bootstrap interval over the blocks, held against
-the reference's ratio to itself. Reference and candidate run twice a block each, and both of their
-batches count: who follows itself finds its caches warm, which must happen to both as often.
+Nothing here knows processes or devices. The caller passes the function that runs a batch and the
+clock, so tests can inject both. Each block gives a ratio of batches that ran within a moment of
+each other. The figure is the trimmed mean of these ratios, with a bootstrap interval over the
+blocks. It is compared with the reference's ratio to itself. Reference and candidate run twice per
+block. A worker that runs twice in a row starts with warm caches: both do so equally often.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from harness.domain import CANDIDATE, REFERENCE, SpeedOutcome
 from harness.judge.timing import intervals
 
 _FURTHER = 1.1
-"""Whether the ratio is narrow enough is asked when there are so many times as many blocks as when
-it was asked last: resampling takes milliseconds in which nothing is measured."""
+"""The interval is computed again when there are so many times as many blocks as before: resampling
+takes milliseconds in which nothing is measured."""
 _BATCHES_PART = 0.8
-"""Of a block's time; the rest is for what lies between its batches."""
+"""Part of a block's time that its batches take; the rest lies between them."""
 AGAIN, CANDIDATE_AGAIN = "again", "candidate again"
 _SECOND = {REFERENCE: AGAIN, CANDIDATE: CANDIDATE_AGAIN}
-"""Under which name a role's second batch of a block is kept."""
+"""The name of a role's second batch in a block."""
 _FIRST = {second: role for role, second in _SECOND.items()}
 HOST_DELAYED = "the host was busy"
 
@@ -174,16 +174,16 @@ class ClockPolicy:
 
 @dataclass(slots=True)
 class Blocks:
-    """What was measured.
+    """Measured blocks.
 
     Attributes:
         ms: milliseconds per call by role, one entry per kept block; with the batch overhead,
-            until it is taken off (``less``).
-        discarded: blocks thrown away, by reason.
-        host_delayed: blocks put aside, and whether a role that can be believed said so; empty when
+            until ``less`` subtracts it.
+        discarded: number of discarded blocks, by reason.
+        host_delayed: blocks put aside, and whether a trusted worker reported the delay; empty when
             measuring has ended.
         capped: whether time ran out before the interval was narrow enough.
-        short: their calls are short.
+        short: whether their calls are short.
     """
 
     ms: dict[str, list[float]] = field(default_factory=dict)
@@ -206,7 +206,7 @@ class Blocks:
         }
 
     def less(self, overhead_ms: Mapping[str, float]) -> None:
-        """Take what is no part of a call from every batch: by role, milliseconds per call."""
+        """Subtract the batch overhead from every batch: milliseconds per call, by role."""
         for name, times in self.ms.items():
             off = overhead_ms[_FIRST.get(name, name)]
             times[:] = [max(ms - off, 1e-9) for ms in times]
@@ -228,14 +228,14 @@ class Blocks:
 def calls_by_role(
     per_call_ms: Mapping[str, float], most: int, policy: ClockPolicy
 ) -> dict[str, int]:
-    """Return how many calls a batch of each role should have, so that all take as long.
+    """Return how many calls a batch of each role should have, so that all take equally long.
 
-    With as many calls for everyone, a reference that takes four times as long takes most of the
-    time, and few blocks are left.
+    With equally many calls, a reference that takes four times as long would take most of the time,
+    and few blocks would be left.
 
     Args:
         per_call_ms: estimates by role; each has a batch in a block, reference and candidate two.
-        most: that there is room for.
+        most: so many calls there is room for.
         policy: how long batches and all blocks should take.
     """
     in_time_ms = _BATCHES_PART * policy.cap_s * 1e3 / policy.min_blocks / (len(per_call_ms) + 2)
@@ -248,7 +248,7 @@ def calls_by_role(
 
 
 def short_calls(per_call_ms: Mapping[str, float], policy: ClockPolicy) -> bool:
-    """Return whether calls are so short that the host's pace decides: the reference's, no claim."""
+    """Return whether the reference's calls are so short that the host's pace decides."""
     return per_call_ms[REFERENCE] < policy.short_call_ms
 
 
@@ -269,13 +269,13 @@ def measure(
         run: runs one batch of a role, returns its milliseconds per call.
         roles: REFERENCE, CANDIDATE, and others.
         policy: when to stop.
-        order: decides who runs when within a block.
+        order: source of the order of batches in a block.
         prepare: called before each block.
         condition: called after each block; a reason to discard it, or nothing.
-        host_delayed: called after each block: in whose batches the host was late. Such blocks are
-            put aside, unless most are: then they are what this machine is like, and count. Those of
-            which the candidate alone says so are put aside as long as they are few: it could
-            choose its slow ones.
+        host_delayed: called after each block; roles whose batches were host-delayed. Such blocks
+            are put aside, unless most are: then they count, since this host is like that. Those
+            that only the candidate reports are put aside while they are few: it could choose its
+            slow ones.
         now: seconds.
     """
     batches = {role: role for role in roles} | {_SECOND[r]: r for r in roles if r in _SECOND}
@@ -333,7 +333,7 @@ def _narrow(blocks: Blocks, policy: ClockPolicy) -> bool:
 def noise_floor(blocks: Blocks, policy: ClockPolicy) -> float:
     """Return how far the reference strays from itself in the same blocks, relative.
 
-    For short calls no less than two processes of the same code do.
+    For short calls it is no less than the difference of two processes of the same code.
     """
     _, low, high = blocks.ratio(REFERENCE, AGAIN)
     least = policy.short_floor if blocks.short else policy.least_floor
@@ -363,19 +363,18 @@ def lying(
     *,
     alone: bool = True,
 ) -> str:
-    """Return what is wrong with claims, or nothing.
+    """Return why the worker's CUDA events are a lie; empty if they are none.
 
-    Events lie between *go* and *done*: whatever the batch overhead takes, they cannot show more
-    time than the judge's clock. That they show less than it proves something only while nobody else
-    makes the batch overhead longer.
+    Events lie between *go* and *done*. So they cannot show more time than the judge's clock. That
+    they show less is a proof only while no other process makes the batch overhead longer.
 
     Args:
         total_ms: per batch, the batch overhead included.
-        overhead_ms: what of it is no part of the calls, as a rule.
-        claimed_ms: what the worker's events said of the same batches.
+        overhead_ms: the batch overhead.
+        claimed_ms: times of the same batches by the worker's events.
+        policy: how far honest events may differ from the clock. Most batches must disagree, in one
+            direction.
         alone: no other process has used the GPU meanwhile.
-        policy: what an honest claim may differ by. One host hiccup is no lie: most blocks must
-            disagree, and in the same direction.
     """
     pairs = [(t, c) for t, c in zip(total_ms, claimed_ms, strict=True) if c is not None]
     if len(pairs) < 2:
@@ -401,12 +400,12 @@ def lying(
 def is_host_delayed(
     clocked_ms: float, beyond_ms: float, best_ms: float, policy: ClockPolicy
 ) -> bool:
-    """Return whether the host came late to a batch that the GPU had done.
+    """Return whether the host noticed late that the GPU had done a batch.
 
     Args:
         clocked_ms: the batch by the judge's clock.
-        beyond_ms: how much of it is beyond what its events claim.
-        best_ms: the least that was beyond them in this role's batches.
-        policy: what is no host delay.
+        beyond_ms: clock time less event time.
+        best_ms: the least of that in this role's batches.
+        policy: thresholds.
     """
     return beyond_ms - best_ms > max(policy.host_delay_ms, policy.host_delay_part * clocked_ms)

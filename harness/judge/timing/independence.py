@@ -1,7 +1,7 @@
-"""Says whether a problem draws its inputs element by element: then parts of two draws are a draw.
+"""Does a problem draw its inputs element by element? Then a mixture of two draws is a draw.
 
-Nobody can see from values alone that elements belong together: the corners of a box, a matrix that
-is positive definite. So the operators are watched that make them.
+Values alone do not show that elements belong together: the corners of a box, a matrix that is
+positive definite. So the judge watches the operators that make the inputs.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _EMPTY = frozenset({"aten::empty", "aten::empty_like"})
 
 
 def independent(draw: Callable[[], Any]) -> bool:
-    """Return whether every element of every tensor is drawn on its own, as far as can be seen.
+    """Return whether the judge sees every element of every tensor drawn independently.
 
-    That is so for ``torch.rand``, ``randn``, ``uniform_``, ``normal_``, moved, cast or combined
-    with numbers, each tensor from a source of its own.
+    It does for ``torch.rand``, ``randn``, ``uniform_`` and ``normal_``, moved, cast or combined
+    with numbers, if each tensor has a source of its own.
 
     Args:
         draw: returns inputs, any nesting of tensors.
@@ -33,7 +33,7 @@ def independent(draw: Callable[[], Any]) -> bool:
     try:
         with watch:
             drawn = tensors_of(draw())
-    except Exception:  # noqa: BLE001 - without the watch it is drawn anyway: then nothing is known
+    except Exception:  # noqa: BLE001 - it will be drawn without the watch, too
         return False
     lines = [watch.line(t) for t in drawn]
     if watch.lost or None in lines or len(set(lines)) < len(lines):
@@ -45,28 +45,28 @@ class _Watch(TorchDispatchMode):
     """Follows each random tensor from its source.
 
     Attributes:
-        lost: something was done that may tie elements to each other.
+        lost: whether an operator ran that may tie elements to each other.
     """
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        """Keep torch from importing its compiler, for seconds, to decide that."""
         return False
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lost = False
-        # The tensors are held: an id of what is gone is given to the next. And their values: NumPy
-        # writes where no dispatcher sees it.
+        # The tensors are held, because the id of a freed one is given to the next. Their values
+        # are held, because NumPy can write into them unseen by the dispatcher.
         self._lines: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def line(self, tensor: torch.Tensor) -> int | None:
-        """Return the number of a tensor's source, None where it has none."""
+        """Return the number of a tensor's source, None if it has none."""
         found = self._lines.get(id(tensor))
         return found[2] if found else None
 
     def is_as_made(self, tensor: torch.Tensor) -> bool:
-        """Return whether a tensor still holds what the operator gave that made it."""
+        """Return whether a tensor still holds the result of the operator that made it."""
         return torch.equal(tensor, self._lines[id(tensor)][1])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

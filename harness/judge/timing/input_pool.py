@@ -1,8 +1,8 @@
-"""Inputs of timed batches, written anew while the candidate stands still.
+"""Inputs of timed batches, which the judge writes while the candidate stands still.
 
-A candidate that could see the inputs of a batch before *go* could compute ahead. So the places are
-mapped into the workers once, and what lies in them is written by the judge, in its own process,
-when the candidate has been stopped; it is let go on together with *go*.
+A candidate that sees the inputs of a batch before *go* can compute ahead. So workers map the memory
+of all inputs once, and the judge writes into it only after the candidate has been stopped. The
+candidate is resumed together with *go*.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from harness.judge.timing.timed_worker import TimedWorker
 from harness.usercode.modules import mapped, tensors_of
 
 _DRAW_S = 0.06
-"""Time for fresh draws per batch; where it does not suffice, further inputs are made from them."""
+"""Time for fresh draws per batch. Further inputs are made from them if it does not suffice."""
 _FAST_DRAW_S = 0.03
 _KEEP_BYTES = 1 << 28
 """Draws up to this size are kept; larger ones are drawn again when they are needed."""
 _MIX_S = 0.004
-"""Time for fresh draws of inputs whose elements are independent: the rest are mixtures of them."""
+"""Time for fresh draws of inputs with independent elements. Further inputs are mixed from them."""
 _MIX_BYTES = 1 << 25
-"""More than this is drawn: mixing takes several times as much memory, and time."""
+"""Larger inputs are not mixed: that takes several times as much memory, and time."""
 _MIXED_LEAST = 32
-"""Elements of a tensor that can be mixed: fewer do not give distinct ones for many calls."""
+"""Tensors of fewer elements are not mixed: they would not differ from call to call."""
 
 Values = tuple[list[Any], list[torch.Tensor | None] | None]
 """Inputs of a call, and its output gradients where there are any."""
@@ -43,8 +43,8 @@ class Slot:
     """Where the inputs and output gradients of one call lie.
 
     Attributes:
-        places: tensors over the arena; none where there is no arena.
-        nbytes: from the first to behind the last.
+        places: tensors over the arena; none without an arena.
+        nbytes: from the first byte to behind the last.
         described: ``table``, ``args`` and ``grads`` for a worker that maps the arena.
     """
 
@@ -58,12 +58,12 @@ class InputPool:
 
     Args:
         problem: draws inputs.
-        grads: draws output gradients for a seed; None where no gradients are asked.
+        grads: draws output gradients for a seed; None without gradients.
         seed: secret until the verdict is written.
 
     Attributes:
-        count: slots.
-        slot_bytes: of one of them.
+        count: number of slots.
+        slot_bytes: bytes of one slot.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class InputPool:
         return self._draw_s
 
     def slot(self, arena: ipc.Arena | None, at: int = 0) -> Slot:
-        """Return one slot laid out in an arena, as in this one's; None only counts its bytes."""
+        """Return one slot laid out in an arena as all slots are; without one, only its size."""
         placer = ipc.Placer(arena, at)
         args = placer.encode(self._template)
         grads = None if self._template_grads is None else placer.encode(self._template_grads)
@@ -147,7 +147,7 @@ class InputPool:
         return ipc.HostArena.create(size_bytes)
 
     def close(self, timed_workers: list[TimedWorker]) -> None:
-        """Free the places; the workers let go of them first."""
+        """Free the places, after the workers have unmapped them."""
         if self._arena is None:
             return
         for timed_worker in timed_workers:
@@ -158,9 +158,9 @@ class InputPool:
         self._arena = None
 
     def renew(self) -> None:
-        """Draw new values for every place, as far as there is memory of the judge's own for them.
+        """Draw new values for every place, if the judge has memory of its own to keep them.
 
-        Called before a worker is stopped: what it takes must not make the worker wait.
+        It is called before a worker is stopped, so that the worker does not wait for the draws.
         """
         self._epoch += 1
         if self._kept is not None:
@@ -168,9 +168,9 @@ class InputPool:
             self._wait()
 
     def write(self) -> None:
-        """Write the values of the present epoch into every place: new ones, or against tampering.
+        """Write the values of the present epoch into every place, perhaps for the second time.
 
-        For values that are kept that is one copy; others are drawn for it, again if need be.
+        Values that are kept are copied; others are drawn, again if need be.
         """
         if self._kept is None:
             self._draw_into(self._places)
@@ -225,10 +225,10 @@ class InputPool:
         """Draw values that are in no slot.
 
         Args:
-            number: which; the same number gives the same values.
+            number: the same number gives the same values.
 
         Returns:
-            Them as bytes of a slot on the host, and as tensors.
+            The values as bytes of a slot on the host, and as tensors.
         """
         if self._image is None:
             self._image = ipc.HostArena.create(self.slot_bytes)
@@ -237,8 +237,8 @@ class InputPool:
         with torch.no_grad():
             for place, tensor in zip(self._image_places, flat(*drawn), strict=True):
                 _write(place, tensor)
-        # What get_inputs() returns may be the same memory each time, or twice in one call: what
-        # the reference does to its inputs must not reach what others are held to.
+        # get_inputs() may return the same memory each time, or twice in one call. If the reference
+        # writes into its inputs, that must not change the inputs of other calls.
         inputs = [mapped(v, _private) for v in drawn[0]]
         grads = [g if g is None else _private(g) for g in drawn[1]]
         return self._image.flat()[: self.slot_bytes].clone(), (
@@ -247,7 +247,7 @@ class InputPool:
         )
 
     def places(self, slot: int) -> list[torch.Tensor]:
-        """Return where a slot's inputs and output gradients lie: whatever is there by now."""
+        """Return the memory of a slot's inputs and output gradients, with its present contents."""
         return self._places[slot]
 
     def _base(self, which: int) -> tuple[list[Any], list[torch.Tensor | None]]:
@@ -262,7 +262,7 @@ class InputPool:
                     f"{self._problem.path}: get_inputs() draws other shapes each time; "
                     "only one shape at a time can be timed"
                 )
-        # What is no tensor stays as it was staged; only places can be written anew.
+        # Only tensors can be written anew. Other arguments stay as they were staged.
         fresh = iter(tensors_of(inputs))
         inputs = [mapped(v, lambda t: next(fresh).to(t.dtype)) for v in self._template]
         return inputs, self._draw_grads(seed) if self._draw_grads else []
@@ -288,7 +288,7 @@ class InputPool:
 
 
 class _Kept:
-    """All values of a stage in memory of the judge's own, laid out as in the arena.
+    """All values of the pool in memory of the judge's own, laid out as in the arena.
 
     Args:
         table: places by the arena's description, slot by slot, every slot alike.
@@ -304,7 +304,7 @@ class _Kept:
     def __init__(
         self, table: list[dict[str, Any]], count: int, nbytes: int, device: torch.device
     ) -> None:
-        # Zeros: what lies between the tensors is copied too, and workers can read it.
+        # Zeros: gaps between the tensors are copied too, and workers can read them.
         self._flat = torch.zeros(nbytes, dtype=torch.uint8, device=device)
         each = len(table) // count
         self._columns = []
@@ -326,15 +326,15 @@ class _Kept:
         arena[: len(self._flat)].copy_(self._flat)
 
     def mix(self, draws: list[list[torch.Tensor]], seed: int) -> None:
-        """Give every slot elements near those of two draws, each from either of them.
+        """Fill every slot with mixtures of two draws.
 
-        Near, and on the way to the other's: an element keeps to the interval that it is drawn
-        from, and hardly any value is there twice, so that an answer kept under it is no use.
-        Unlike multiples or shifts of one draw, mixtures say nothing about each other's outputs.
+        Each element is near that of one draw, on the way to the other's. So it stays within the
+        interval that it is drawn from, and hardly any value occurs twice: an answer that was kept
+        under a value is useless. Multiples or shifts of one draw would tell each other's outputs.
 
         Args:
-            draws: floating tensors of a slot, several times.
-            seed: which two, and which element from which.
+            draws: several draws of the floating tensors of a slot.
+            seed: of the choice of the two draws, and of either of them for each element.
         """
         device = self._flat.device
         generator = torch.Generator(device=device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Trimmed means of few values, and how sure they are."""
+"""Trimmed means of few values with their intervals."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from harness.domain import HarnessError
 
 _RESAMPLES = 2000
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Student's t by degrees of freedom from 1 on, for 95 %; _NORMAL is what it comes to."""
+"""Student's t for 95 %, by degrees of freedom from 1 on; _NORMAL is its limit."""
 _NORMAL = 1.960
 _MOST = 100.0
-"""Logarithm of a ratio that is no number any more: two blocks can be that far from agreeing."""
+"""Limit of the logarithm of a ratio: two blocks that disagree could overflow it."""
 
 
 def ratio_interval(
@@ -22,9 +22,9 @@ def ratio_interval(
 ) -> tuple[float, float, float]:
     """Return the trimmed mean of the blocks' ratios and its 95 % bootstrap interval.
 
-    Each block is compared with itself alone: where a machine is half as fast for a second, both
-    roles are, and their ratio stays. Ratios are averaged as logarithms, so that which of the two
-    is divided by the other does not matter.
+    Ratios are formed within a block: if the machine is half as fast for a second, both roles are,
+    and their ratio stays. They are averaged as logarithms, so it does not matter which role is
+    divided by the other.
 
     Args:
         above_ms: by block, or by block and batch.
@@ -44,10 +44,10 @@ def ratio_interval(
 def interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
     """Return the trimmed mean with its 95 % interval.
 
-    Percentiles of resamples lie too close together where there are few values: of two, they covered
-    the truth in half of 1500 trials. Drawn apart by what Student's t has over the normal quantile
-    they covered it in 92 to 98 %, from 2 values to 100 (expanded percentile intervals: Hesterberg,
-    The American Statistician 69, 2015).
+    Percentiles of resamples lie too close together if there are few values: those of two values
+    covered the truth in half of 1500 trials. Widened by the ratio of Student's t to the normal
+    quantile they covered it in 92 to 98 %, from 2 values to 100 (expanded percentile intervals:
+    Hesterberg, The American Statistician 69, 2015).
     """
     count = len(values)
     picks = np.random.default_rng(seed).integers(0, count, (_RESAMPLES, count))
@@ -69,7 +69,7 @@ def _apart(count: int) -> float:
 def middle_mean(values: np.ndarray) -> np.ndarray:
     """Return the mean of the middle third along the last axis: a third is trimmed at each end.
 
-    Nearly as deaf to single blocks as the median, and less coarse where there are few.
+    Single blocks move it hardly more than the median, and it is less coarse for few values.
     """
     count = values.shape[-1]
     aside = count // 3

@@ -1,7 +1,8 @@
 """Isolated calls of one worker under the clock: each gets its inputs when the one before is done.
 
-Nobody can work ahead on what is not there. The judge leaves the GPU alone meanwhile: two processes
-that take turns on one wait 0.3 ms for it, behind which a worker could hide ten calls.
+A solution cannot work ahead on inputs that do not exist yet. The judge leaves the GPU alone
+meanwhile: two processes that take turns on a GPU wait 0.3 ms for it, and a worker could hide ten
+calls behind that.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from harness.judge.timing.timed_outputs import parts
 from harness.judge.timing.timed_worker import Seen, Timed, TimedWorker
 
 _ELEMENTS = 8
-"""Of each tensor, read on the clock: each is a system call on a CPU."""
+"""Elements of each tensor that are read on the clock; each is a system call on a CPU."""
 SLOT = 0
-"""Where the inputs of isolated calls lie in the input pool."""
+"""The slot of the input pool that holds the inputs of isolated calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallInputs:
-    """What one call is given.
+    """Inputs of one call.
 
     Attributes:
         image: its inputs as they lie in a slot, uint8, on the host.
@@ -43,23 +44,27 @@ class CallInputs:
 
 @dataclass(frozen=True, slots=True)
 class _Outputs:
-    """Of one call: which elements were read on the clock, what they were, and all of them."""
+    """Outputs of one call: numbers and values of elements read on the clock, and whole tensors.
+
+    ``words`` stand for its values that are no tensors.
+    """
 
     numbers: np.ndarray
     elements: list[torch.Tensor | None]
     whole: list[torch.Tensor | None]
+    words: list[int]
 
 
 _Take = Callable[[], Callable[[], _Outputs]]
-"""Takes on the clock what proves that a call is done; what it returns gets the rest later."""
+"""Reads, on the clock, what proves that a call is done; returns a function that reads the rest."""
 
 
 class IsolatedCalls:
     """Isolated calls of one worker.
 
     Args:
-        timed_worker: its own; it has run a batch over the inputs that are staged now.
-        input_pool: says how inputs lie.
+        timed_worker: has run a batch over the inputs that are staged now.
+        input_pool: knows the layout of inputs.
         secret: chooses what is checked.
         clock: seconds; tests inject their own.
     """
@@ -75,7 +80,7 @@ class IsolatedCalls:
         self._secret = secret
         self._clock = clock
         self._number = 0
-        # What a worker claims to give beyond that is not there.
+        # A worker may claim larger outputs; the rest is not there.
         self._out = (
             min(out_bytes(timed_worker), timed_worker.worker.max_outbox_bytes)
             if timed_worker.on_gpu
@@ -96,16 +101,16 @@ class IsolatedCalls:
 
         Args:
             mode: forward, eval or train.
-            given: a call each.
-            first: how many of them do not count.
-            keep: of how many others to keep the outputs: the last, and what the secret chooses.
-                What it takes to see them is on the clock, for all calls alike.
-            empty: have the worker give again what the first call gave: what the way takes. Only
-                one that is believed may know.
+            given: inputs of the calls.
+            first: how many calls at the start do not count.
+            keep: of how many others to keep the outputs: of the last one, and of some by lot. Every
+                call's outputs are read on the clock.
+            empty: the worker repeats the outputs of the first call, which measures the overhead of
+                messages. Only a trusted worker may be told so.
 
         Returns:
-            Milliseconds of each that counts, from before its inputs were handed over until its
-            outputs were the judge's; what is to be checked, with its inputs.
+            Milliseconds of each call that counts, from before its inputs were written until the
+            judge had its outputs; the outputs to be checked, with their inputs.
         """
         timed_worker, pages, last = self._timed_worker, self._mailbox, len(given) - 1
         counted = range(first, last)
@@ -133,7 +138,7 @@ class IsolatedCalls:
             times.append((self._clock() - began) * 1e3)
             if position in kept:
                 seen[position] = rest()
-        # As long as it may be asked for more: inputs must be as they were before it is not.
+        # Read before the worker learns that no call follows: it could restore them then.
         inputs = {SLOT: parts(self._places)}
         self._number += 1
         pages.go(self._number, mailbox.END)
@@ -146,6 +151,7 @@ class IsolatedCalls:
                 elements={0: seen[p].elements},
                 chosen=0,
                 whole=seen[p].whole,
+                words={0: seen[p].words},
                 inputs=inputs if p == last else None,
             )
             one = Timed(
@@ -159,7 +165,7 @@ class IsolatedCalls:
         return once.integers(0, 1 << 62, _ELEMENTS)
 
     def _in_memory(self, position: int) -> _Take:
-        """Return what looks at outputs where they lie: at some elements, then at all of them."""
+        """Return a function that reads outputs in the worker's memory: some elements, then all."""
         timed_worker, count, numbers = (
             self._timed_worker,
             len(_forms(self._timed_worker)),
@@ -168,14 +174,15 @@ class IsolatedCalls:
         prepared = timed_worker.plan_read(numbers)
 
         def take() -> Callable[[], _Outputs]:
-            where = self._mailbox.where(count)
-            elements = timed_worker.elements(where, prepared)
-            return lambda: _Outputs(numbers, elements, timed_worker.whole(where))
+            where = self._mailbox.where(count + timed_worker.values)
+            elements = timed_worker.elements(where[:count], prepared)
+            words = where[count:].tolist()
+            return lambda: _Outputs(numbers, elements, timed_worker.whole(where[:count]), words)
 
         return take
 
     def _in_mailbox(self, kept: set[int]) -> Callable[[int], _Take]:
-        """Return what prepares to take a call's outputs from the mailbox, by its position."""
+        """Return a function that prepares to take a call's outputs from the mailbox."""
         buffers = {p: torch.zeros(self._out, dtype=torch.uint8) for p in (*kept, -1)}
 
         def looking(position: int) -> _Take:
@@ -183,17 +190,18 @@ class IsolatedCalls:
 
             def take() -> Callable[[], _Outputs]:
                 buffer.copy_(self._mailbox.outputs[: self._out])
-                return lambda: self._outputs(buffer)
+                words = self._mailbox.where(self._timed_worker.values).tolist()
+                return lambda: self._outputs(buffer, words)
 
             return take
 
         return looking
 
-    def _outputs(self, buffer: torch.Tensor) -> _Outputs:
+    def _outputs(self, buffer: torch.Tensor, words: list[int]) -> _Outputs:
         whole, numbers = mailbox.packed(buffer, _forms(self._timed_worker)), self._numbers()
         at = torch.from_numpy(numbers)
         elements = [None if t is None else torch.take(t, at % t.numel()) for t in whole]
-        return _Outputs(numbers, elements, whole)
+        return _Outputs(numbers, elements, whole, words)
 
     def _looker(self) -> Callable[[], None]:
         number, deadline = self._number, time.monotonic() + self._timed_worker.timeout_s
@@ -203,7 +211,7 @@ class IsolatedCalls:
 
 
 def out_bytes(timed_worker: TimedWorker) -> int:
-    """Return what the tensors of one call take in a mailbox, as the worker describes them."""
+    """Return the bytes of one call's tensors in a mailbox, as the worker describes them."""
     return sum(ipc.aligned(mailbox.packed_bytes(form)) for form in _forms(timed_worker))
 
 

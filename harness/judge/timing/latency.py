@@ -1,4 +1,4 @@
-"""Rounds of isolated calls of reference and candidate: none of them can be worked ahead on."""
+"""Rounds of isolated calls of reference and candidate: their inputs come one at a time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from harness.judge.timing.isolated_calls import CallInputs, out_bytes
 from harness.judge.timing.overlap import Latency
 
 _MORE = 4
-"""A round has up to so many calls less one beyond those that are wanted: nobody is to know which
-is the last, whose inputs are looked at."""
+"""A round has fewer than so many calls more than wanted: the candidate must not know which call is
+the last, since the inputs of that one are checked."""
 _FURTHER = 1.2
-"""Whether rounds tell is asked when there are so many times as many as when it was asked last."""
+"""Rounds are evaluated again when there are so many times as many as before."""
 _DRAW_S, _CALLS_S = 0.03, 0.1
-"""For the draws of a round, and for the calls of a role in it: there is one in any case."""
+"""Limits for the draws of a round, and for the calls of a role in it. There is at least one."""
 _WAY = "way"
 
 T = TypeVar("T")
@@ -37,9 +37,9 @@ class IsolatedRounds:
     Args:
         batches: of both roles; all have run over the inputs that are staged now.
         input_pool: draws further inputs.
-        policy: how many, and what counts.
+        policy: thresholds.
         secret: source of the order of roles, and of seeds.
-        fail: told of a baseline that cannot be stopped meanwhile, and why.
+        fail: called with a baseline that cannot be stopped meanwhile, and why.
         draws: whether the reference draws random numbers.
     """
 
@@ -69,13 +69,13 @@ class IsolatedRounds:
         overhead_ms: float,
         tells: Callable[[Latency], bool],
     ) -> Latency:
-        """Return what isolated calls take.
+        """Return the times of isolated calls.
 
         Args:
             figures_ms: of batched calls, by role.
             overhead_ms: of a batch.
-            tells: whether it shows what it is measured for: else there are more of them, if it is
-                sharp.
+            tells: whether times answer the question whether batched calls overlap. If not, more
+                rounds are run where they are sharp.
         """
         policy, batches = self._policy, self._batches
         batches.alike = True  # caches count for more here than anywhere
@@ -132,7 +132,7 @@ class IsolatedRounds:
     def _rounds(
         self, most: int, seconds: float, run: Callable[[list[str]], dict[str, float]]
     ) -> Iterator[dict[str, list[float]]]:
-        """Run rounds until the time is up, but some however long they take; yields all so far."""
+        """Run rounds until the time is up, but at least a few; yield the times of all so far."""
         times: dict[str, list[float]] = {}
         until = time.monotonic() + seconds
         for number in range(most):
@@ -146,7 +146,7 @@ class IsolatedRounds:
             yield times
 
     def _of_batches(self, roles: list[str]) -> dict[str, float]:
-        """Run a batch of one call of each: of all inputs that lie there it is of one.
+        """Run a batch of one call of each: over one of all staged inputs.
 
         Before the candidate's next batch all are others.
         """
@@ -154,9 +154,9 @@ class IsolatedRounds:
         return {role: self._unless_baselines_fail(run, role) for role in roles}
 
     def _isolated_round(self, roles: list[str]) -> dict[str, float]:
-        """Make some calls of each, one after the other, whose inputs were nowhere before.
+        """Make some calls of each role, one after the other, whose inputs were nowhere before.
 
-        And as many that are none, in the reference's worker, for what the way takes.
+        Messages without calls, to the reference's worker, measure the overhead.
         """
         new = self._fresh_inputs(max(self._wanted, 1) + self._secret.randrange(_MORE))
         first = self._used or self._fresh_inputs(min(self._policy.isolated_first, len(new)))

@@ -1,7 +1,7 @@
-"""Has Nsight Compute count one call of the solution, away from the judge's clock.
+"""Runs one call of the solution under Nsight Compute, apart from the judge's clock.
 
-The profiler and the solution in it run with a worker's rights and no more
-(harness/worker/sandbox.py); what they write is a claim, and whatever fails becomes a note.
+The profiler and the solution in it have the rights of a worker (harness/worker/sandbox.py). Their
+report is a claim. A failure becomes a note.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def profile(
     warm_l2: bool,
     timeout_s: float,
 ) -> tuple[tuple[KernelProfile, ...], str]:
-    """Return the kernels of one call, and a note where something is to be said of them.
+    """Return the kernels of one call, and a note if there is one.
 
     Args:
-        make_call: returns the call; it is given the folder for extensions that the cache lacks.
+        make_call: returns the call; its argument is the folder for extensions that the cache lacks.
         confinement: of the process that runs the solution, and of ncu around it.
-        log: takes what ncu and the solution print.
+        log: takes the output of ncu and the solution.
         warm_l2: leave the L2 cache as the call before left it.
         timeout_s: limit for all of it.
 
@@ -105,8 +105,8 @@ def command(
 ) -> list[str]:
     """Return the command line: sandbox, ncu in it, the call in that.
 
-    Clocks stay as they are: no setting of the card is ever changed. The section WarpStateStats
-    names the stall reasons that this GPU has; they differ between architectures.
+    Clocks stay as they are: the harness changes no setting of a card. The section WarpStateStats
+    names the stall reasons of this GPU; they differ between architectures.
     """
     options = {
         "--clock-control": "none",
@@ -118,7 +118,7 @@ def command(
         "--print-units": "base",
         "--section": "WarpStateStats",
         "--metrics": ",".join(ncu_report.METRICS),
-        # A file: what the solution prints cannot run into the table.
+        # A file, so that output of the solution does not mix with the table.
         "--log-file": str(report),
     }
     words = [sys.executable, "-m", "harness.worker.sandbox", json.dumps(spec), ncu, "--csv"]
@@ -127,12 +127,12 @@ def command(
 
 
 def judged(code: int | None, text: str, timeout_s: float) -> tuple[tuple[KernelProfile, ...], str]:
-    """Return what a finished run of ncu gave.
+    """Return kernels and note of a finished run of ncu.
 
     Args:
-        code: its exit code, None where it was ended because time was up.
+        code: its exit code, None if it was ended because time was up.
         text: its report.
-        timeout_s: how long it was given.
+        timeout_s: its time limit.
     """
     if code is None:
         return (), _note(
@@ -166,7 +166,7 @@ def _note(what: str, then: str) -> str:
 
 
 def _write(call: Call, folder: Path, uid: int | None) -> None:
-    """Leave request and tensors where harness/worker/profile_call.py looks for them."""
+    """Write request and tensors for harness/worker/profile_call.py."""
     values = {"init": call.init, "state": dict(call.state), "args": call.args}
     counted = ipc.Encoder(None)
     for value in values.values():
@@ -194,9 +194,9 @@ def _write(call: Call, folder: Path, uid: int | None) -> None:
 
 
 def _file_of(size_bytes: int, path: Path) -> int:
-    """Return the descriptor of a new file that has its room on disk.
+    """Return the descriptor of a new file whose room on disk is reserved.
 
-    Not a hole: writing through a mapping where the disk is full would kill the judge.
+    Without reserved room, writing through a mapping to a full disk would kill the judge.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -210,7 +210,7 @@ def _file_of(size_bytes: int, path: Path) -> int:
 def _run(
     words: list[str], folder: Path, uid: int | None, log: Path, timeout_s: float
 ) -> int | None:
-    """Run the profiler to its end; return its exit code, None where time was up."""
+    """Run the profiler to its end; return its exit code, None if time was up."""
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
@@ -238,9 +238,9 @@ def _run(
 
 
 def _text_of(report: Path) -> str:
-    """Return what the report holds, empty where there is none.
+    """Return the report's text, empty if there is none.
 
-    The solution could have put anything in its place: only a plain file is opened.
+    The solution could put anything in its place. So only a plain file is opened.
     """
     try:
         descriptor = os.open(report, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

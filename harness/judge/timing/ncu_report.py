@@ -1,7 +1,7 @@
-"""Reads what Nsight Compute wrote: its raw page as CSV, or in its own words why there is none.
+"""Reads the report of Nsight Compute: its raw page as CSV, or its own errors.
 
-The report comes from a process that ran the solution: nothing in it is trusted beyond being text
-and numbers, and what cannot be read is left out or said.
+The report comes from a process that ran the solution. So nothing in it is trusted: it is read as
+text and numbers, and figures that cannot be read are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STALL = re.compile(
 )
 """The section WarpStateStats has the first form; versions before 2020 had the second."""
 _NO_STALLS = ("selected", "not_selected")
-"""Warps that issue, and warps that could: nothing holds either of them up."""
+"""Warps that issue, and warps that could: neither are held up."""
 _MAX_NAME = 300
 
 _TO_BYTES = {"byte": 1, "kbyte": 10**3, "mbyte": 10**6, "gbyte": 10**9, "tbyte": 10**12} | {
@@ -47,14 +47,14 @@ _TO_REGISTERS = {"register/thread": 1, "": 1}
 
 
 class Unreadable(Exception):
-    """The report holds no table of kernels; says what it holds instead."""
+    """The report holds no table of kernels; the message says why."""
 
 
 def read_report(text: str) -> tuple[KernelProfile, ...]:
     """Return one record per kernel launch, in the order of launches.
 
     Args:
-        text: what ``ncu --csv --page raw`` wrote: its own lines, which start with ``==``, a row of
+        text: output of ``ncu --csv --page raw``: its own lines, which start with ``==``, a row of
             names, a row of units, and a row per launch.
 
     Raises:
@@ -76,7 +76,7 @@ def read_report(text: str) -> tuple[KernelProfile, ...]:
 
 
 def complaints(text: str) -> list[str]:
-    """Return what ncu itself says went wrong, without the marks around it."""
+    """Return ncu's own errors and warnings, without the marks around them."""
     found = re.findall(r"^==(?:ERROR|WARNING)==\s*(.+)$", text, re.MULTILINE)
     return [" ".join(line.split())[:_MAX_NAME] for line in found[:20]]
 
@@ -97,7 +97,7 @@ def _kernel(row: Mapping[str, str], units: Mapping[str, str]) -> KernelProfile:
 
 
 def _stalls(row: Mapping[str, str]) -> dict[str, float]:
-    """Return cycles per issued instruction by what a warp waited for."""
+    """Return cycles per issued instruction, by the reason that a warp waited for."""
     found = {}
     for column, text in row.items():
         match = _STALL.fullmatch(column)
@@ -113,14 +113,14 @@ def _stalls(row: Mapping[str, str]) -> dict[str, float]:
 def _figure(
     row: Mapping[str, str], units: Mapping[str, str], column: str, factors: Mapping[str, float]
 ) -> float | None:
-    """Return a figure in our unit; None where it, or its unit, is not known."""
+    """Return a figure in our unit; None if it, or its unit, is unknown."""
     value = _number(row.get(column, ""))
     factor = factors.get(units.get(column, "").strip().lower())
     return None if value is None or factor is None else value * factor
 
 
 def _number(text: str) -> float | None:
-    """Return a number such as ``1,234.5``; None for ``n/a`` and what cannot be counted."""
+    """Return a number such as ``1,234.5``; None for ``n/a`` and for numbers that are not finite."""
     try:
         value = float(text.replace(",", ""))
     except ValueError:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from harness.machine.process_tree import stat_of
 
 _THROTTLED = {
     0x08: "hardware slowdown",
@@ -16,9 +17,8 @@ _THROTTLED = {
     0x40: "hardware thermal slowdown",
     0x80: "hardware power brake",
 }
-"""Reasons for which a block is thrown away. The software power cap is none of them: heavy matrix
-products run under it all the time, reference and candidate alike. Source: nvml.h,
-nvmlClocksEventReasons."""
+"""Reasons to discard a block. The software power cap is none: heavy matrix products run under it
+all the time, reference and candidate alike. Source: nvml.h, nvmlClocksEventReasons."""
 _POWER_CAP = 0x04
 
 
@@ -29,8 +29,8 @@ class GpuWatch:
         device: a CUDA device; on any other nothing is seen.
 
     Attributes:
-        blind: why something could not be seen, empty where all could.
-        card: which GPU of its kind this is, a hash; empty where torch does not tell.
+        blind: why something could not be watched; empty if all could.
+        card: a hash that names this GPU among its kind; empty if torch does not tell.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -65,7 +65,7 @@ class GpuWatch:
             self.blind = f"clocks and throttling were not watched: {error}"
 
     def condition(self) -> str:
-        """Sample, and return why the block that just ended should not count, or nothing."""
+        """Sample the GPU; return a reason to discard the block that just ended, or nothing."""
         if self._nvml is None:
             return ""
         nvml, handle = self._nvml, self._handle
@@ -88,7 +88,7 @@ class GpuWatch:
         return self._other_processes > 0
 
     def other_processes(self) -> int:
-        """Return how many processes use the GPU that do not belong to this run, 0 if unseen."""
+        """Return how many processes of other runs use the GPU; 0 if that is unknown."""
         if self._nvml is None:
             return 0
         users = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
@@ -101,7 +101,7 @@ class GpuWatch:
             self.blind = self.blind or f"{name} was not watched: {error}"
 
     def record(self) -> Mapping[str, Any]:
-        """Return lowest and highest of everything that was sampled."""
+        """Return the lowest and the highest value of everything that was sampled."""
         found: dict[str, Any] = {k: [min(v), max(v)] for k, v in self._seen.items() if v}
         if self._nvml is not None:
             found["throttle_reasons"] = [n for bit, n in _THROTTLED.items() if self._reasons & bit]
@@ -113,15 +113,12 @@ class GpuWatch:
 
 
 def _ours(pid: int) -> bool:
-    """Return whether a process on the GPU belongs to this run: started by whoever started us."""
+    """Return whether a process on the GPU belongs to this run: the judge's parent started it."""
     for _ in range(16):
         if pid in (os.getpid(), os.getppid()):
             return True
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-            pid = int(stat.rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            return False
+        stat = stat_of(pid)
+        pid = int(stat[1]) if stat else 0
         if pid <= 1:
             return False
     return False

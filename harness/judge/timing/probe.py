@@ -1,4 +1,4 @@
-"""What one call of the reference takes and gives: looked at once before it is timed."""
+"""Facts about one call of the reference, found before it is timed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from harness.judge.reference.seeds import derived
 from harness.judge.timing import roofline
 from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.timed_outputs import alike
-from harness.usercode.modules import differentiable, tensors_of, write_state
+from harness.usercode.modules import differentiable, tensors_of, values_of, write_state
 
 _LARGE_BYTES = 1 << 30
 _SETTLE_S = 0.3
-"""For some 20 ms after 100 GiB had been freed, copies ran at 3.8 instead of 4.25 TB/s (H200, driver
-580.159.04, 2026-11-21). So nothing is freed between batches, and this long passes after it was."""
+"""Pause after memory was freed. For some 20 ms after 100 GiB had been freed, copies ran at 3.8
+instead of 4.25 TB/s (H200, driver 580.159.04, 2026-11-21). So nothing is freed between batches."""
 
 DrawGrads = Callable[[int], list[torch.Tensor | None]]
 
@@ -30,20 +30,24 @@ class Probe:
     """Facts about one call.
 
     Attributes:
-        poison: sizes of the blocks that hold what a call returns, bytes.
+        poison: sizes of the tensors that a call returns, bytes.
         large: whether a call's tensors take gigabytes.
         repeats: whether a second process gives the same outputs for the same inputs: nothing is
-            carried over from the call before, what is drawn at random comes from seeded generators.
-        draws: whether something is: each timed call has to have a seed of its own.
-        draw_grads: draws output gradients for a seed; None where no gradients are asked.
-        work: passes with their bytes and flops; empty where there is no GPU.
-        peaks: what the device can do, None where there is no GPU.
+            carried over from the call before, and random numbers come from seeded generators.
+        draws: whether the reference draws random numbers: then each timed call gets a seed.
+        moving: names of the tensors of the state that a call changes.
+        values: how many values of an output are no tensors.
+        draw_grads: draws output gradients for a seed; None without gradients.
+        work: passes with their bytes and flops; empty without a GPU.
+        peaks: what the device can do, None without a GPU.
     """
 
     poison: tuple[int, ...]
     large: bool
     repeats: bool
     draws: bool
+    moving: frozenset[str]
+    values: int
     draw_grads: DrawGrads | None
     work: tuple[roofline.Pass, ...]
     peaks: roofline.Peaks | None
@@ -69,9 +73,12 @@ def probe(problem: Problem, mode: str, seed: int, precision: str, policy: ClockP
     before = {n: t.detach().clone() for n, t in problem.state().items()}
     calling = partial(_outputs, problem, mode, inputs, private=large)
     calling(1)  # a state that is carried over moves on
+    state_now = problem.state()
+    moving = frozenset(n for n, t in before.items() if not torch.equal(t, state_now[n]))
     draws = not _same(outputs, calling(2), policy)
     repeats = not draws or _same(outputs, calling(0), policy)
     write_state(problem.reference, before)
+    values = len(values_of(outcome.output))
     del outputs, outcome, calling
     draw = _drawing(problem.device, forms) if mode == "train" else None
     on_gpu = problem.device.type == "cuda"
@@ -93,6 +100,8 @@ def probe(problem: Problem, mode: str, seed: int, precision: str, policy: ClockP
         large=large,
         repeats=repeats,
         draws=draws and repeats,
+        moving=moving,
+        values=values,
         draw_grads=draw,
         work=tuple(work),
         peaks=peaks,
@@ -112,7 +121,7 @@ def _same(outputs: list[torch.Tensor], others: list[torch.Tensor], policy: Clock
 
 
 def settle(device: torch.device) -> None:
-    """Wait until freed memory no longer costs others bandwidth."""
+    """Wait until freed memory no longer costs bandwidth."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         time.sleep(_SETTLE_S)

@@ -74,7 +74,7 @@ class _Flops(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler for seconds to say so."""
+        """Keep torch from importing its compiler, for seconds, to decide that."""
         return False
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Flops(TorchDispatchMode):
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
-    """Return the bytes of distinct tensors, what is expanded counted once."""
+    """Return the bytes of distinct tensors; expanded elements count once."""
     seen: dict[tuple[int, int, tuple[int, ...]], int] = {}
     for t in tensors:
         base = t
@@ -119,10 +119,10 @@ class Peaks:
 
 
 def peaks(device: torch.device, dtype: torch.dtype, precision: str, *, matrix: bool) -> Peaks:
-    """Measure the peaks of a CUDA device that is idle.
+    """Measure the peaks of an idle CUDA device.
 
     Args:
-        device: where.
+        device: the device.
         dtype: of the widest floating tensor of the pair.
         precision: what the candidate is held to: ``tf32`` grants single TF32 products.
         matrix: whether a matrix rate is needed.
@@ -162,12 +162,12 @@ def bound(work: list[Pass], limits: Peaks, candidate_ms: float) -> Bound:
 
 
 def why_below(limit: Bound) -> str:
-    """Return what a share above 1 means."""
+    """Return the reason for a share above 1."""
     if limit.limited_by == "bandwidth" and limit.share <= _BEST_COPY:
-        return "faster than a copy of as many bytes: a copy measures bandwidth, it is not its limit"
+        return "faster than a copy of as many bytes, which measures bandwidth and is not its limit"
     return (
-        "below the bound: it does less than the reference's algorithm must, or the bound counts "
-        "what can be left out; the outputs timed were right"
+        "below the bound: its algorithm needs less than the reference's, or the bound counts work "
+        "that can be left out; the timed outputs were right"
     )
 
 
@@ -215,7 +215,7 @@ def _rate(device: torch.device, dtype: torch.dtype, tf32: bool) -> float:
 
 
 def _fastest_ms(work: Any, row: int = 1) -> float:
-    """Return the median time of one call, of so many in a row, as timed batches run them."""
+    """Return the median time of one call, made ``row`` times in a row as in timed batches."""
     work()
     times = []
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""Times reference, candidate and baselines against each other: stages calls, asks for blocks."""
+"""Times reference, candidate and baselines of one pair: stages inputs, asks for blocks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, Wor
 
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
+_STATE_PART = 1 / 4
+"""After this part of the blocks, the judge looks at the state that the candidate's calls leave."""
 _COMPILE_S = 300.0
-"""torch.compile may take its time for the first call; nobody else gets more."""
+"""Limit of a batch in which torch.compile may compile. All other batches have the usual limit."""
 
 
 class Stopwatch:
@@ -42,13 +44,13 @@ class Stopwatch:
 
     Args:
         problem: on the device.
-        oracle: what sampled outputs are held against.
+        oracle: gives the exact outputs.
         workers: loaded, by role: REFERENCE, CANDIDATE, and baselines under their own names.
         match: how the candidate's state was matched.
-        config: how.
-        policy: when to stop and what counts.
+        config: how the pair is timed.
+        policy: thresholds.
         failed: why further baselines could not be loaded.
-        progress: told of each step, and of the same again before each of its batches.
+        progress: called with the name of each step, and again before each of its batches.
         budget: the pair's time; None is endless.
     """
 
@@ -72,8 +74,8 @@ class Stopwatch:
         self._match = match
         self._config = config
         self._policy = policy
-        # The order of calls and the choice of checked outputs are secret: the system's entropy,
-        # not the seed, which is published with the verdict.
+        # The order of calls and the choice of checked outputs are secret. They come from the
+        # system's entropy, not from the seed, which is published with the verdict.
         self._secret = random.SystemRandom()
         self._on_gpu = problem.device.type == "cuda"
         self._timed_workers = {
@@ -107,7 +109,7 @@ class Stopwatch:
         try:
             with affinity.affinity_restored():
                 speed = self._measured()
-            # The candidate was stopped when its last batch had ended; further calls may follow.
+            # The candidate stands since its last batch; further calls may follow.
             self._batches.running = CANDIDATE
             self._timed_workers[CANDIDATE].clear()
             return speed
@@ -141,7 +143,13 @@ class Stopwatch:
             repeats=self._probe.repeats,
             large=self._probe.large,
             secret=self._secret,
+            moving=self._probe.moving,
         )
+        self._timed_workers[CANDIDATE].moving = [
+            theirs for theirs, ours in self._match.source.items() if ours in self._probe.moving
+        ]
+        for timed_worker in self._timed_workers.values():
+            timed_worker.values = self._probe.values
         batches = self._batches
         batches.over(self._input_pool, self._checks, self._probe)
         self._prepare()
@@ -159,10 +167,12 @@ class Stopwatch:
                     policy,
                     order,
                     condition=self._watch.condition,
-                    prepare=batches.check_pending,
+                    prepare=self._between_blocks,
                     host_delayed=batches.host_delayed_roles,
                 )
                 batches.check_pending()
+                if self._probe.moving:
+                    batches.check_state()
                 break
             except BaselineFailed as failed:
                 self._fail(failed.role, str(failed))
@@ -217,6 +227,12 @@ class Stopwatch:
         )
         return speed_of(measured, self._policy)
 
+    def _between_blocks(self) -> None:
+        """Check what the last block timed, and now and then what calls make of the state."""
+        self._batches.check_pending()
+        if self._probe.moving and self._secret.random() < _STATE_PART:
+            self._batches.check_state()
+
     def _enter(self, step: str) -> None:
         self._step = step
         self._progress(step)
@@ -224,7 +240,7 @@ class Stopwatch:
     def _latency(
         self, blocks: clock.Blocks, overhead_ms: float, device_ms: Mapping[str, float | None]
     ) -> Latency:
-        if len(blocks.ms[CANDIDATE]) < 2:  # nothing will be said of them
+        if len(blocks.ms[CANDIDATE]) < 2:  # there will be no figure
             return Latency({}, 0.0, 0.0, 0.0)
 
         def tells(latency: Latency) -> bool:
@@ -258,7 +274,7 @@ class Stopwatch:
             self._guarded(role, partial(_write, timed_worker, values))
 
     def _guarded(self, role: str, work: Callable[[], Any]) -> None:
-        """Do work for a role; a baseline that fails is named and does not hide the others."""
+        """Do work for a role; a baseline that fails is recorded, and the others go on."""
         try:
             work()
         except (WorkerFailed, BaselineFailed) as failed:
@@ -271,10 +287,10 @@ class Stopwatch:
         self._timed_workers.pop(role).worker.close()
 
     def _prepare(self) -> None:
-        """Stage as many calls as a batch should have, and see how many that is for each role."""
+        """Choose how many calls a batch of each role has, and stage inputs for them."""
         self._input_pool.place(1, list(self._timed_workers.values()))
         if self._probe.large:
-            # What the reference wrote is not looked at: that memory serves longer batches.
+            # The reference's outputs are not checked. Their memory serves longer batches.
             for role in (REFERENCE, *self._others()):
                 self._timed_workers[role].keep = 1
         for role in list(self._timed_workers):  # compiles what compiles late, fills the allocators
@@ -290,29 +306,31 @@ class Stopwatch:
         self._batches.reruns = self._policy.new_memory_counted
 
     def _pin_workers(self, cores: set[int]) -> bool:
-        """Have the main thread of every worker move to some cores; return whether all did."""
+        """Let the main thread of every worker move to some cores; return whether all did."""
         for role, timed_worker in list(self._timed_workers.items()):
             self._batches.running = role
             self._guarded(role, partial(timed_worker.pin, cores))
         return all(timed_worker.runs_on(cores) for timed_worker in self._timed_workers.values())
 
     def _choose_calls(self) -> None:
-        """Find how many calls of each role take as long as a batch should, and stage them."""
+        """Find how many calls of each role fill a batch, and stage their inputs."""
         self._batch_each(1)
         estimates = self._batch_each(1)
-        most = min(mailbox.MAX_CALLS, self._room())
+        layout = self._timed_workers[REFERENCE].layout
+        words = self._probe.values + (len(layout.forms) if layout else 0)
+        most = min(mailbox.MAX_CALLS, self._room(), max(mailbox.MAX_WORDS // max(words, 1), 1))
         for _ in range(3):
             self._batches.calls = clock.calls_by_role(estimates, most, self._policy)
             self._batches.short = clock.short_calls(estimates, self._policy)
             if self._places() <= 1.5 * self._input_pool.count:
                 break
-            # Short calls hide behind the batch overhead above: once more, from a real batch.
+            # The batch overhead above hides short calls: a longer batch gives a better estimate.
             estimates, most = self._fitting(most)
         chosen = self._batches.calls
         self._batches.calls = {role: min(n, self._input_pool.count) for role, n in chosen.items()}
 
     def _batch_each(self, calls: int | None = None) -> dict[str, float]:
-        """Run a batch of every role, as long as chosen or said; returns milliseconds per call."""
+        """Run a batch of every role; return milliseconds per call."""
         taken: dict[str, float] = {}
 
         def run(role: str) -> None:
@@ -323,11 +341,11 @@ class Stopwatch:
         return taken
 
     def _places(self) -> int:
-        """Return how many inputs are to be staged: as many as the quicker of the two calls."""
+        """Return how many inputs are needed: as many as the quicker role has calls in a batch."""
         return max(self._batches.calls[REFERENCE], self._batches.calls[CANDIDATE])
 
     def _fitting(self, most: int) -> tuple[dict[str, float], int]:
-        """Stage the chosen calls and run each role over them; fewer where memory is short.
+        """Stage inputs of the chosen calls and run each role over them; fewer if memory is short.
 
         Returns:
             Milliseconds per call, by role; how many calls there is room for.
@@ -357,12 +375,12 @@ class Stopwatch:
         timed_worker.timeout_s = self._config.timeout_s
 
     def _room(self) -> int:
-        """Return how many calls fit: their inputs once, their outputs as far as they are kept."""
+        """Return how many calls fit into memory, with inputs and the outputs that are kept."""
         kept = sum(b.keep > 1 for b in self._timed_workers.values())
         each = self._input_pool.slot_bytes + kept * sum(self._probe.poison)
         if not self._on_gpu:
             return max(1, _HOST_BUDGET_BYTES // max(each, 1))
-        # After one checked call judge and workers hold what they need for one.
+        # After one checked batch judge and workers hold all that they need for one call.
         torch.cuda.empty_cache()
         self._checks.check_next_whole()
         self._batches.run(CANDIDATE, 1)
@@ -371,12 +389,11 @@ class Stopwatch:
         return 1 + max(0, free - spare) // max(each, 1)
 
     def _overhead_ms(self) -> float:
-        """Return what a batch costs beside its calls: letting go, waking up, looking at outputs.
+        """Return the batch overhead: waking the worker, starting it and reading its outputs.
 
-        The reference runs no code of the candidate's, so its own events can be believed: they say
-        what its calls took, and what the judge's clock says more is the batch overhead. All of its
-        batches in the blocks count: what else the machine does then is in them as it is in the
-        candidate's.
+        The reference's worker runs no code of the candidate, so its CUDA events can be believed.
+        The overhead is clock time less event time: the median of all of its batches in the blocks,
+        since these meet the same disturbances as the candidate's.
         """
         log = self._batches.logs[REFERENCE]
         return float(

@@ -1,4 +1,4 @@
-"""Checks outputs of timed batches as they were at *done*: elements of some, a few of them whole."""
+"""Checks outputs of timed batches as they were at *done*: elements of some, one of them whole."""
 
 from __future__ import annotations
 
@@ -12,25 +12,37 @@ import torch
 from harness.domain import Refusal, Status
 from harness.ipc import mailbox
 from harness.judge.check import compare
-from harness.judge.check.fingerprint import Evidence, Looks, real_double
+from harness.judge.check.fingerprint import Evidence, Looks, named
 from harness.judge.check.precision import Standard
-from harness.judge.check.structure import Mismatch
+from harness.judge.check.structure import Mismatch, same_number
 from harness.judge.reference import state
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem
 from harness.judge.reference.similarity import triples
 from harness.judge.timing.clock import ClockPolicy
 from harness.judge.timing.input_pool import InputPool, Values, flat
-from harness.judge.timing.timed_worker import Seen, Timed
+from harness.judge.timing.timed_worker import Seen, Timed, tensors_read
 from harness.judge.workers.peer_memory import Layout
-from harness.usercode.modules import differentiable, given_tensors, tensors_of, write_state
+from harness.usercode.modules import (
+    differentiable,
+    float_of,
+    given_tensors,
+    tensors_of,
+    values_of,
+    word_of,
+    write_state,
+)
 
 _SAMPLE = 1 << 22
+_GRADIENTS_PART = 1 / 8
+_MOVED_PART, _MOVED_EPS = 0.25, 64.0
+"""The state after a batch may be off by this part of what the batch changed, and by so many units
+of rounding of its size. Sums of other orders differ by less, an update that is left out by all."""
 _PART = 1 << 20
-"""Elements of an input that are looked at: all of it where there are no more."""
+"""Elements of an input that are read; all of it if it has no more."""
 
 Part = tuple[torch.Tensor | None, torch.Tensor]
-"""Which elements of a tensor were read, None for all, and what they were."""
+"""Indices of the elements of a tensor that were read, None for all, and their values."""
 
 
 class TimedWrongly(Refusal):
@@ -44,20 +56,21 @@ class TimedWrongly(Refusal):
 
 
 class OutputCheck:
-    """Holds timed outputs against the reference on the same inputs.
+    """Compares timed outputs with the reference on the same inputs.
 
     Args:
-        problem: its reference says what is right.
-        oracle: what whole outputs are held against where they are small enough.
+        problem: its reference gives the right outputs.
+        oracle: gives exact outputs, if they are small enough; whole outputs are compared with it.
         stage: gives the inputs of a slot once more.
         match: how the candidate's state was matched.
         standard: bounds for whole outputs.
         policy: bounds for elements, and how much is looked at.
         mode: forward, eval or train.
-        repeats: whether the reference gives the same outputs again; where not, form and size are
-            all.
-        large: outputs take gigabytes: one batch in four is checked whole.
-        secret: chooses what is looked at.
+        repeats: whether the reference gives the same outputs again; if not, only form and size are
+            checked.
+        large: outputs take gigabytes: few batches are checked whole.
+        secret: chooses the outputs that are read.
+        moving: names of the tensors of the reference's state that calls change.
     """
 
     def __init__(
@@ -73,19 +86,21 @@ class OutputCheck:
         repeats: bool,
         large: bool,
         secret: random.Random,
+        moving: frozenset[str] = frozenset(),
     ) -> None:
         self._problem = problem
         self._oracle = oracle
         self._input_pool = stage
         self._match = match
-        # The oracle may be too large for the moment: the reference then stands in for it. What
-        # rounds differently has been found by the checked calls.
+        # The reference stands in for an oracle that is too large now. The checked calls have
+        # found solutions that round differently.
         self._standard = dataclasses.replace(standard, oracle_precision="itself")
         self._policy = policy
         self._mode = mode
         self._repeats = repeats
         self._large = large
         self._secret = secret
+        self._moving = moving
         self._batches = 0
         self._looks = Looks()
 
@@ -98,7 +113,7 @@ class OutputCheck:
 
     @property
     def most(self) -> int:
-        """Return how many outputs of a batch are looked at."""
+        """Return how many outputs of a batch are read."""
         policy = self._policy
         return policy.large_outputs_read if self._large else policy.outputs_read
 
@@ -107,13 +122,13 @@ class OutputCheck:
         self._batches = 0
 
     def see_inputs(self, slots: set[int]) -> Mapping[int, Sequence[Part]]:
-        """Return what is found now where inputs of slots lie: all of it, or elements of much."""
+        """Return the present contents of the inputs of slots: some elements of large ones."""
         return {slot: parts(self._input_pool.places(slot)) for slot in slots}
 
     def inputs_of(self, timed: Timed) -> Mapping[int, Values]:
-        """Return what those outputs of a batch that were looked at were computed from, by slot.
+        """Return private copies of the inputs of the outputs that were read, by slot.
 
-        Private copies: to check it when other inputs are staged.
+        With them the batch can be checked after other inputs have been staged.
         """
         slots = {timed.order[position] for position in timed.seen.elements}
         return {slot: self._input_pool.values(slot) for slot in slots}
@@ -140,7 +155,7 @@ class OutputCheck:
             touched = seen.inputs is not None and not _untouched(seen.inputs[slot], staged)
             rng = timed.seed + position if timed.seed else 0
             expected, oracle, evidence = self._expected(staged, whole is not None, rng)
-            # Where the reference writes into its inputs, too, they are as it left them.
+            # If the reference writes into its inputs, they must be as it left them.
             if touched and not _untouched(seen.inputs[slot], staged, self._policy):
                 raise _wrong(Status.INPUT_MUTATED, "an input of a timed call was written over")
             wanted = self._wanted(expected, seen.layout)
@@ -148,11 +163,12 @@ class OutputCheck:
             if whole is not None:
                 self._check_rest(seen, whole)
             self._check_elements(wanted, seen, position)
+            self._check_values(expected.output, seen.words.get(position))
             if whole is not None and self._repeats:
                 self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
 
     def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
-        """Return what the reference gave, in the order of the candidate's own."""
+        """Return the reference's tensors, in the order of the candidate's."""
         wanted = list(given_tensors(expected.output, None))
         if self._mode == "train":
             of_state = {
@@ -166,7 +182,7 @@ class OutputCheck:
         return wanted[: mailbox.MAX_TENSORS]
 
     def _check_forms(self, wanted: list[torch.Tensor | None], layout: Layout) -> None:
-        """See that the candidate's tensors are what they are when nobody times it."""
+        """Check that the candidate's tensors have the forms of untimed calls."""
         if len(layout.forms) != len(wanted):
             raise _wrong(
                 Status.WRONG_STRUCTURE,
@@ -185,8 +201,11 @@ class OutputCheck:
 
     def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
         numbers = torch.from_numpy(seen.numbers[position])
-        for tensor, got in zip(wanted, seen.elements[position], strict=True):
-            if tensor is None or not tensor.numel() or tensor.layout is not torch.strided:
+        read = tensors_read(seen.numbers[position], len(wanted))
+        for i, (tensor, got) in enumerate(zip(wanted, seen.elements[position], strict=True)):
+            if i not in read or tensor is None or not tensor.numel():
+                continue
+            if tensor.layout is not torch.strided:
                 continue
             want = torch.take(tensor, (numbers % tensor.numel()).to(tensor.device))
             if got is None:
@@ -198,7 +217,7 @@ class OutputCheck:
                 got, want = got.to(want.device, wide), want.to(wide)
                 there = torch.isfinite(want)
                 off = torch.where(there, (got - want).abs(), 0.0)
-                # NaN and infinity are nowhere near: memory that nobody wrote holds NaN.
+                # NaN and infinity are wrong: memory that was not written holds NaN.
                 wrong = not bool(torch.isfinite(off).all())
                 wrong = wrong or not rms(off) <= self._bound(tensor, want)
             else:
@@ -211,8 +230,64 @@ class OutputCheck:
                     + (f": {seen.blind})" if seen.blind else ")"),
                 )
 
+    def _check_values(self, output: Any, words: Sequence[int] | None) -> None:
+        """See that numbers and other values of a timed call are the reference's."""
+        wanted = values_of(output)
+        if words is None or not self._repeats:
+            return
+        if len(words) != len(wanted):
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives {len(words)} values that are no tensors, the reference "
+                f"{len(wanted)}",
+            )
+        for word, want in zip(words, wanted, strict=True):
+            got = float_of(word)
+            near = isinstance(want, float) and same_number(got, want)
+            if not near and word != word_of(want):
+                said = repr(got) if isinstance(want, float) else "another value"
+                raise _wrong(
+                    Status.WRONG_VALUES, f"a timed call gives {said} where {want!r} is right"
+                )
+
+    def check_moved(self, timed: Timed) -> None:
+        """See that the state after a batch is the reference's after as many calls.
+
+        Args:
+            timed: a batch that read the state; its inputs are still staged.
+
+        Raises:
+            TimedWrongly: the candidate did not update its state, or in another way.
+        """
+        if timed.moved is None:
+            return
+        before, after = timed.moved
+        names = [name for name in self._match.source if self._match.source[name] in self._moving]
+        problem = self._problem
+        kept = {n: t.detach().clone() for n, t in problem.state().items()}
+        began = {
+            self._match.source[n]: t for n, t in zip(names, before, strict=False) if t is not None
+        }
+        write_state(problem.reference, began)
+        for position, slot in enumerate(timed.order):
+            rng = timed.seed + position if timed.seed else 0
+            inputs = self._input_pool.values(slot)[0]
+            problem.call(problem.reference, self._mode, inputs, rng, None)
+        right = {n: t.detach().clone() for n, t in problem.state().items()}
+        write_state(problem.reference, kept)
+        for name, first, got in zip(names, before, after, strict=False):
+            want = right[self._match.source[name]]
+            if first is None or got is None or first.shape != want.shape:
+                continue  # not in sight before: its next batch shows where it lies
+            if not _moved_alike(first.to(want.device), got.to(want.device), want):
+                raise _wrong(
+                    Status.WRONG_STATE,
+                    f"after {len(timed.order)} timed calls state {name} is not the reference's: "
+                    "the calls left its update out, or update it in another way",
+                )
+
     def _check_rest(self, seen: Seen, whole: Sequence[torch.Tensor | None]) -> None:
-        """See that an output rests: it is read whole when the clock has stopped."""
+        """Check that an output did not change between *done* and the end of the clock."""
         numbers = torch.from_numpy(seen.numbers[seen.chosen])
         for got, later in zip(seen.elements[seen.chosen], whole, strict=True):
             if got is None or later is None:
@@ -231,22 +306,31 @@ class OutputCheck:
         whole: Sequence[torch.Tensor | None],
         layout: Layout,
         expected: Outcome,
-        oracle: Any,
+        oracle: Outcome,
         evidence: Evidence | None,
     ) -> None:
-        exact = tensors_of(oracle)
-        names = [n for n, _, _, _ in triples(oracle, oracle, oracle, "output")]
+        output = oracle.output
+        names = [n for n, _, _, _ in triples(output, output, output, "output")]
+        names += [f"grad {i}" for i, _ in enumerate(expected.input_grads)]
+        names += [f"grad {self._match.source[n]}" for n in layout.state if self._mode == "train"]
+        exact = [
+            *tensors_of(output),
+            *oracle.input_grads,
+            *(oracle.state_grads.get(self._match.source[n]) for n in layout.state),
+        ]
         into = len(given_tensors(expected.output, None)) + len(expected.input_grads)
         for i, (got, want) in enumerate(zip(whole, wanted, strict=True)):
             if want is None or not want.numel() or want.layout is not torch.strided:
                 continue
             if got is None:
-                raise _wrong(Status.WRONG_VALUES, "an output is in memory that nobody can see")
-            if i >= into:
+                raise _wrong(
+                    Status.WRONG_VALUES, "an output is in memory that the judge cannot see"
+                )
+            right = exact[i] if i < len(exact) else None
+            if i >= into and right is None:
                 self._check_state_grad(layout.state[i - into], got, want)
                 continue
-            what = names[i] if i < len(exact) else "gradient of an input"
-            right = exact[i] if i < len(exact) else want
+            right, what = want if right is None else right, names[i]
             mismatch = compare.tensor(
                 got.to(want.device), want, right, self._standard, "time", what, evidence
             ).mismatch
@@ -254,9 +338,9 @@ class OutputCheck:
                 raise TimedWrongly(mismatch)
 
     def _check_state_grad(self, name: str, got: torch.Tensor, want: torch.Tensor) -> None:
-        """See that a parameter's gradient is there; checked calls have judged its precision.
+        """Check that a parameter's gradient is there; checked calls have judged its precision.
 
-        It sums over the whole batch: the reference's own rounding is far above an element's.
+        It is a sum over all samples, so the reference's own rounding is large.
         """
         if not rms(got.to(want.device) - want) <= self._policy.element_part * rms(want):
             raise _wrong(Status.WRONG_GRADIENTS, f"the gradient of {name} is wrong")
@@ -283,7 +367,7 @@ class OutputCheck:
 
     def _expected(
         self, staged: Values, whole: bool, rng: int
-    ) -> tuple[Outcome, Any, Evidence | None]:
+    ) -> tuple[Outcome, Outcome, Evidence | None]:
         problem, mode = self._problem, self._mode
         before: Mapping[str, torch.Tensor] = {
             n: t.detach().clone() for n, t in problem.state().items()
@@ -291,14 +375,15 @@ class OutputCheck:
         inputs, grads = staged
         oracle = None
         if whole and not self._oracle.is_reference and not self._large:
-            oracle = self._oracle.call(mode, inputs, rng, None).output
+            # Gradients in float64 take three times as long: seldom, but nobody knows when.
+            differentiated = self._batches == 1 or self._secret.random() < _GRADIENTS_PART
+            oracle = self._oracle.call(mode, inputs, rng, grads if differentiated else None)
         versions = [t._version for t in tensors_of(inputs)]
         outcome = problem.call(problem.reference, mode, inputs, rng, grads, private=True)
         write_state(problem.reference, before)
-        exact = outcome.output if oracle is None else oracle
+        exact = dataclasses.replace(outcome, state_grads={}) if oracle is None else oracle
         if not whole or versions != [t._version for t in tensors_of(inputs)]:
             return outcome, exact, None
-        found = triples(exact, exact, exact, "output")
         evidence = Evidence(
             problem,
             self._oracle,
@@ -308,7 +393,7 @@ class OutputCheck:
             rng=rng,
             grads=grads,
             before=before,
-            exact={n: real_double(t) for n, t, _, _ in found if differentiable(t)},
+            exact=named(exact, []),
             seed=self._secret.getrandbits(60),
             notes=[],
             looks=self._looks,
@@ -317,8 +402,19 @@ class OutputCheck:
         return outcome, exact, evidence
 
 
+def _moved_alike(first: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> bool:
+    """Return whether a state has moved from the first value to that which the reference has now."""
+    if not differentiable(want):
+        return torch.equal(got, want)
+    rounding = _MOVED_EPS * torch.finfo(want.dtype).eps * rms(want)
+    off = torch.where(torch.isfinite(want), (got - want).abs(), 0.0)
+    return (
+        bool(torch.isfinite(off).all()) and rms(off) <= _MOVED_PART * rms(want - first) + rounding
+    )
+
+
 def parts(places: Sequence[torch.Tensor]) -> list[Part]:
-    """Return what is found at places now: all of it, or elements of much."""
+    """Return the present contents of places: all, or some elements of large ones."""
     return [_part(place) for place in places]
 
 

@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,27 @@ from harness.judge.workers.remote import RemoteWorker
 
 _MOST_MS = 1e9
 _ELEMENTS = 64
-"""Elements that are looked at in each tensor of a chosen output: on the CPU, each a system call."""
+"""Elements that are read of each tensor of a chosen output; on the CPU each is a system call."""
+_TENSORS = 64
+"""Tensors that are read of a chosen call: reading all gradients of a model takes too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the judge found in the memory of a worker right after *done*.
+    """Contents of a worker's memory that the judge read right after *done*.
 
     Attributes:
-        layout: of what a call gives, as the worker described it after the batch before; None in
-            the first batch over newly staged inputs, which is not looked at.
-        numbers: by position in the order of the calls, which elements were read: numbers modulo
+        layout: of a call's outputs, as the worker described it after the batch before; None in the
+            first batch over newly staged inputs, of which no output is read.
+        numbers: by position in the order of the calls, the elements that were read: numbers modulo
             a tensor's length.
-        elements: by position, one entry a tensor; None where there was nothing to be read. They
-            were on the clock.
-        chosen: the position that is judged by more than these elements.
-        whole: its tensors, read after the clock had stopped; None where they were not.
-        inputs: what was found where the inputs lie, by the same time; None where nobody asked.
-        unseen: whether something lay in GPU memory that was allocated within the batch.
-        blind: why some memory cannot be seen.
+        elements: by position, one entry per tensor, read on the clock; None if it could not be.
+        chosen: the position whose output is judged by more than these elements.
+        whole: all tensors of that output, read after the clock stopped; None if they were not.
+        inputs: contents of the inputs' memory; None if it was not read.
+        words: by position, what stands for the values of the call that are no tensors.
+        unseen: whether an output lay in GPU memory that was allocated during the batch.
+        blind: why some memory cannot be read.
     """
 
     layout: Layout | None
@@ -47,6 +49,7 @@ class Seen:
     chosen: int
     whole: Sequence[torch.Tensor | None] | None
     inputs: Any = None
+    words: Mapping[int, Sequence[int]] = field(default_factory=dict)
     unseen: bool = False
     blind: str = ""
 
@@ -56,12 +59,14 @@ class Timed:
     """One batch by the judge's clock.
 
     Attributes:
-        total_ms: from *go* until the judge had the elements that it wanted to see after *done*.
-        claimed_ms: what the worker's own CUDA events say, None without a GPU.
+        total_ms: from *go* until the judge had read elements of outputs after *done*.
+        claimed_ms: time by the worker's own CUDA events, None without a GPU.
         order: slots in the order of the calls.
-        seed: of the generators before the first call, one more before each further one; 0 where
-            they were left as they are.
-        seen: what was found of the outputs.
+        seed: of all generators before the first call, one more before each further call; 0 if they
+            are not seeded.
+        seen: contents of the worker's memory.
+        moved: the state that calls change, before the batch and after it; None if it was not read,
+            and None in place of a tensor that could not be.
     """
 
     total_ms: float
@@ -69,6 +74,20 @@ class Timed:
     order: tuple[int, ...]
     seen: Seen
     seed: int = 0
+    moved: tuple[list[torch.Tensor | None], list[torch.Tensor | None]] | None = None
+
+
+def tensors_read(numbers: np.ndarray, count: int) -> set[int]:
+    """Return which tensors of a call have elements read: all, or what the secret chooses of many.
+
+    Args:
+        numbers: which elements: drawn anew for each call that is looked at.
+        count: tensors of a call.
+    """
+    if count <= _TENSORS:
+        return set(range(count))
+    chosen = np.random.default_rng(numbers).choice(count, _TENSORS, replace=False)
+    return set(chosen.tolist())
 
 
 class TimedWorker:
@@ -83,6 +102,8 @@ class TimedWorker:
 
     Attributes:
         keep: how many outputs of a batch it keeps.
+        moving: names of the tensors of its state that calls change.
+        values: how many values of an output are no tensors.
     """
 
     def __init__(
@@ -97,6 +118,8 @@ class TimedWorker:
         self.role = role
         self.worker = worker
         self.keep = mailbox.MAX_CALLS
+        self.moving: Sequence[str] = ()
+        self.values = 0
         self.timeout_s = timeout_s
         self._clock = clock
         self._number = 0
@@ -120,7 +143,7 @@ class TimedWorker:
         return self._layout
 
     def prepare(self, mode: str, poison: Sequence[int]) -> None:
-        """Bring the worker to the start line: memory poisoned, waiting for *go*, stopped.
+        """Prepare a batch: the worker fills memory with NaN, waits for *go*, and is stopped.
 
         Args:
             mode: forward, eval or train.
@@ -129,10 +152,10 @@ class TimedWorker:
         self.resume()
         self._number += 1
         self._map(self.worker.ask("ready", mode=mode, poison=list(poison)))
-        self.worker.send("go", number=self._number, keep=self.keep)
+        self.worker.send("go", number=self._number, keep=self.keep, moving=list(self.moving))
         self._mailbox.wait_ready(self._number, self._looker())
-        # Everyone is stopped here, the trusted too: what it costs to be let go on is in every
-        # batch, and in the batch overhead that is subtracted.
+        # Trusted workers are stopped too: so the cost of resuming is in every batch, and in the
+        # batch overhead that is subtracted.
         self.worker.pause()
         self._suspended = True
 
@@ -144,21 +167,24 @@ class TimedWorker:
         whole: bool,
         see_inputs: Callable[[set[int]], Any] | None = None,
         seed: int = 0,
+        *,
+        state: bool = False,
     ) -> Timed:
-        """Start the clock, let the worker run, look at its outputs when it is done, stop.
+        """Start the clock, let the worker run, read elements of its outputs, stop the clock.
 
         Args:
-            order: slots; written together with *go*, so that nobody knows it before.
-            secret: source of the choice of what is looked at, which the worker never learns.
-            most: how many outputs to look at, perhaps other elements of the same one; the last
-                one is always among them. Every role is looked at as often: what that takes must
-                cancel.
+            order: slots; written together with *go*, so that the worker cannot know it before.
+            secret: source of the choice of outputs, which the worker never learns.
+            most: how many outputs to read, perhaps other elements of the same one; the last one is
+                always among them. It is the same for every role, so that its cost cancels.
             whole: read one of them whole.
-            see_inputs: called with the slots of the outputs that are looked at, before the worker
-                can know that it has been looked at.
-            seed: of the generators, 0 leaves them as they are.
+            see_inputs: called with the slots of these outputs, before the worker can know that they
+                were read.
+            seed: of all generators, 0 leaves them as they are.
+            state: read the state that calls change, before and after.
         """
         look = self._looker()
+        before = self._moving_now() if state else []
         positions = range(max(len(order) - self.keep, 0), len(order))
         chosen = [len(order) - 1, *(secret.choice(positions) for _ in range(most - 1))]
         once = np.random.default_rng(secret.getrandbits(128))
@@ -176,7 +202,10 @@ class TimedWorker:
         elements = [self.elements(where[p], at) for p, at in zip(chosen, prepared, strict=True)]
         self._wait()
         seen_at = self._clock()
+        after = self._moving_now() if state else []
+        known = self._layout.moving_at if self._layout else ()
         one = secret.randrange(most)
+        forms = len(self._layout.forms) if self._layout else 0
         seen = Seen(
             layout=self._layout,
             numbers=dict(zip(chosen, numbers, strict=True)),
@@ -184,6 +213,7 @@ class TimedWorker:
             chosen=chosen[one],
             whole=self.whole(where[chosen[one]]) if whole else None,
             inputs=see_inputs({order[p] for p in chosen}) if see_inputs else None,
+            words={p: where[p][forms:].tolist() for p in chosen},
             unseen=self._peer_memory.missed > missed,
             blind=self._peer_memory.blind,
         )
@@ -192,17 +222,29 @@ class TimedWorker:
         self._map(answer, whole=True)
         with self.claims():
             self._layout = Layout.of(answer)
+        if state and self._layout.moving_at != known:
+            after = self._moving_now()  # the module's calls put other tensors there
         return Timed(
             total_ms=(seen_at - began) * 1e3,
             claimed_ms=self._milliseconds(answer.get("claimed_ms")),
             order=tuple(order),
             seed=seed,
             seen=seen,
+            moved=(before, after) if state else None,
         )
+
+    def _moving_now(self) -> list[torch.Tensor | None]:
+        """Read the state that calls change, where it lay after the batch before."""
+        layout = self._layout or Layout()
+        with self.claims():
+            return [
+                self._peer_memory.whole(at, form) if form is not None and form.elements else None
+                for at, form in zip(layout.moving_at, layout.moving, strict=True)
+            ]
 
     @contextlib.contextmanager
     def claims(self) -> Iterator[None]:
-        """Take what the worker says for a claim: what cannot be is its fault, not the judge's."""
+        """Treat what the worker says as a claim: an impossible one is the worker's fault."""
         try:
             yield
         except (ipc.WireViolation, OverflowError, ValueError, MemoryError) as error:
@@ -223,19 +265,21 @@ class TimedWorker:
             return float(said)
 
     def plan_read(self, numbers: np.ndarray) -> list[Any]:
-        """Return what it takes to read these elements of each tensor that a call gives.
+        """Prepare to read these elements of each tensor that a call returns.
 
         Args:
             numbers: modulo a tensor's length.
         """
         if self._layout is None:
             return []
+        forms = self._layout.forms
+        read = tensors_read(numbers, len(forms))
         with self.claims():
             return [
                 self._peer_memory.plan_read(form, numbers)
-                if form is not None and form.elements
+                if i in read and form is not None and form.elements
                 else None
-                for form in self._layout.forms
+                for i, form in enumerate(forms)
             ]
 
     def elements(self, where: np.ndarray, prepared: list[Any]) -> list[torch.Tensor | None]:
@@ -246,7 +290,10 @@ class TimedWorker:
             prepared: which.
         """
         return self._read(
-            where, lambda peer_memory, i, at, form: peer_memory.elements(at, form, prepared[i])
+            where,
+            lambda peer_memory, i, at, form: (
+                None if prepared[i] is None else peer_memory.elements(at, form, prepared[i])
+            ),
         )
 
     def whole(self, where: np.ndarray) -> list[torch.Tensor | None]:
@@ -262,7 +309,7 @@ class TimedWorker:
         where: np.ndarray,
         how: Callable[[PeerMemory, int, int, ipc.Form], torch.Tensor | None],
     ) -> list[torch.Tensor | None]:
-        """Read each tensor of one call; None for those that have no memory, or none in sight."""
+        """Read each tensor of one call; None for those without memory that the judge can see."""
         forms = self._layout.forms if self._layout else ()
         found: list[torch.Tensor | None] = [None] * len(forms)
         look = self._looker()
@@ -278,7 +325,7 @@ class TimedWorker:
             torch.cuda.synchronize(self._device)
 
     def suspend(self) -> None:
-        """Stop the worker and all that it started, until resume(): it is not its turn."""
+        """Stop the worker and all of its descendants until resume(): another worker is timed."""
         if not self._suspended:
             self.worker.pause()
             self._suspended = True
@@ -292,7 +339,7 @@ class TimedWorker:
             self._suspended = False
 
     def pin(self, cores: set[int]) -> None:
-        """Have the worker's main thread move to some cores."""
+        """Let the worker's main thread move to some cores."""
         self.resume()
         self.worker.ask("pin_main_thread", cores=sorted(cores))
 
@@ -301,10 +348,10 @@ class TimedWorker:
         return os.sched_getaffinity(self.worker.pid) <= cores
 
     def clear(self) -> None:
-        """Have the worker let go of all inputs and outputs, and the judge of their memory."""
+        """Let the worker free all inputs and outputs, and the judge unmap their memory."""
         self.resume()
         self._peer_memory.close()
-        # Its allocations are others then. Its next batch shows which: that one is not looked at.
+        # The worker allocates anew. Its next batch shows where: of that one no output is read.
         self._layout = None
         self.worker.ask("clear")
 

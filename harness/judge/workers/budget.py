@@ -1,4 +1,4 @@
-"""The time that one pair has over all its phases: how much is left, and who took it."""
+"""The time of one pair over all its phases: how much is left, and which side used it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from harness.domain import Refusal, Status
 
 _GRACE_S = 2.0
-"""So much later than the judge the fleet looks at the time: the judge knows more about it."""
+"""The fleet acts so much later than the judge, which knows better what took the time."""
 _NEXT = "Next: a smaller --size, or a longer --time-limit"
 
 
@@ -22,16 +22,16 @@ class OutOfTime(Refusal):
 
 
 class Budget:
-    """One pair's time. It runs from now on, but not while the pair waits or a compiler runs.
+    """One pair's time. It runs from now on, except while the pair waits or a compiler runs.
 
-    Compilers have a time of their own, over all builds of the pair: a public CUDA solution takes
-    50 to 120 s to compile, and that says nothing against it.
+    Compilers have a limit of their own, over all builds of the pair: a public CUDA solution takes
+    50 to 120 s to compile, and that is no fault.
 
     Args:
         limit_s: for all phases.
         build_limit_s: for all compilers.
-        on_turn: called with True before the candidate works while the reference's code might
-            run, and with False afterwards.
+        on_turn: during the checks, called with True before the candidate works and with False
+            afterwards.
         now: seconds that only grow.
     """
 
@@ -59,51 +59,54 @@ class Budget:
     # --- what is left ---------------------------------------------------------------------------
 
     def spent_s(self) -> float:
-        """Return the seconds that count so far."""
+        """Return how many seconds have been used."""
         until = self._paused_at if self._pauses else self._now()
         return until - self._began - self._paused_s
 
     def left_s(self) -> float:
-        """Return the seconds that are left; below zero where the time is over."""
+        """Return how many seconds are left; below zero where the time is over."""
         return self.limit_s - self.spent_s()
 
     def deadline_s(self) -> float:
-        """Return how many seconds the candidate may work from now on; endless after the checks."""
+        """Return how many seconds the candidate may still work; endless after the checks."""
         return math.inf if self._over else self.left_s()
 
     def build_left_s(self) -> float:
-        """Return the seconds that compilers have left."""
+        """Return how many seconds are left for compilers."""
         return max(0.0, self._build_limit_s - self._compiled_s)
 
     def fleet_s(self) -> float | None:
-        """Return after how many seconds the fleet is to end a reference; None after the checks."""
+        """Return after how many seconds the fleet should end a reference; None after the checks."""
         return None if self._over else max(0.0, self.left_s()) + _GRACE_S
 
-    # --- what runs ------------------------------------------------------------------------------
+    # --- what counts -----------------------------------------------------------------------------
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Do not count what happens inside: the pair waits for others."""
-        self._pause()
+        """Stop the time: the pair waits for others."""
+        if not self._pauses:
+            self._paused_at = self._now()
+        self._pauses += 1
         try:
             yield
         finally:
-            self._go_on()
+            self._pauses -= 1
+            if not self._pauses:
+                self._paused_s += self._now() - self._paused_at
 
     @contextmanager
     def compiling(self) -> Iterator[None]:
-        """Count what happens inside as a compiler's time."""
+        """Stop the time and count a compiler's instead."""
         began = self._now()
-        self._pause()
         try:
-            yield
+            with self.waiting():
+                yield
         finally:
-            self._go_on()
             self._compiled_s += self._now() - began
 
     @contextmanager
     def candidate(self) -> Iterator[None]:
-        """Count what happens inside as the candidate's work."""
+        """Count the time as the candidate's work, too."""
         began = self.spent_s()
         turn = self._checks_began is not None and not self._over and not self._asked
         self._asked += 1
@@ -119,26 +122,27 @@ class Budget:
                 self._on_turn(False)
 
     def begin_checks(self) -> None:
-        """Begin to tell the candidate's time from the reference's."""
+        """Begin to count the candidate's time apart from the reference's."""
         self._checks_began = self.spent_s(), self._candidate_s
 
     def end_checks(self) -> None:
-        """End the limit on the candidate: what comes now is its speed, and no reason to refuse."""
+        """End the limit on the candidate: from here on its speed is measured."""
         self._over = True
 
     def check(self) -> None:
-        """See that there is time.
+        """Raise where no time is left.
 
         Raises:
-            OutOfTime: there is none.
+            OutOfTime: no time is left.
         """
         if self.deadline_s() <= 0:
             raise OutOfTime
 
     def verdict(self, phase: str) -> tuple[Status, str]:
-        """Return status and message for a pair whose time is over: whoever took more of it.
+        """Return status and message for a pair whose time is over.
 
-        Before the checks only the candidate works, beside what every pair needs.
+        The side that used more of the time since the checks began is to blame. Before the checks it
+        is the solution: what else takes time there is the same for every pair.
         """
         candidate_s = self._candidate_s
         said = (
@@ -155,13 +159,3 @@ class Budget:
             Status.INVALID_REFERENCE,
             f"{said}, and the reference and its checks took more. {_NEXT}",
         )
-
-    def _pause(self) -> None:
-        if not self._pauses:
-            self._paused_at = self._now()
-        self._pauses += 1
-
-    def _go_on(self) -> None:
-        self._pauses -= 1
-        if not self._pauses:
-            self._paused_s += self._now() - self._paused_at

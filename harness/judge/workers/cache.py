@@ -1,7 +1,7 @@
-"""Where built extensions are kept, one folder per solution file, so that none can reach another's.
+"""Keeps built extensions, in one folder per solution file: no solution reaches another's.
 
-A build worker writes into a build folder of its own. When it is done the judge moves what it
-built into the cache, in one rename per extension; a worker that runs the solution only reads.
+A build worker writes into a build folder of its own. When it is done, the judge moves each
+extension into the cache with one rename. A worker that runs the solution only reads the cache.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ class ExtensionCache:
 
     @property
     def read_by_workers(self) -> list[Path]:
-        """What a solution's workers read, under whatever user id, as far as it is there."""
+        """The existing files and folders that a solution's workers read under their user ids."""
         built = sorted(self.support.glob("*-*/*"))
         return [self.support, self.folder, self._build_root, *built]
 
     def complete(self) -> bool:
-        """Return whether everything the solution built last time is here and still valid."""
+        """Return whether everything that the solution built last time is here and still valid."""
         try:
             manifest = json.loads((self.folder / "manifest.json").read_text())
         except (OSError, ValueError):
@@ -82,14 +82,14 @@ class ExtensionCache:
         return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
 
     def build_folder(self, uid: int | None) -> Path:
-        """Return a new folder that a build worker under uid may write; None is the judge's own."""
+        """Return a new folder for a build worker with this user id; None is the judge's own id."""
         folder = Path(tempfile.mkdtemp(dir=self._build_root))
         if uid is not None:
             os.chown(folder, uid, uid)
         return folder
 
     def _environment(self) -> dict[str, Any]:
-        """Return what a worker looks an extension up with, its sources aside."""
+        """Return everything but the sources that identifies an extension."""
         return {
             **toolchain(self._device),
             "nvcc": self._nvcc,
@@ -115,7 +115,7 @@ class ExtensionCache:
             if not target.exists() and (source / "done").exists():
                 _take_ownership(source)
                 with contextlib.suppress(OSError):
-                    # Another judge of the same solution may have been first: the same content.
+                    # Another judge of the same solution may have been first, with the same content.
                     source.rename(target)
             if (target / "done").exists():
                 known.append(key)
@@ -131,10 +131,11 @@ class ExtensionCache:
         temporary.replace(self.folder / "manifest.json")
 
     def prepare_support(self, log: Path) -> str:
-        """Build the CPU runner's run-time library once; return why not, or an empty string.
+        """Build the CPU runner's library once; return why that is impossible, or an empty string.
 
-        In a process of its own: the judge imports nothing of a worker's. The marker names the
-        runner's sources, so that another version builds its own, and holds what was built.
+        Another process does it, since the judge imports no code of the worker. The name of the
+        marker file is a digest of the runner's sources, so each version builds its own library.
+        The marker lists what was built.
         """
         runner = PACKAGE / "worker" / "cuda_on_cpu"
         digest = hashlib.sha256(f"{torch.__version__} {torch.__file__} {sys.version}".encode())
@@ -143,7 +144,7 @@ class ExtensionCache:
                 digest.update(path.read_bytes())
         marker = self.support / f"ready-{digest.hexdigest()[:24]}"
         with contextlib.suppress(OSError):
-            # What was built may have been cleared away since, to make room for another version.
+            # Another version may have deleted it since, to make room.
             if all((self.support / name).exists() for name in marker.read_text().split()):
                 return ""
         if shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -165,14 +166,14 @@ class ExtensionCache:
         return ""
 
     def discard(self, build_folder: Path) -> None:
-        """Delete a build folder with all that is left in it."""
+        """Delete a build folder and what is left in it."""
         shutil.rmtree(build_folder, ignore_errors=True)
 
 
 def _headers(built: Path) -> str:
     """Return which headers an extension was built with: ``fast`` or ``torch``.
 
-    A build worker wrote the file: it is not believed to be a short text, or a file at all.
+    A build worker wrote the file, so it may be long, or no file at all.
     """
     note = built / "headers"
     if not note.is_file():
@@ -189,7 +190,7 @@ def _digest(path: Path) -> str:
 
 
 def _take_ownership(folder: Path) -> None:
-    """Make a built folder ours and read-only to others; links in it are dropped."""
+    """Give a built folder to the judge's user, read-only for others; delete links in it."""
     if os.geteuid() == 0:
         os.chown(folder, 0, 0)
     folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Takes what a process writes to its pipe, so that a flood neither blocks it nor fills the disk."""
+"""Reads the output of a process, so that a flood neither blocks it nor fills the disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LOG_TAIL_BYTES = 64 << 10
 
 
 class Drain(threading.Thread):
-    """Reads a pipe to its end and keeps its head and its tail: a flood costs no disk."""
+    """Reads a pipe to its end, and logs only the head and the tail."""
 
     def __init__(self, pipe: BinaryIO, log: Path, title: str) -> None:
         super().__init__(daemon=True)

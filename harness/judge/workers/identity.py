@@ -1,18 +1,18 @@
-"""As whom and with what environment a process runs that executes a solution's code.
+"""The user id and the environment of a process that executes a solution's code.
 
-As root, a solution runs under a user id of its own, without capabilities. Three things can stand
-in the way of that, and each has its answer:
+If the judge is root, a solution runs under a user id of its own, without capabilities. Three things
+can prevent that:
 
-- What the worker needs lies below a folder that only root may enter (an interpreter or a checkout
-  in /root). A judge that may mount (CAP_SYS_ADMIN) opens just that, in a mount namespace of the
-  worker's own. A default container may not: there the worker keeps the judge's user id, and loses
-  every capability. Keeping the one capability that reads all files was no answer: a solution could
-  read any file then. Nothing on disk changes its mode.
-- The judge lacks a capability that a change of user takes. The worker keeps its user id, too.
-- The solution's own file is private. Its owner has to open it: the pair is SKIPPED and says so.
+- The worker needs files below a folder that only root may enter (an interpreter or a checkout in
+  /root). A judge that may mount (CAP_SYS_ADMIN) shows the worker just these files, in a mount
+  namespace of the worker's own. In a default container it may not mount. There the worker keeps
+  the judge's user id and loses every capability. It must not keep the capability that reads all
+  files, since a solution could then read any file. The judge changes no mode on the disk.
+- The judge lacks a capability that a change of user takes. The worker keeps the judge's user id.
+- The solution's own file is private. Its owner has to open it. The pair is SKIPPED and says so.
 
-A worker with the judge's user id is what an ordinary user gets: the judge's memory is closed to it,
-signals and files are not. The verdict has a note then.
+An ordinary user always gets a worker with the judge's user id. Such a worker cannot read the
+judge's memory, but it can send signals and change files. The verdict has a note about it.
 """
 
 from __future__ import annotations
@@ -52,11 +52,10 @@ class Confinement:
 
     Attributes:
         own_user: they get a user id of their own.
-        expose: files and folders that they reach in a mount namespace of their own only, with the
-            closed folder above each.
+        expose: files and folders that they can reach only in a mount namespace of their own, with
+            the closed folder above each.
         note: for the verdict, where they keep the judge's user id: why, and what helps.
-        private: what they need and may not read under any user id that they can have; the
-            solution's own file, as a rule.
+        private: a file that they need and cannot read under any user id; mostly the solution's own.
     """
 
     own_user: bool
@@ -66,16 +65,16 @@ class Confinement:
 
     @property
     def opening(self) -> str:
-        """The command that lets them read what is private."""
+        """The command that lets them read the private file."""
         closed = _closed_above(self.private) if self.private else None
         return f"chmod o+x {closed}" if closed else f"chmod o+r {self.private}"
 
     def uid(self) -> int | None:
-        """Return the user id of one more process; None is the judge's."""
+        """Return a user id for one more process; None is the judge's."""
         return fresh_uid() if self.own_user else None
 
     def exposed_with(self, folder: Path) -> dict[str, str]:
-        """Return what one process has to be shown: its own folder may lie in a closed one."""
+        """Return what to expose to a process with this folder, which may lie in a closed one."""
         closed = _closed_above(folder) if self.own_user else None
         return {**self.expose, **({str(folder): str(closed)} if closed else {})}
 
@@ -85,7 +84,7 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
 
     Args:
         solution: its file.
-        cache: its files and folders that the solution's processes read.
+        cache: files and folders of the cache that the solution's processes read.
     """
     if os.geteuid() != 0:
         return Confinement(own_user=False, note=_shared("this user may not change to another one"))
@@ -126,11 +125,11 @@ def confinement(solution: Path, cache: Sequence[Path]) -> Confinement:
 
 
 def _as_judge(needed: Sequence[str], why: str, remedy: str) -> Confinement:
-    """Return the confinement of a worker that keeps root's user id and loses all capabilities."""
+    """Return the confinement of workers that keep root's user id and lose all capabilities."""
     try:
         unreadable = _unreadable_within({}, needed)
     except (OSError, subprocess.SubprocessError):
-        unreadable = []  # the worker says itself what it cannot do
+        unreadable = []  # the worker itself will report its fault
     return Confinement(
         own_user=False,
         note=_shared(why, remedy),
@@ -141,9 +140,9 @@ def _as_judge(needed: Sequence[str], why: str, remedy: str) -> Confinement:
 def _shared(why: str, remedy: str = "") -> str:
     remedy = remedy or "run untrusted solutions as root of a container"
     return (
-        "the candidate runs under the judge's user id, without any capability: the judge's memory "
-        f"is closed to it, signals and files are not ({why}; to give it a user id of its own, "
-        f"{remedy})"
+        "the candidate runs under the judge's user id, without any capability: it cannot read the "
+        f"judge's memory, but it can send signals and change files ({why}; to give it a user id "
+        f"of its own, {remedy})"
     )
 
 
@@ -155,15 +154,15 @@ def _lacking_capabilities() -> list[str]:
 
 
 def _read_by_every_worker() -> Iterable[Path]:
-    """Return files whose folders hold the interpreter, its packages and ours."""
+    """Return one file each of the interpreter, its packages and the harness."""
     files = (sys.executable, os.__file__, np.__file__, torch.__file__, PACKAGE / "__init__.py")
     return (Path(str(file)).resolve() for file in files)
 
 
 def _to_expose(solution: Path, cache: Sequence[Path]) -> dict[str, str]:
-    """Return what is needed and lies below closed folders, with the closed one above each.
+    """Return the needed paths below closed folders, with the closed folder above each.
 
-    Of the checkout these are single folders: problems and older reproducers are not among them.
+    Of the checkout these are single folders, without problems and older reproducers.
     """
     wanted: list[Path | str] = [
         sys.prefix,
@@ -189,19 +188,19 @@ def _listed(name: str) -> list[str]:
 
 
 def _closed_above(path: Path) -> Path | None:
-    """Return the topmost folder on the way to path that other users may not enter; None: none."""
+    """Return the topmost folder above a path that other users may not enter, or None."""
     return next((f for f in reversed(path.parents) if not f.stat().st_mode & 0o001), None)
 
 
 def _unreadable_for(uid: int, paths: Sequence[str]) -> list[str]:
-    """Return which paths a user may not read; asks the kernel, which knows more than modes."""
+    """Return which paths a user cannot read. The kernel is asked: modes do not say everything."""
     return _said_unreadable(
         ["/bin/sh", "-c", _PRINT_UNREADABLE, "sh", *paths], user=uid, group=uid, extra_groups=[]
     )
 
 
 def _unreadable_within(spec: dict[str, Any], paths: Sequence[str]) -> list[str]:
-    """Return which paths a worker may not read that is confined so."""
+    """Return which paths a worker cannot read under this confinement."""
     words = [sys.executable, "-m", "harness.worker.sandbox", json.dumps(spec)]
     return _said_unreadable([*words, "/bin/sh", "-c", _PRINT_UNREADABLE, "sh", *paths])
 
@@ -222,10 +221,10 @@ def _said_unreadable(command: Sequence[str], **user: Any) -> list[str]:
 
 
 def fresh_uid() -> int:
-    """Return a user id that no account has, another one at each call while this judge lives.
+    """Return a user id that no account has; each call returns another one.
 
-    A user namespace (rootless containers) has few of them: there all workers of a judge share one
-    from a part that useradd leaves free.
+    A user namespace (rootless containers) has few ids. There all workers of a judge share one id,
+    from a range that useradd leaves free.
     """
     wanted = 1_600_000_000 + os.getpid() * 64 + next(_uids) % 64
     try:
@@ -239,11 +238,11 @@ def fresh_uid() -> int:
 
 
 def environment_in(folder: Path, compiled: Path | None = None) -> dict[str, str]:
-    """Return the environment of a process that runs a solution: nothing personal is passed on.
+    """Return the environment of a process that runs a solution, without anything personal.
 
     Args:
-        folder: its own, which serves as home.
-        compiled: where torch.compile keeps what it made; None is the folder.
+        folder: of the process; also its home.
+        compiled: folder of torch.compile's cache; None is the folder above.
     """
     passed = {
         k: v
@@ -258,7 +257,7 @@ def environment_in(folder: Path, compiled: Path | None = None) -> dict[str, str]
         "TMPDIR": str(folder),
         "USER": "worker",
         "LOGNAME": "worker",
-        # Compiler processes beside a worker would be stopped and woken with each of its batches.
+        # Each timed batch would stop and wake compiler processes that the worker has started.
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "TORCHINDUCTOR_CACHE_DIR": str((compiled or folder) / "inductor"),
         "TRITON_CACHE_DIR": str((compiled or folder) / "triton"),

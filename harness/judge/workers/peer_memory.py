@@ -1,7 +1,7 @@
-"""Reads a worker's memory without its help, so that it does not know what is looked at.
+"""Reads a worker's memory without its help, so the worker cannot know what the judge looks at.
 
-A worker that is asked for an output can compute it then. So it says where all outputs lie, together
-with *done*, and the judge takes what it wants to see from there.
+A worker that is asked for an output could compute it only then. So the worker says *done* together
+with the addresses of all outputs, and the judge reads the ones it chooses.
 """
 
 from __future__ import annotations
@@ -17,38 +17,56 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError
+from harness.ipc.mailbox import MAX_TENSORS
 
 _MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
 _ALIGNED = 256
-"""What the driver allocates begins at a multiple of this (CUDA C++ Programming Guide)."""
+"""The driver's allocations begin at a multiple of this (CUDA C++ Programming Guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """What a call gives, as the worker describes it.
+    """The results of a call, as the worker describes them.
 
     Attributes:
-        forms: of outputs, gradients of inputs, gradients of state; None for what has no memory.
-        state: the names that the last of them belong to.
+        forms: of outputs, gradients of inputs, gradients of state; None for one without memory.
+        state: the names of the gradients of state.
+        moving: of tensors of the module's state that its calls change.
+        moving_at: their addresses.
     """
 
     forms: tuple[ipc.Form | None, ...] = ()
     state: tuple[str, ...] = ()
+    moving: tuple[ipc.Form | None, ...] = ()
+    moving_at: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Layout:
         """Return the layout that an answer describes.
 
         Raises:
-            WireViolation: it describes none.
+            WireViolation: the answer describes no layout.
         """
         said, names = answer.get("forms"), answer.get("state")
         if not isinstance(said, list) or not isinstance(names, list):
             raise ipc.WireViolation("no description of what a call gave")
-        if len(said) > 1000 or any(type(n) is not str for n in names):
+        moving, moving_at = answer.get("moving", []), answer.get("moving_at", [])
+        if not isinstance(moving, list) or not isinstance(moving_at, list):
+            raise ipc.WireViolation("no description of the state that calls change")
+        if (
+            max(len(said), len(moving)) > MAX_TENSORS
+            or len(moving) != len(moving_at)
+            or any(type(n) is not str for n in names)
+            or any(type(at) is not int for at in moving_at)
+        ):
             raise ipc.WireViolation("a malformed description of what a call gave")
-        return cls(forms=tuple(ipc.form(f) for f in said), state=tuple(names))
+        return cls(
+            forms=tuple(ipc.form(f) for f in said),
+            state=tuple(names),
+            moving=tuple(ipc.form(f) for f in moving),
+            moving_at=tuple(moving_at),
+        )
 
 
 class PeerMemory:
@@ -56,20 +74,20 @@ class PeerMemory:
 
     Args:
         memory_fd: its memory as a file.
-        device: what it runs on; memory of other GPUs is not seen.
-        most_bytes: a tensor that takes more, from its first element to its last or as a copy, is
-            not seen: forms are claims.
+        device: of the worker; the judge sees no memory of other GPUs.
+        most_bytes: the judge reads no tensor that takes more, from its first element to its last
+            or as a copy: a form is only a claim of the worker.
 
     Attributes:
         blind: why some memory could not be mapped.
-        missed: how often there was something to be read on a GPU, and no memory of it in sight.
+        missed: how often a tensor on a GPU lay in no mapped memory.
     """
 
     def __init__(self, memory_fd: int | None, device: torch.device, most_bytes: int) -> None:
         if memory_fd is None:
             raise HarnessError(
-                "this system does not let a process open /proc/self/mem: timed outputs cannot be "
-                "looked at. Next: a system that does, or --device emulated"
+                "this system does not let a process open /proc/self/mem, so the judge cannot look "
+                "at timed outputs. Next: a system that does, or --device emulated"
             )
         self._fd = memory_fd
         self._device = device
@@ -81,21 +99,21 @@ class PeerMemory:
         self.missed = 0
 
     def lend(self, arena: Any) -> None:
-        """Note memory of the judge's that the worker has mapped: outputs may be views of inputs."""
+        """Note memory of the judge that the worker has mapped: outputs may be views of inputs."""
         self._lent = arena
 
     def learn(self, allocations: Any, *, whole: bool = False) -> None:
         """Map the device memory that a worker describes.
 
-        What the driver does not map is not seen; ``blind`` says why.
+        Where the driver refuses to map memory, ``blind`` says why.
 
         Args:
             allocations: as ``device_arena.allocations`` describes them.
-            whole: there are no others: what was mapped beside them has been freed, and would stay
-                taken for as long as it is mapped.
+            whole: there are no others. The worker has freed the others, and the judge must unmap
+                them, or they stay taken.
 
         Raises:
-            WireViolation: that describes no memory.
+            WireViolation: the description is malformed.
         """
         if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
             raise ipc.WireViolation("a malformed list of allocations")
@@ -133,14 +151,14 @@ class PeerMemory:
         self._bases = sorted(self._mapped)
 
     def _forget(self, base: int, size: int) -> None:
-        """Let go of what lay where something else lies now."""
+        """Unmap memory that a new allocation overlaps."""
         for start, (_, arena) in list(self._mapped.items()):
             if start < base + size and base < start + arena.size_bytes:
                 self._unmap(arena)
                 del self._mapped[start]
 
     def close(self) -> None:
-        """Let go of all device memory: it stays the worker's only while nobody maps it."""
+        """Unmap all device memory: the driver cannot free memory that the judge maps."""
         for _, arena in self._mapped.values():
             self._unmap(arena)
         self._mapped.clear()
@@ -151,11 +169,11 @@ class PeerMemory:
             arena.close()
 
     def plan_read(self, form: ipc.Form, numbers: np.ndarray) -> Any:
-        """Return what elements() needs to read some elements of such a tensor, beforehand.
+        """Return what elements() will need to read some elements of such a tensor.
 
         Args:
-            form: of the tensor, which has elements.
-            numbers: modulo its length they are the elements, in the order of its indices.
+            form: of a tensor that is not empty.
+            numbers: modulo the tensor's length, they choose the elements.
         """
         chosen = numbers % form.elements
         if form.on_gpu:
@@ -165,12 +183,12 @@ class PeerMemory:
         return [int(offset) for offset in np.stack(indices, axis=1) @ steps]
 
     def elements(self, address: int, form: ipc.Form, prepared: Any) -> torch.Tensor | None:
-        """Return private copies of some elements, on the device they are on.
+        """Return private copies of some elements, on their device.
 
         Args:
             address: of the tensor.
             form: of the tensor.
-            prepared: which, as plan_read() gives it.
+            prepared: which elements, from plan_read().
 
         Returns:
             None where there is no such memory.

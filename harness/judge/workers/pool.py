@@ -1,4 +1,4 @@
-"""Starts the workers of one pair and has them load what they are to run."""
+"""Starts the workers of one pair and makes them load the user's modules."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, Wor
 from harness.usercode import numeric_flags
 
 _FIRST_TIME_S = 300.0
-"""For what an import or a driver takes the first time: our work, not the user's limit."""
+"""Limit for the first use of a compiler or of the profiler, which is no work of the user's."""
 _CLOSE_S = 5.0
-"""For a request to a worker that was just ended to notice it."""
+"""A request to a worker that has just been ended notices it within so many seconds."""
 _LAST = 19
-"""Niceness of those that have a core when nobody else wants it."""
+"""Niceness of compilers: they get a core that no other process wants."""
 _COMPILED = "torch.compile"
 
 
@@ -46,12 +46,12 @@ class WorkerPool:
         pair, options, policy: what is judged and how; options.device is resolved.
         log: file for the workers' output.
         cache: extensions of the solution.
-        compiled: folder in which torch.compile keeps what it made.
+        compiled: folder of torch.compile's cache.
         numerics: the numeric flags of the candidate and of all baselines but ``eager defaults``:
             see harness.usercode.numeric_flags.
         seed: master seed.
         budget: the pair's time.
-        notes: takes what the reader of a verdict should know.
+        notes: gets notes for the reader of the verdict.
         emit: tells the fleet of an event.
 
     Attributes:
@@ -90,8 +90,7 @@ class WorkerPool:
         self._notes = notes
         self._emit = emit
         self._kind = options.device.partition(":")[0]
-        # Below the limit itself, so that a hang's whole verdict is there within it.
-        self.timeout_s = options.timeout_s * 0.75
+        self.timeout_s = options.timeout_s * policy.request_part
         self.workers: list[RemoteWorker] = []
         self.confinement = identity.confinement(pair.solution, cache.read_by_workers)
         self.failed_builds: dict[str, tuple[str, str]] = {}
@@ -105,6 +104,7 @@ class WorkerPool:
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         cap = int(max(self._policy.memory_floor_bytes, self._policy.memory_factor * held))
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        share = int(total * self._policy.memory_share)
         untrusted = role in ("candidate", "build")
         if untrusted and not self.confinement.own_user:
             self._emit("solution_code")
@@ -112,13 +112,13 @@ class WorkerPool:
             role=role,
             log=self._log,
             timeout_s=self.timeout_s,
-            build_timeout_s=self._policy.build_timeout_s,
-            memory_bytes=min(cap, int(total * 0.6)) if self._kind != "cuda" else int(total * 0.6),
+            policy=self._policy,
+            memory_bytes=share if self._kind == "cuda" else min(cap, share),
             threads=self.threads(),
             device=self._options.device,
             confinement=self.confinement if untrusted else None,
             beside_solution=not (untrusted or self.confinement.own_user),
-            # Compilers leave the cores to the pair that is measured meanwhile.
+            # Compilers leave the cores to a pair that is measured meanwhile.
             niceness=_LAST if role == "build" else 0,
             compiled=self._compiled if role.startswith(_COMPILED) else None,
             budget=self._budget if untrusted else None,
@@ -129,10 +129,10 @@ class WorkerPool:
         return worker
 
     def threads(self) -> int:
-        """Return torch's CPU threads of a worker, 0 for all.
+        """Return how many CPU threads torch gets in a worker, 0 for all.
 
-        All but the judge's where the CPU is what is measured, else one: the sizes are small, and
-        as many pairs run side by side as there are cores.
+        Where the CPU is measured, all cores except the judge's. Elsewhere off the GPU one: sizes
+        are small, and as many pairs run side by side as there are cores.
         """
         if self._kind == "cpu" and self._options.timed:
             return max(1, len(os.sched_getaffinity(0)) - 1)
@@ -147,7 +147,7 @@ class WorkerPool:
         overrides: dict[str, Any],
         built: Path,
     ) -> dict[str, Any]:
-        """Have a worker import a file and construct its module.
+        """Make a worker import a file and construct its module.
 
         Args:
             worker: started here.
@@ -155,18 +155,18 @@ class WorkerPool:
             class_name: Model or ModelNew.
             path: the file.
             overrides: module-level constants to replace.
-            built: where a build worker puts what it builds.
+            built: where a build worker puts extensions.
 
         Raises:
             CannotLoad: the file or the constructor raised.
-            WorkerFailed: anything else.
+            WorkerFailed: the worker failed in another way.
         """
         private = worker.folder / "build"
         fields = worker.encode(init=problem.init_inputs)
         fields |= self.load_fields(
             class_name, path, overrides, built if worker.role == "build" else private
         )
-        # A build worker runs beside other pairs, which may have all of the device's memory.
+        # A build worker runs beside other pairs, which may use all of the device's memory.
         fields["to_device"] = worker.role != "build"
         if worker.role == BASELINES["defaults"]:
             fields["numerics"] = numeric_flags.DEFAULTS
@@ -178,7 +178,7 @@ class WorkerPool:
             loaded = worker.ask(
                 "load",
                 findings=str(worker.findings_path),
-                # The baseline too: what the guarded allocator costs must cancel in the ratio.
+                # The baseline, too: the cost of the guarded allocator must cancel in the ratio.
                 guarded=self._kind != "cuda" and self._guarded(),
                 compile=compile_mode,
                 **fields,
@@ -191,7 +191,7 @@ class WorkerPool:
             raise
 
     def _note_flags(self, role: str, said: Any) -> None:
-        """Keep what a worker says its numeric flags are: names and truth values, no more."""
+        """Keep the numeric flags that a worker reports: names and truth values only."""
         if isinstance(said, dict):
             self.numeric_flags[role] = {
                 str(name)[:80]: value
@@ -200,7 +200,7 @@ class WorkerPool:
             }
 
     def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:
-        """Give a worker the random numbers that its constructor is going to draw."""
+        """Give a worker the random numbers that its constructor will draw."""
         with self._sharing:  # baselines load side by side
             fd = problem.draws.shared()
         if fd is not None:
@@ -210,7 +210,7 @@ class WorkerPool:
     def load_fields(
         self, class_name: str, path: Path, overrides: dict[str, Any], build_folder: Path
     ) -> dict[str, Any]:
-        """Return the part of a load request that is the same in whichever process it runs.
+        """Return the part of a load request that is the same for every process.
 
         Args:
             class_name: Model or ModelNew.
@@ -235,7 +235,7 @@ class WorkerPool:
         }
 
     def _guarded(self) -> bool:
-        """Return whether the CPU runner's memory checks are to be had for this candidate."""
+        """Return whether the CPU runner can check the candidate's memory here."""
         with self._budget.compiling():
             why = self._cache.prepare_support(self._log)
         if why:
@@ -254,9 +254,9 @@ class WorkerPool:
         return [REFERENCE, *(BASELINES[name] for name in self._baseline_names())]
 
     def start_compilers(self) -> None:
-        """Start the workers of torch.compile, and have them import it in the background.
+        """Start the workers of torch.compile; they import it in the background.
 
-        That takes a core for seconds and touches no device: the wait for the device hides it.
+        The import takes a core for seconds and touches no device. The wait for the device hides it.
         """
         compiling = [role for role in self._roles() if role.startswith(_COMPILED)]
         if not compiling:
@@ -268,15 +268,14 @@ class WorkerPool:
         pool.shutdown(wait=False)
 
     def start_baselines(self, problem: Problem, *, profiled: bool) -> None:
-        """Start the workers that hold the reference, unless they are, and have them load it.
+        """Start the workers that hold the reference, once; they load it in the background.
 
-        In the background: a CUDA context and the profiler's start take seconds, which the checked
-        calls hide.
+        A CUDA context and the start of the profiler take seconds. The checked calls hide them.
 
         Args:
             problem: gives the constructor's arguments.
-            profiled: the candidate was under the profiler, which may cost a launch something ever
-                after: then the reference has to have been, too.
+            profiled: the candidate runs under the profiler. That may slow its launches for good,
+                so the reference must start the profiler, too.
         """
         if self._loading:
             return
@@ -320,16 +319,16 @@ class WorkerPool:
     def baselines(
         self, problem: Problem, *, profiled: bool
     ) -> tuple[dict[str, RemoteWorker], dict[str, str]]:
-        """Return loaded workers that hold the reference, and why others could not be loaded.
+        """Return loaded workers that hold the reference, and why others could not load it.
 
         Args:
             problem: as for start_baselines.
             profiled: as for start_baselines.
 
         Raises:
-            InvalidReference: the reference itself, in eager PyTorch, cannot be loaded.
-            KilledBesideSolution: a worker was killed, and the solution could have done it.
-            torch.OutOfMemoryError: it does not fit beside the others.
+            InvalidReference: the reference in eager PyTorch cannot be loaded.
+            KilledBesideSolution: a worker was killed, and the solution could have killed it.
+            torch.OutOfMemoryError: the reference does not fit beside the others.
         """
         self.start_baselines(problem, profiled=profiled)
         workers = {role: worker for role, (worker, _) in self._loading.items()}
@@ -344,7 +343,7 @@ class WorkerPool:
         return workers, failed
 
     def close(self) -> None:
-        """End all workers, and wait for those that were still loading."""
+        """End all workers, and wait for requests that still run."""
         for worker in self.workers:
             worker.kill()
         loading = [busy for _, busy in (*self._compilers.values(), *self._loading.values())]
@@ -353,7 +352,7 @@ class WorkerPool:
             worker.close()
 
     def pin(self, workers: list[RemoteWorker]) -> None:
-        """Give the judge the first core and the workers the others, where there are two."""
+        """Give the judge the first core and the workers the others, if there are two or more."""
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < 2:
             self._notes.append("one core: judge and workers share it")
@@ -363,11 +362,11 @@ class WorkerPool:
                 os.sched_setaffinity(int(task.name), {cores[0]})
         free = [worker.role for worker in workers if not worker.pin(set(cores[1:]))]
         if free:
-            self._notes.append(f"not kept off the judge's core: {', '.join(free)}")
+            self._notes.append(f"workers that may use the judge's core: {', '.join(free)}")
 
 
 def _said(worker: RemoteWorker, do: str) -> str:
-    """Ask a worker for something that has no answer; return why it failed, or an empty string."""
+    """Send a request without a result; return why it failed, or an empty string."""
     try:
         worker.ask(do, timeout_s=_FIRST_TIME_S)
     except KilledBesideSolution:

@@ -1,10 +1,9 @@
-"""Worker processes forked before there is anything to hide.
+"""Forks worker processes before the judge holds any secret.
 
 Importing torch takes a second or two of CPU for each process. A judge therefore imports it once
-and forks its workers right away, before it has read its request: the copies hold no seed, no
-input and no expectation. They wait on their sockets until they are needed. Where no forked worker
-is left, or fork is not wanted, a worker is started as a program of its own; both speak the same
-wire.
+and forks its workers at once, before it reads its request. The copies hold no seed, no input and
+no expected output. They wait on their sockets until the judge needs them. When all forked workers
+are used, the judge starts a worker as a new program. Both kinds speak the same wire.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class WorkerProcess:
 
     def poll(self) -> int | None:
         """Return the exit code, -N for signal N, None while it runs."""
-        with _reaping:  # the second of two threads would find no child, and call that a success
+        with _reaping:  # a second thread would find no child, and report success
             if self.returncode is None:
                 try:
                     pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -63,8 +62,8 @@ class WorkerProcess:
 
 
 def prefork(count: int) -> None:
-    """Fork workers from this process. Call it first of all: before secrets, threads and CUDA."""
-    import torch  # what the workers are forked for
+    """Fork workers from this process. Call it first: before secrets, threads and CUDA."""
+    import torch  # the workers inherit the import
 
     torch.manual_seed(0)
     for _ in range(count):
@@ -90,7 +89,7 @@ def _become_worker(sock: socket.socket, output: int) -> None:
         os.dup2(null, 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        # Standard streams apart, only the wire is left open: nothing of the judge's.
+        # Beside the standard streams only the wire stays open, and no file of the judge's.
         keep = sock.detach()
         os.closerange(3, keep)
         os.closerange(keep + 1, 4096)
@@ -101,10 +100,10 @@ def _become_worker(sock: socket.socket, output: int) -> None:
 
 
 def take(environment: Mapping[str, str], package_root: Path) -> WorkerProcess:
-    """Return a worker: one that was forked before, else a new program.
+    """Return a forked worker that waits, else a new program.
 
     Args:
-        environment: of a new program; a forked one is told its own through the wire.
+        environment: of a new program; a forked worker gets its own through the wire.
         package_root: folder that holds the harness package.
     """
     while _waiting:
@@ -132,7 +131,7 @@ def take(environment: Mapping[str, str], package_root: Path) -> WorkerProcess:
 
 
 def end_waiting() -> None:
-    """End the workers that nobody took."""
+    """End the forked workers that still wait."""
     while _waiting:
         worker = _waiting.pop()
         worker.kill()
@@ -141,5 +140,5 @@ def end_waiting() -> None:
 
 
 def waiting_pids() -> set[int]:
-    """Return the process ids of workers that wait: rightful children."""
+    """Return the process ids of the forked workers that wait."""
     return {w.pid for w in _waiting}

@@ -1,4 +1,4 @@
-"""What the kernel knows of a worker's processes: their memory, their time, and how to end them."""
+"""A worker's processes: their memory and CPU time; stopping, resuming and ending them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ from harness.judge.workers import prefork
 from harness.machine.process_tree import children, descent, every_process, read_proc, stat_of
 
 live: set[int] = set()
-"""Process ids of workers that have not been ended: the judge's only rightful children."""
-_STAND_S = 2.0
-"""For a thread that is in the driver's hands to come to its stop."""
+"""Process ids of workers that have not been ended. The judge kills all other children."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 births = threading.Lock()
-"""Held from a worker's start until it is in ``live``: nobody takes it for a leftover meanwhile."""
+"""Locked from a worker's start until it is in ``live``: it must not look like a leftover."""
 
 
 def resident_bytes(pid: int) -> int:
     """Return a process's anonymous and shared resident memory, 0 where it is gone.
 
-    File mappings are left out: they are the libraries of all. Shared memory counts, arenas of
-    ours included.
+    File mappings do not count: all processes share these libraries. Shared memory counts, and with
+    it the judge's arenas.
     """
     try:
         status = read_proc(f"/proc/{pid}/status")
@@ -39,20 +37,20 @@ def resident_bytes(pid: int) -> int:
 
 
 def family(pid: int, *, orphans: bool) -> dict[int, float]:
-    """Return seconds of CPU by process id for a worker and all that descends from it.
+    """Return seconds of CPU by process id for a worker and all its descendants.
 
-    By descent alone: a process can leave its session, hide its owner and change its name, but not
-    its parents; who loses them is adopted by the judge, a subreaper.
+    Descent alone counts: a process can leave its session, hide its owner and change its name, but
+    it cannot choose its parent. The judge is a subreaper and adopts a process whose parent ends.
 
     Args:
         pid: the worker.
-        orphans: whether what the judge has adopted belongs to it: it runs a solution's code.
+        orphans: whether the judge's adopted children belong to the worker: it runs a solution.
     """
     children_of = children()
     roots = [pid]
     if orphans:
-        # A worker's session is its own, and nobody can join another: what shares the judge's was
-        # started by the judge, or by the problem's code in it.
+        # A worker has a session of its own, and no process can join another session. A child in
+        # the judge's session was started by the judge, or by the problem's code in it.
         rightful = live | prefork.waiting_pids()
         ours = str(os.getsid(0))
         roots += [
@@ -68,7 +66,7 @@ def family(pid: int, *, orphans: bool) -> dict[int, float]:
 
 
 class Restless(Exception):
-    """A family that does not stand still although it is told to."""
+    """A worker, or a process that it started, keeps running although it was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +75,26 @@ class Standstill:
 
     Attributes:
         members: process ids.
-        spent: what the scheduler has given each thread, by process and thread id.
+        spent: CPU time and turns of each thread, by process and thread id.
     """
 
     members: frozenset[int]
     spent: Mapping[tuple[int, int], str]
 
 
-def stop(pid: int, *, orphans: bool) -> Standstill:
-    """Stop a worker and its family, each thread, and return when they stand still.
+def stop(pid: int, *, orphans: bool, limit_s: float) -> Standstill:
+    """Stop all threads of a worker and its family, and return when they stand still.
 
     Args:
         pid: the worker.
-        orphans: it runs a solution's code: what the judge has adopted is its family, too.
+        orphans: as for family().
+        limit_s: for them to stand still.
 
     Raises:
-        Restless: they do not, or there is always one more.
+        Restless: they do not, or they keep starting new processes.
     """
     stopped: frozenset[int] = frozenset()
-    until = time.monotonic() + _STAND_S
+    until = time.monotonic() + limit_s
     quiet = 0
     while quiet < 2:
         if time.monotonic() > until:
@@ -104,7 +103,7 @@ def stop(pid: int, *, orphans: bool) -> Standstill:
         stand = all(_stands(process, thread) for process, thread in _threads(members))
         quiet = quiet + 1 if stand and members <= stopped else 0
         if not quiet:
-            # What was started just before its parent stopped is found in the next round.
+            # The next round finds a process that was started just before its parent stopped.
             for member in members:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(member, signal.SIGSTOP)
@@ -114,9 +113,9 @@ def stop(pid: int, *, orphans: bool) -> Standstill:
 
 
 def stood_still(pid: int, since: Standstill, *, orphans: bool) -> bool:
-    """Return whether nobody of a worker's family has run since it was stopped.
+    """Return whether no process of a worker's family has run since it was stopped.
 
-    A process can wake itself: a timer whose signal is SIGCONT ends a stop. Time spent shows it.
+    A process can wake itself, with a timer whose signal is SIGCONT. Its CPU time shows it.
     """
     found = family(pid, orphans=orphans)
     members = frozenset(m for m in found if (stat_of(m) or "X")[0] not in "ZX")
@@ -127,7 +126,7 @@ def stood_still(pid: int, since: Standstill, *, orphans: bool) -> bool:
 
 
 def resume(since: Standstill, pid: int) -> None:
-    """Let go on what stop stopped, but for the worker itself."""
+    """Resume the processes that stop() stopped, except the worker itself."""
     for member in since.members - {pid}:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(member, signal.SIGCONT)
@@ -150,7 +149,7 @@ def _stands(process: int, thread: int) -> bool:
 
 
 def _spent(members: Iterable[int]) -> dict[tuple[int, int], str]:
-    """Return time and turns on a core by thread, of threads that are not gone."""
+    """Return CPU time and turns on a core by thread."""
     found = {}
     for process, thread in _threads(members):
         folder = f"/proc/{process}/task/{thread}"
@@ -167,10 +166,10 @@ def _spent(members: Iterable[int]) -> dict[tuple[int, int], str]:
 
 
 def kill_leftovers(uid: int | None) -> None:
-    """Kill what a worker left behind: processes of its user id, and orphans adopted by us.
+    """Kill what a worker left behind: processes of its user id, and the judge's adopted children.
 
-    The judge is a subreaper, so a grandchild that left its session becomes the judge's child. A
-    process that is still a child of a live one is found through its user id, where it has one.
+    The judge is a subreaper: a process whose parent has ended becomes the judge's child. Where the
+    worker had a user id of its own, the judge also finds processes whose parent lives.
     """
     for _ in range(50):
         with births:
@@ -181,7 +180,7 @@ def kill_leftovers(uid: int | None) -> None:
 
 
 def _kill_once(uid: int | None) -> bool:
-    """Kill what there is of leftovers; return whether there was any."""
+    """Kill all leftovers; return whether there were any."""
     me = os.getpid()
     rightful = live | prefork.waiting_pids()
     found = False

@@ -1,4 +1,4 @@
-"""The judge's end of a worker: starts it, asks it, limits it, ends it and all it left behind."""
+"""The judge's end of a worker: starts it, sends it requests, limits it, ends it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError, Refusal, Status
+from harness.judge.policy import Policy
 from harness.judge.workers import prefork, processes
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.drain import Drain
@@ -26,16 +27,16 @@ from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environmen
 from harness.machine.environment import oom_kills
 
 _START_TIMEOUT_S = 60.0
-"""For a worker to come up and give away its rights: our work, not the solution's."""
+"""A worker takes less to start and to give up its rights. No code of a user runs meanwhile."""
 
 
 class WorkerFailed(Refusal):
     """A request to a worker ended without a usable answer.
 
     Args:
-        status: the verdict that follows where the candidate's worker failed.
+        status: of the verdict, where the candidate's worker failed.
         message: one line.
-        error: what the worker itself said, {} where it said nothing.
+        error: the worker's own report, {} where there is none.
     """
 
     def __init__(self, status: Status, message: str, error: Mapping[str, Any] | None = None):
@@ -60,17 +61,17 @@ class RemoteWorker:
 
     Args:
         role: ``reference``, ``candidate`` or ``build``: names the log section and the figures.
-        log: file that takes the process's stdout and stderr.
+        log: gets the process's stdout and stderr.
         timeout_s: limit for one request.
-        build_timeout_s: limit for one request while an extension compiles.
-        memory_bytes: resident memory above which the process is ended.
+        policy: limits of compilers, of a standstill, of the form of an answer.
+        memory_bytes: the judge ends a process that uses more resident memory.
         threads: CPU threads of torch in the worker; 0 leaves the default.
         device: ``cuda:N`` gets device arenas, anything else host arenas.
-        confinement: of a worker that runs a solution; None is a trusted one.
-        beside_solution: a trusted one, under the same user id as a solution.
-        niceness: scheduling priority that it takes before it runs any code of a user's.
-        compiled: where torch.compile keeps what it made; None is the worker's own folder.
-        budget: of the pair, where this worker's time counts against it.
+        confinement: of a worker that runs a solution; None is a trusted worker.
+        beside_solution: a trusted worker with the same user id as a solution.
+        niceness: scheduling priority, set before the worker runs any code of a user.
+        compiled: folder of torch.compile's cache; None is the worker's own folder.
+        budget: of the pair, where this worker's time counts.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RemoteWorker:
         role: str,
         log: Path,
         timeout_s: float,
-        build_timeout_s: float,
+        policy: Policy,
         memory_bytes: int,
         threads: int,
         device: str,
@@ -90,7 +91,9 @@ class RemoteWorker:
         budget: Budget | None = None,
     ) -> None:
         self.role = role
-        self._budget = Budget(math.inf, build_timeout_s)  # it starts on our time, not the pair's
+        self._policy = policy
+        # The worker starts on the harness's time, not on the pair's.
+        self._budget = Budget(math.inf, policy.build_timeout_s)
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
         self._device = device
@@ -98,7 +101,7 @@ class RemoteWorker:
         self._outbox: Any = None
         self._sequence = secrets.randbelow(1 << 30)
         self._looked_at = 0.0
-        # Shared bytes that are ours and not the worker's own.
+        # Shared bytes that belong to the judge and do not count for the worker.
         self._host_arenas: dict[str, int] = {}
         self.peak_bytes = 0
         self._family_at = self._busy_at = time.monotonic()
@@ -150,7 +153,7 @@ class RemoteWorker:
             self.close()
             raise HarnessError(f"the {role} worker did not start: {error}") from error
         self._budget = budget or self._budget
-        # Its memory as a file, opened before any code of a solution's ran; others are not taken.
+        # The worker's memory as a file, opened before any code of a solution ran.
         self.memory_fd = next(iter(self._channel.take_fds()), None)
 
     # --- asking ---------------------------------------------------------------------------------
@@ -159,7 +162,7 @@ class RemoteWorker:
         """Send one request and return its answer.
 
         Raises:
-            WorkerFailed: no answer, a forged one, or one that says that user code failed.
+            WorkerFailed: there is no answer, it is forged, or it says that user code failed.
         """
         self.send(do, **fields)
         return self.answer(timeout_s)
@@ -177,11 +180,11 @@ class RemoteWorker:
             raise self._dead() from None
 
     def answer(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """Return the answer to the last request; compile events extend the deadline.
+        """Return the answer to the last request; a compiler's time does not count.
 
         Raises:
             WorkerFailed: as for ``ask``.
-            OutOfTime: the pair's time ran out meanwhile; the worker has ended.
+            OutOfTime: the pair's time ran out meanwhile; the judge has ended the worker.
         """
         with self._budget.candidate(), contextlib.ExitStack() as compiler:
             return self._answer(timeout_s or self._timeout_s, compiler)
@@ -210,7 +213,7 @@ class RemoteWorker:
                 raise self.tampered(str(error)) from None
             if message.get("event") == "compiling" and not build_limit_s:
                 self.kill()
-                text = "had another extension to compile when the time of compilers was over"
+                text = "had another extension to compile when the time for compilers was over"
                 raise WorkerFailed(Status.TIMED_OUT, text)
             if message.get("event") == "compiling" and compiling_since is None:
                 compiling_since = time.monotonic()
@@ -238,7 +241,7 @@ class RemoteWorker:
         """Return the values of an answer as private copies.
 
         Raises:
-            WorkerFailed: their description is not what the protocol allows (TAMPERED).
+            WorkerFailed: the protocol does not allow their description (TAMPERED).
         """
         try:
             decoder = ipc.Decoder(self._outbox, answer.get("table", []))
@@ -249,8 +252,8 @@ class RemoteWorker:
         except ipc.WireViolation as error:
             raise self.tampered(str(error)) from None
         if self._device.startswith("cuda"):
-            # The worker writes its next answer to the same memory, and gigabytes take their time:
-            # without this wait the judge compared inputs that it took for outputs.
+            # The worker writes its next answer to the same memory, and copying gigabytes takes a
+            # while. Without this wait the judge once compared inputs instead of outputs.
             torch.cuda.synchronize(self._device)
         return values
 
@@ -269,10 +272,10 @@ class RemoteWorker:
         return {**described, "table": encoder.table}
 
     def share(self, which: str, arena: Any) -> None:
-        """Let the worker map an arena of the judge's.
+        """Let the worker map one of the judge's arenas.
 
         Args:
-            which: ``in``, ``out``, ``stage`` or ``mailbox``: what it is for.
+            which: its purpose: ``in``, ``out``, ``stage`` or ``mailbox``.
             arena: a HostArena or a DeviceArena, which the judge owns.
         """
         if isinstance(arena, ipc.HostArena):
@@ -298,7 +301,7 @@ class RemoteWorker:
             arena = device_arena.DeviceArena.create(size_bytes, self._device)
             self.share(which, arena)
             if old is not None:
-                # Only now: freeing memory that a peer still maps is undefined.
+                # Not earlier: freeing memory that a peer still maps is undefined.
                 old.close()
             return arena
         host = ipc.HostArena.create(size_bytes)
@@ -311,7 +314,8 @@ class RemoteWorker:
         if type(needed) is not int or needed <= 0:
             raise self.tampered("a malformed size")
         if needed > self.max_outbox_bytes:
-            many = type(tensors) is int and tensors > self.expected_tensors * 4 + 64
+            most = self._policy.tensors_factor * self.expected_tensors + self._policy.tensors_floor
+            many = type(tensors) is int and tensors > most
             raise WorkerFailed(
                 Status.WRONG_STRUCTURE if many else Status.WRONG_SHAPE,
                 f"its answer takes {needed} bytes in {tensors} tensors, over the cap of "
@@ -320,21 +324,21 @@ class RemoteWorker:
         self._outbox = self._new_arena("out", needed)
         answer = self.ask("again", timeout_s=timeout_s)
         if "too_small" in answer:
-            raise self.tampered("its answer grew while it was read")
+            raise self.tampered("its answer grew while the judge read it")
         return answer
 
     # --- under the clock ------------------------------------------------------------------------
 
     def look(self, deadline: float, may_answer: Callable[[], bool] = lambda: False) -> None:
-        """See, while waiting for the mailbox, whether the worker still lives and works.
+        """Check, during a wait for the mailbox, that the worker lives and works.
 
         Args:
-            deadline: time.monotonic() at which it must have ended.
-            may_answer: whether it is done: then its answer may be on the way.
+            deadline: time.monotonic() at which the batch must have ended.
+            may_answer: returns whether the batch is done, so that an answer may arrive.
 
         Raises:
             WorkerFailed: it died, answered that it failed, answered out of turn, ran out of
-                memory, or the deadline (time.monotonic()) has passed.
+                memory, or the deadline has passed.
         """
         if self._channel.pending() and not may_answer():
             self.answer()
@@ -348,35 +352,38 @@ class RemoteWorker:
             self._watch()
 
     def pause(self) -> None:
-        """Stop the worker with all that it started, until they stand still.
+        """Stop the worker and all its descendants, and wait until they stand still.
 
-        The trusted one too, and in the same way: who stands for longer wakes up slower.
+        The judge stops trusted workers in the same way. A worker that stands for longer wakes up
+        more slowly, and both sides must pay the same.
 
         Raises:
-            WorkerFailed: they do not (TAMPERED).
+            WorkerFailed: they do not stand still (TAMPERED).
         """
         try:
-            self._still = processes.stop(self._process.pid, orphans=self._untrusted)
+            self._still = processes.stop(
+                self._process.pid, orphans=self._untrusted, limit_s=self._policy.stand_s
+            )
         except processes.Restless:
-            raise self.tampered("it does not stand still when it is stopped") from None
+            raise self.tampered("it keeps running although it was stopped") from None
 
     def see_it_stood(self) -> None:
-        """See that nothing of the worker's has run since it was stopped.
+        """Check that no process of the worker has run since the judge stopped it.
 
         Raises:
-            WorkerFailed: something has (TAMPERED).
+            WorkerFailed: one has run (TAMPERED).
         """
         stood = processes.stood_still(self._process.pid, self._still, orphans=self._untrusted)
         if not stood:
             raise self.tampered("it ran while it was stopped")
 
     def resume(self) -> None:
-        """Let the worker go on."""
+        """Resume the worker."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(self._process.pid, signal.SIGCONT)
 
     def resume_family(self) -> None:
-        """Let go on what the worker started and what was stopped with it."""
+        """Resume the processes that the judge stopped together with the worker."""
         processes.resume(self._still, self._process.pid)
 
     @property
@@ -385,13 +392,13 @@ class RemoteWorker:
         return self._process.pid
 
     def pin(self, cores: set[int]) -> bool:
-        """Keep every thread of the worker on some cores; threads to come inherit it.
+        """Keep every thread of the worker on some cores; new threads inherit that.
 
-        The worker does it itself: another user's threads are out of a judge's reach in a default
-        container (CAP_SYS_NICE). It could as well undo what the judge does.
+        The worker does it itself: in a default container the judge may not move another user's
+        threads (CAP_SYS_NICE). A worker could undo the judge's setting as well.
 
         Returns:
-            Whether it has come to pass.
+            Whether every thread is on these cores now.
         """
         self.ask("pin", cores=sorted(cores))
         found = set()
@@ -421,7 +428,7 @@ class RemoteWorker:
             self.launches_without_stream = without
 
     def tampered(self, what: str) -> WorkerFailed:
-        """End the worker; return the failure of one that does what the protocol does not allow."""
+        """End a worker that broke the protocol; return its failure."""
         self.kill()
         return WorkerFailed(Status.TAMPERED, f"the {self.role} worker broke the protocol: {what}")
 
@@ -456,7 +463,7 @@ class RemoteWorker:
         return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
 
     def _read_last_findings(self) -> None:
-        """Take the findings of a fault that ended the process: one JSON object per line."""
+        """Read the findings of a fault that ended the process: one JSON object per line."""
         try:
             with self.findings_path.open("rb") as lines:
                 text = lines.read(1 << 20).decode("utf-8", "replace")
@@ -484,7 +491,7 @@ class RemoteWorker:
             )
 
     def _watch_family(self, now: float) -> None:
-        """Add up the memory of the worker's children, and see whether a compiler still works."""
+        """Add up the memory of the worker's children, and end a build in which nothing works."""
         found = processes.family(self._process.pid, orphans=self._untrusted)
         self._children_bytes = sum(
             processes.resident_bytes(p) for p in found if p != self._process.pid
@@ -493,17 +500,20 @@ class RemoteWorker:
             self._busy_at = now
             return
         spent = sum(found.values())
-        if spent > self._cpu_spent + 0.05 * (now - self._busy_at) or spent < self._cpu_spent:
+        if (
+            spent > self._cpu_spent + self._policy.build_idle_part * (now - self._busy_at)
+            or spent < self._cpu_spent
+        ):
             self._cpu_spent, self._busy_at = spent, now
         elif now - self._busy_at > self._timeout_s:
             self.kill()
             raise WorkerFailed(
                 Status.TIMED_OUT,
-                f"its build did nothing for {self._timeout_s:.0f} s: it waits for something",
+                f"its build used no CPU for {self._timeout_s:.0f} s: it waits for something",
             )
 
     def kill(self) -> None:
-        """End the process, its group, and everything that runs under its user id; reap them."""
+        """End and reap the process, its group, and all processes of its user id."""
         self._ended_by_us = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -512,7 +522,7 @@ class RemoteWorker:
         processes.kill_leftovers(self.uid)
 
     def close(self) -> None:
-        """End the worker and free all that belongs to it."""
+        """End the worker and free everything that belongs to it."""
         with contextlib.suppress(OSError):
             self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
         self.kill()

@@ -1,4 +1,4 @@
-"""CUDA source on the CPU: compiles a solution's inline CUDA for the host and runs it, checked.
+"""The CPU runner: compiles a solution's CUDA source for the host, runs it, and checks it.
 
 Supported (docs/cuda_on_cpu.md has the details):
 
@@ -13,7 +13,7 @@ Supported (docs/cuda_on_cpu.md has the details):
 - the runtime API for memory, streams, events, devices, occupancy; c10/cuda and ATen/cuda headers;
   cuBLAS products (gemm, gemmStridedBatched, gemv, ger in float and double) through at::matmul.
 
-Not supported, raised as ``Unsupported`` with the line: inline PTX, wmma, the rest of cuBLAS, cuDNN,
+Not supported; ``Unsupported`` names the line: inline PTX, wmma, the rest of cuBLAS, cuDNN,
 cuRAND, CUB, Thrust, libcu++, CUTLASS, textures, graphs, clusters, dynamic parallelism, 8-bit
 floats.
 """
@@ -32,8 +32,8 @@ __all__ = ["Runtime", "Support", "compile_files", "compile_inline", "prepare", "
 def prepare(support_dir: Path) -> Support:
     """Build the run-time library and the precompiled header into ``support_dir``, once.
 
-    Safe against concurrent and killed builders. The result says what it took and how large it is:
-    about 25 s and 550 MB the first time.
+    Safe against concurrent and killed builders. The first time takes about 25 s and 550 MB; the
+    result holds both figures.
 
     Raises:
         HarnessError: there is no compiler, or it cannot build the library.

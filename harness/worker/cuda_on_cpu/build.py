@@ -1,4 +1,4 @@
-"""Builds extensions as torch.utils.cpp_extension's load_inline and load would, for the CPU."""
+"""Builds extensions for the CPU runner: the CPU form of torch's load_inline and load."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.worker.cuda_on_cpu.unsupported import find_unsupported
 
 _CUDA_PREFIX = (
     '#include "prefix.h"\n#include <emu/torch_device.h>\n'
-    "#include <cfloat>\n#include <queue>\n"  # nvcc's torch headers bring them
+    "#include <cfloat>\n#include <queue>\n"  # torch's headers include them under nvcc
     "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
     "{restrict}"
 )
@@ -36,23 +36,21 @@ def _prefix_for_cuda() -> str:
     )
 
 
-def _refuse_unsupported(sources: Sequence[str], solution_file: str | None, fallback: str) -> None:
-    for source in sources:
-        found = find_unsupported(source)
-        if found:
-            what, line = found
-            start = locate(source, solution_file)
-            file = Path(solution_file).name if start and solution_file else fallback
-            raise Unsupported(
-                f"{file}:{(start or 1) + line - 1}: {what} cannot run on the CPU; "
-                "next: evaluate it on a GPU with --device cuda"
-            )
+def _refuse_unsupported(source: str, file: str, first_line: int = 1) -> None:
+    """Raise Unsupported if the source, which begins at a line of a file, cannot run here."""
+    found = find_unsupported(source)
+    if found:
+        what, line = found
+        raise Unsupported(
+            f"{file}:{first_line + line - 1}: {what} cannot run on the CPU. "
+            "Next: evaluate it on a GPU with --device cuda"
+        )
 
 
 def _bindings(
     functions: Mapping[str, str] | Sequence[str] | str | None, error_handling: bool
 ) -> str:
-    """Return the pybind module that load_inline generates; all on one line each, as there."""
+    """Return the pybind module as load_inline generates it, one function a line."""
     if functions is None:
         return ""
     if isinstance(functions, str):
@@ -93,24 +91,27 @@ def compile_inline(
     source_files: Sequence[str] | None = None,
     nvcc: Sequence[str] = (),
 ) -> Path:
-    """Build what ``load_inline`` would build; return the library, a Python module ``name``.
+    """Build the extension of a ``load_inline`` call; return the library, a Python module ``name``.
 
-    With architectures in ``nvcc``, nvcc compiles the CUDA source as well; what it says of each
-    kernel is left in ``nvcc.json`` beside the library.
+    With architectures in ``nvcc``, nvcc compiles the CUDA source, too. ``nvcc.json`` beside the
+    library then holds what each kernel uses.
 
-    Where ``cpp_sources`` only declares, everything is one translation unit: declarations,
-    bindings, CUDA. Where it defines functions (a CPU path), it is a unit of its own, compiled
-    without checks as the user's flags say, as on the real tool chain.
+    If ``cpp_sources`` only declares functions, everything is one translation unit: declarations,
+    bindings, CUDA. If it defines functions (a CPU path), it is a unit of its own. The compiler then
+    gets the user's flags and no checks, as on the real tool chain.
 
     Raises:
-        BuildFailed: the compiler's first error, at the solution's own line where it can be found.
+        BuildFailed: the compiler's first error, at the solution's own line if that is found.
         Unsupported: a construct that the CPU runner does not run, with its line.
     """
     cpp = [cpp_sources] if isinstance(cpp_sources, str) else list(cpp_sources)
     cuda = [cuda_sources] if isinstance(cuda_sources, str) else list(cuda_sources or [])
-    _refuse_unsupported(cuda, solution_file, f"{name} cuda_sources")
+    for source in cuda:
+        start = locate(source, solution_file)
+        known = Path(solution_file).name if start and solution_file else f"{name} cuda_sources"
+        _refuse_unsupported(source, known, start or 1)
     if source_files is None and not re.fullmatch(r"[A-Za-z_]\w*", name):
-        raise BuildFailed(f"load_inline(name={name!r}): not a name that Python can import")
+        raise BuildFailed(f"load_inline(name={name!r}): Python cannot import such a name")
     support = obtain(support_dir)
     build_dir.mkdir(parents=True, exist_ok=True)
     cpp_text = "".join(_rewritten(cpp, solution_file, f"{name} cpp_sources", host=True))
@@ -149,7 +150,9 @@ def _ask_nvcc(
     flags: Sequence[str],
     include_paths: Sequence[str],
 ) -> None:
-    """Have nvcc compile (sources, their file, whether load_inline's headers stand in front) too.
+    """Compile the CUDA sources with nvcc, too.
+
+    Each unit is: sources, their file, whether load_inline's headers come first.
 
     Raises:
         BuildFailed: its first error.
@@ -175,7 +178,7 @@ def _ask_nvcc(
 def _rewritten(
     sources: Sequence[str], solution_file: str | None, fallback: str, *, host: bool
 ) -> list[str]:
-    """Rewrite each source under a #line that points at the solution where it stands there."""
+    """Rewrite each source, below a #line that points at its place in the solution's file."""
     out = []
     for i, source in enumerate(sources):
         line = locate(source, solution_file)
@@ -187,7 +190,7 @@ def _rewritten(
 
 
 def _macros(flags: Sequence[str]) -> list[str]:
-    """Return what a declarations-only unit needs of the C++ flags."""
+    """Return the C++ flags that a unit of declarations needs."""
     return [f for f in _host_flags(flags) if f.startswith(("-D", "-U", "-I"))]
 
 
@@ -201,19 +204,17 @@ def compile_files(
     extra_cuda_cflags: Sequence[str] = (),
     extra_ldflags: Sequence[str] = (),
     extra_include_paths: Sequence[str] = (),
-    solution_file: str | None = None,
     nvcc: Sequence[str] = (),
 ) -> Path:
-    """Build what ``load(sources=[...])`` would build from .cpp and .cu files.
+    """Build the extension of a ``load(sources=[...])`` call from .cpp and .cu files.
 
-    The files bring their own bindings (PYBIND11_MODULE or TORCH_LIBRARY). Headers with kernels
-    (.cuh) beside them are rewritten too.
+    The files contain their own bindings (PYBIND11_MODULE or TORCH_LIBRARY). Headers with kernels
+    (.cuh) beside them are rewritten, too.
 
     Raises:
         BuildFailed: the compiler's first error, at the file's own line.
         Unsupported: a construct that the CPU runner does not run, with its line.
     """
-    del solution_file  # errors point into the files
     support = obtain(support_dir)
     build_dir.mkdir(parents=True, exist_ok=True)
     includes = _rewritten_headers(sources, extra_include_paths, build_dir)
@@ -227,12 +228,12 @@ def compile_files(
         directive = toolchain.line_directive(1, str(path))
         full = _unit_flags([text])
         if path.suffix in (".cu", ".cuh"):
-            _refuse_unsupported_file(path, text)
+            _refuse_unsupported(text, str(path))
             unit.write_text(_prefix_for_cuda() + directive + rewrite_cuda(text))
             units.append((unit, True, [*full, *toolchain.cuda_flags(extra_cuda_cflags)]))
         else:
-            # Only what the file includes itself is visible, as on the real tool chain; the
-            # precompiled prefix holds what <torch/extension.h> would bring.
+            # The file sees only what it includes, as on the real tool chain. The precompiled prefix
+            # holds what <torch/extension.h> would include.
             head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
             unit.write_text(head + directive + rewrite_host(text))
             units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
@@ -246,19 +247,13 @@ def compile_files(
     return library
 
 
-def _refuse_unsupported_file(path: Path, text: str) -> None:
-    found = find_unsupported(text)
-    if found:
-        raise Unsupported(
-            f"{path}:{found[1]}: {found[0]} cannot run on the CPU; "
-            "next: evaluate it on a GPU with --device cuda"
-        )
-
-
 def _rewritten_headers(
     sources: Sequence[str], include_paths: Sequence[str], build_dir: Path
 ) -> list[str]:
-    """Copy headers with CUDA in them, rewritten, into a tree searched before the originals."""
+    """Write rewritten copies of headers with CUDA into a tree; return all include folders.
+
+    The compiler searches the copies before the originals.
+    """
     folders = list(dict.fromkeys([*(str(Path(s).parent) for s in sources), *include_paths]))
     includes: list[str] = []
     for n, folder in enumerate(folders):
@@ -273,7 +268,7 @@ def _rewritten_headers(
             text = path.read_text(encoding="utf-8", errors="replace")
             if "<<<" not in text and "__shared__" not in text and "is_cuda" not in text:
                 continue
-            _refuse_unsupported_file(path, text)
+            _refuse_unsupported(text, str(path))
             target = copy / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(toolchain.line_directive(1, str(path)) + rewrite_cuda(text))
@@ -292,7 +287,7 @@ def _build(
 ) -> Path:
     objects = [unit.with_suffix(".o") for unit, _, _ in units]
     logs: list[str] = []
-    # Two units are compiled side by side, as ninja would.
+    # Two units are compiled side by side, as with ninja.
     with ThreadPoolExecutor(max_workers=2) as pool:
         futures: list[Future[str]] = [
             pool.submit(

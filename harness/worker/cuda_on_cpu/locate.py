@@ -9,7 +9,7 @@ from pathlib import Path
 def locate(source: str, solution_file: str | None) -> int | None:
     """Return the 1-based line of ``solution_file`` on which ``source`` starts, or None.
 
-    Found as it stands in the file, else as the value of a string literal with escapes.
+    The source may stand in the file as it is, or as a string literal with escapes.
     """
     if not solution_file or not source.strip():
         return None
@@ -33,9 +33,9 @@ def locate(source: str, solution_file: str | None) -> int | None:
 
 
 def _by_lines(source: str, text: str) -> int | None:
-    """Place formatted source (an f-string, a replaced constant) by its unique lines.
+    """Find formatted source (an f-string, a replaced constant) by its unique lines.
 
-    All lines that occur once in both must agree on the offset by a clear majority.
+    Each line that occurs once in both votes for an offset. An offset with a majority is the answer.
     """
     where: dict[str, list[int]] = {}
     for number, line in enumerate(text.split("\n"), start=1):

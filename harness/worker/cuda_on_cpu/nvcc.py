@@ -1,12 +1,12 @@
-"""A second opinion from the real compiler, without a GPU: does nvcc take the CUDA source?
+"""Compiles the CUDA source with nvcc, without a GPU: ``--nvcc`` asks for this second check.
 
 ``nvcc -cubin`` compiles kernels for any architecture on any machine. PyTorch's CPU wheels lack a
-generated header and nvcc's CUDA headers may lack libraries, so a handful of stubs stands in front.
+generated header, and nvcc's CUDA headers may lack libraries. Stub headers take their place.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.domain import UsageError
+from harness.machine.environment import find_nvcc
+from harness.machine.packaged_nvcc import remedy
 from harness.worker.cuda_on_cpu.locate import locate
 from harness.worker.cuda_on_cpu.support import base_flags, torch_include_flags
 from harness.worker.cuda_on_cpu.toolchain import line_directive
 
-# Opaque handles that torch's headers name; kernels never touch them.
+# Opaque handles that torch's headers name. Kernels never use them.
 _STUBS = {
     "c10/cuda/impl/cuda_cmake_macros.h": "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n",
     "cublas_v2.h": "#pragma once\ntypedef struct cublasContext* cublasHandle_t;\n"
@@ -50,7 +52,7 @@ _STUBS = {
     "typedef int cusolverStatus_t;\n",
     "cusolver_common.h": "#pragma once\ntypedef int cusolverStatus_t;\n",
     "nvtx3/nvtx3.hpp": "#pragma once\n",
-    # Without torch's C++ neural networks: half the time, and 2 GB of memory instead of 3.
+    # Without torch's C++ neural networks nvcc takes half the time, and 2 GB of memory instead of 3.
     "torch/extension.h": "#pragma once\n#ifdef EMU_FULL_TORCH\n#include_next <torch/extension.h>\n"
     "#else\n#include <torch/types.h>\n#include <torch/csrc/Exceptions.h>\n"
     "#include <torch/csrc/utils/pybind.h>\n#include <torch/library.h>\n"
@@ -74,7 +76,7 @@ _SHARED = re.compile(r"(\d+) bytes smem")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelUse:
-    """What ptxas says of one kernel on one architecture.
+    """What one kernel uses on one architecture, as ptxas reports it.
 
     Attributes:
         kernel: demangled name.
@@ -93,12 +95,12 @@ class KernelUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvccVerdict:
-    """What nvcc says of a CUDA source.
+    """The result of compiling a CUDA source with nvcc.
 
     Attributes:
         compiled: whether every architecture compiled.
         errors: the first error of each architecture, as ``file:line: message``.
-        kernels: one per kernel and architecture, where it compiled.
+        kernels: one per kernel and architecture that compiled.
         log: everything nvcc printed.
     """
 
@@ -132,7 +134,9 @@ def nvcc_check(
     Raises:
         UsageError: nvcc is not installed here.
     """
-    tool = _find()
+    tool = find_nvcc()
+    if tool is None:
+        raise UsageError(f"--nvcc: nvcc was not found. Next: {remedy()}, or leave out --nvcc")
     stubs = build_dir / "stubs"
     toolkit = Path(tool).resolve().parents[1]
     for name, text in _STUBS.items():
@@ -159,7 +163,7 @@ def nvcc_check(
         done = subprocess.run(command, capture_output=True, text=True)
         return command, done.returncode, done.stdout + done.stderr
 
-    for architecture in architectures:  # one at a time: torch's headers take it to 2 GB
+    for architecture in architectures:  # one at a time: each takes 2 GB of memory
         command, code, text = compiled(architecture)
         logs.append(" ".join(command) + "\n" + text)
         if code != 0:
@@ -171,20 +175,8 @@ def nvcc_check(
     )
 
 
-def _find() -> str:
-    """Return nvcc: that of CUDA_HOME, on PATH, or in /usr/local/cuda."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    places = [str(Path(home) / "bin") for home in homes if home]
-    tool = shutil.which(
-        "nvcc", path=os.pathsep.join([*places[:-1], os.environ.get("PATH", ""), places[-1]])
-    )
-    if tool is None:
-        raise UsageError("nvcc was not found; install the CUDA toolkit or leave out --nvcc")
-    return tool
-
-
 def describe(verdict: NvccVerdict) -> list[str]:
-    """Return one sentence per kernel: what it uses on each architecture."""
+    """Return one sentence per kernel on what it uses on each architecture."""
     uses: dict[str, list[str]] = {}
     for use in verdict.kernels:
         spills = f"{use.spill_bytes} B spilled" if use.spill_bytes else "no spills"
@@ -241,13 +233,5 @@ def _demangled(uses: list[KernelUse]) -> list[KernelUse]:
         return uses
     names = "\n".join(u.kernel for u in uses)
     done = subprocess.run([tool], input=names, capture_output=True, text=True, check=True)
-    return [
-        KernelUse(
-            kernel=name,
-            architecture=u.architecture,
-            registers=u.registers,
-            shared_bytes=u.shared_bytes,
-            spill_bytes=u.spill_bytes,
-        )
-        for u, name in zip(uses, done.stdout.splitlines(), strict=True)
-    ]
+    demangled = zip(uses, done.stdout.splitlines(), strict=True)
+    return [dataclasses.replace(use, kernel=name) for use, name in demangled]

@@ -1,9 +1,9 @@
 """Rewrites CUDA source so that a host compiler accepts it.
 
-Only what a header cannot express is rewritten: launches, shared memory, the runtime calls that
-take a kernel, and the questions "is this tensor on the GPU?". Everything else (``__global__``,
+It rewrites only what a header cannot express: launches, shared memory, runtime calls that take a
+kernel, and questions such as "is this tensor on the GPU?". Everything else (``__global__``,
 ``threadIdx``, atomics, shuffles, the runtime API) is ordinary C++ in ``runtime/include``. Line
-breaks stay where they are, so a compiler error names the source's own line.
+breaks stay where they are, so that a compiler error names the source's own line.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rewrite_cuda(source: str) -> str:
 
 
 def rewrite_host(source: str) -> str:
-    """Return C++ source (no kernels) in which questions for CUDA tensors are answered."""
+    """Return C++ source without kernels in which our calls answer questions for CUDA tensors."""
     tokens = tokenize(source)
     _device_questions(tokens)
     return text_of(tokens)
@@ -108,7 +108,7 @@ def _closing_chevrons(tokens: list[Token], opening: int) -> int:
 
 
 def _kernel_start(tokens: list[Token], opening: int) -> int:
-    """Return where the kernel's name starts; comparison signs are not template arguments here."""
+    """Return where the kernel's name starts; -1 if a ``>`` before it is a comparison."""
     last = previous_solid(tokens, opening - 1)
     if last >= 0 and tokens[last].text in (">", ">>") and angle_back(tokens, last) < 0:
         return -1
@@ -192,7 +192,7 @@ def _shared_declaration(tokens: list[Token], index: int) -> int:
 
 
 def _initialisers_dropped(statement: list[Token]) -> str:
-    """Return the declaration's text without ``= value``, which shared memory cannot have."""
+    """Return the declaration's text without ``= value``: shared memory has no initialisers."""
     parts = split_arguments(statement)
     kept = []
     for part in parts:
@@ -247,7 +247,7 @@ def _statement_end(tokens: list[Token], index: int) -> int:
 
 
 def _drop_alignment(statement: list[Token]) -> str:
-    """Remove alignment specifiers, which a typedef cannot carry; return the last one's value."""
+    """Remove alignment specifiers, which a typedef cannot have; return the last value."""
     value = ""
     for i, token in enumerate(statement):
         if token.kind != "name" or token.text not in _ALIGN:
@@ -324,7 +324,7 @@ def _in_function(tokens: list[Token], index: int) -> bool:
     return any(braces)
 
 
-# ------------------------------------------------------------------------------ CUDA-ness
+# ---------------------------------------------------------------- questions for the device
 
 
 def _device_questions(tokens: list[Token]) -> None:

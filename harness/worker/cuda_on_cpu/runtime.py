@@ -15,11 +15,11 @@ _ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}
 
 
 class Runtime:
-    """The CPU runner in one worker process. One per process: the library's state is global.
+    """The CPU runner in one worker process. A process has only one: the library's state is global.
 
     Args:
-        support_dir: folder that ``prepare`` filled; what is missing is built.
-        answer_cuda: True on ``emulated``; on ``cpu`` a kernel launch is a finding and an error.
+        support_dir: folder of ``prepare``. Missing parts are built.
+        answer_cuda: True on ``emulated``. On ``cpu`` a kernel launch is a finding and an error.
         findings_path: file to which a fault that ends the process appends one JSON line.
     """
 
@@ -31,8 +31,6 @@ class Runtime:
         self._library = ctypes.CDLL(str(support.runtime), mode=ctypes.RTLD_GLOBAL)
         self._library.emu_launches.restype = ctypes.c_uint64
         self._library.emu_launches_without_stream.restype = ctypes.c_uint64
-        self._library.emu_live_allocations.restype = ctypes.c_uint64
-        self._library.emu_kernels.restype = ctypes.c_char_p
         self._library.emu_take_findings.restype = ctypes.c_char_p
         self._library.emu_set_order.argtypes = [ctypes.c_int, ctypes.c_uint64]
         self._library.emu_install_crash_handler.argtypes = [ctypes.c_char_p]
@@ -42,21 +40,16 @@ class Runtime:
 
     @property
     def launches(self) -> int:
-        """Kernel launches that ran to their end in this process so far."""
+        """Return the number of kernel launches that completed in this process so far."""
         return int(self._library.emu_launches())
 
     @property
     def launches_without_stream(self) -> int:
-        """Those of them that named no stream, or the default one."""
+        """Return how many of them named no stream, or the default stream."""
         return int(self._library.emu_launches_without_stream())
 
-    def launched_kernels(self) -> dict[str, int]:
-        """Return how often each kernel ran, by the name written at its launch."""
-        text = self._library.emu_kernels()
-        return {str(k): int(v) for k, v in json.loads(text.decode("utf-8", "replace")).items()}
-
     def take_findings(self) -> list[Finding]:
-        """Return the findings since the last call, each defect once, and forget them."""
+        """Return the findings since the last call, one per defect, and forget them."""
         text = self._library.emu_take_findings()
         return [_finding(f) for f in json.loads(text.decode("utf-8", "replace"))]
 
@@ -72,16 +65,12 @@ class Runtime:
         self._library.emu_set_order(_ORDERS[order], seed & (2**64 - 1))
 
     def guard_allocations(self, guarded: bool) -> None:
-        """Replace torch's CPU allocator in this process: guard pages and NaN poison; or undo it."""
+        """Give torch a CPU allocator with guard pages and NaN poison, or its own one again."""
         self._library.emu_guard_allocations(int(guarded))
-
-    def live_allocations(self) -> int:
-        """Return how many guarded allocations are alive."""
-        return int(self._library.emu_live_allocations())
 
 
 def read_findings(path: Path) -> list[Finding]:
-    """Return what a dying process wrote to its ``findings_path``; empty if it wrote nothing."""
+    """Return the findings that a dying process wrote to its ``findings_path``."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

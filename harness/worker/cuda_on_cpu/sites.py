@@ -1,4 +1,4 @@
-"""From an address in a built extension to the line of the solution, through addr2line."""
+"""Finds the solution's line for an address in a built extension, with addr2line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.worker.cuda_on_cpu.support import RUNTIME
 
 @functools.cache
 def resolve(library: str, offset: int) -> tuple[str, int] | None:
-    """Return (file, line) of an address in a library; None where it is not known.
+    """Return (file, line) of an address in a library; None if unknown.
 
-    Of inlined frames the innermost counts that is not one of our own headers.
+    With inlined frames, the innermost one outside of our own headers counts.
     """
     tool = shutil.which("addr2line")
     if tool is None or not Path(library).is_file():

@@ -1,9 +1,8 @@
-"""What is built once per machine: the run-time library and the precompiled header.
+"""Builds the run-time library and the precompiled header, once per machine.
 
-Both lie in a folder whose name is a hash of everything they depend on, so that a new torch, another
-compiler or a changed source never meets an old build. A builder works in a folder of its own and
-renames it into place: two builders at once waste work but cannot disturb each other, and a killed
-one leaves a folder that the next removes.
+Each lies in a folder whose name is a hash of everything that it depends on. So a new torch, another
+compiler or a changed source never uses an old build. A builder works in a folder of its own and
+renames it when it is done. The next builder removes the folder of a builder that was killed.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Support:
         folder: the finished folder.
         runtime: the run-time library.
         prefix: header to include first; its precompiled form lies beside it.
-        seconds: what building took; 0 when it was there already.
+        seconds: time of the build; 0 if it existed already.
         size_bytes: disk use of the folder.
     """
 
@@ -55,7 +54,9 @@ def compiler() -> str:
     name = os.environ.get("CXX") or "g++"
     found = shutil.which(name)
     if found is None:
-        raise HarnessError(f"no C++ compiler: {name!r} was not found; install g++ 11 or newer")
+        raise HarnessError(
+            f"no C++ compiler: {name!r} was not found. Next: install g++ 11 or newer"
+        )
     return found
 
 
@@ -90,8 +91,8 @@ def base_flags() -> list[str]:
     return flags
 
 
-# The header is compiled with OpenMP, or it would not fit the C++ of a solution that asks for it.
-# toolchain.py says who may use it without asking.
+# The header is compiled with OpenMP. Else a solution that is compiled with OpenMP could not use it.
+# toolchain.py says which other sources use it.
 PREFIX_FLAGS = ["-fopenmp"]
 
 
@@ -119,7 +120,7 @@ def library_key() -> str:
 
 
 def prefix_key() -> str:
-    """Return the content key of the precompiled header, which no device header enters."""
+    """Return the content key of the precompiled header, which includes no device header."""
     source = [RUNTIME / "include" / "emu" / "prefix.h"]
     location = f"{Path(torch.__file__).parent} {sysconfig.get_paths()['include']}"
     return _hash_of(
@@ -130,7 +131,7 @@ def prefix_key() -> str:
 
 @contextlib.contextmanager
 def _one_builder(folder: Path) -> Iterator[None]:
-    """Hold a lock that the system drops when its holder dies: a second builder waits and reuses."""
+    """Hold a lock: a second builder waits, and reuses the build. The lock ends with its process."""
     with (folder / ".lock").open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         try:
@@ -177,7 +178,7 @@ def _obtain(support: Path, name: str, build: Callable[[Path], None]) -> tuple[Pa
             build(staging)
             seconds = time.perf_counter() - started
             (staging / "done").write_text(f"{seconds:.1f}\n")
-            if finished.exists():  # left without its mark: nobody can be using it
+            if finished.exists():  # it lacks its mark, so no process uses it
                 shutil.rmtree(finished)
             staging.chmod(0o755)
             staging.rename(finished)
@@ -188,13 +189,13 @@ def _obtain(support: Path, name: str, build: Callable[[Path], None]) -> tuple[Pa
 
 
 def _remove_stale(support: Path) -> None:
-    """Remove what killed builders left; the lock is held, so none of it is in use."""
+    """Remove the folders of killed builders. This process holds the lock, so none is in use."""
     for path in support.glob("building-*"):
         shutil.rmtree(path)
 
 
 def _keep_newest(support: Path, kind: str, keep: int = 2) -> None:
-    """Remove builds that a later torch, compiler or source has replaced: a header is 550 MB."""
+    """Remove builds of older versions of torch, compiler or source: a header takes 550 MB."""
     found = [p for p in support.glob(f"{kind}-*") if (p / "done").exists()]
     found.sort(key=lambda p: (p / "done").stat().st_mtime, reverse=True)
     for path in found[keep:]:
@@ -202,7 +203,7 @@ def _keep_newest(support: Path, kind: str, keep: int = 2) -> None:
 
 
 def obtain(support_dir: Path) -> Support:
-    """Build what is missing under ``support_dir`` and return where everything is.
+    """Build the missing parts in ``support_dir``; return their paths.
 
     Raises:
         HarnessError: the compiler is missing or cannot build our own sources.

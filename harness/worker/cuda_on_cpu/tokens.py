@@ -1,7 +1,7 @@
-"""CUDA source as tokens: what the rewriter works on.
+"""Splits CUDA source into tokens, which the rewriter changes.
 
-A regular expression over text would find ``<<<`` in a comment or a string; tokens do not. Joining
-the tokens gives the source back, byte for byte, so line numbers stay.
+A regular expression over text would find ``<<<`` in a comment or a string. A search over tokens
+does not. The joined tokens are the source, byte for byte, so that line numbers stay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Token:
 
     @property
     def blank(self) -> bool:
-        """Whether the compiler ignores it."""
+        """Return whether the compiler ignores it."""
         return self.kind in ("space", "comment")
 
 
@@ -62,7 +62,7 @@ def tokenize(source: str) -> list[Token]:
 
 
 def text_of(tokens: list[Token]) -> str:
-    """Return the source that the tokens stand for."""
+    """Return the joined texts of tokens."""
     return "".join(t.text for t in tokens)
 
 
@@ -193,8 +193,8 @@ _NOT_CALLED = {
 def split_arguments(tokens: list[Token]) -> list[list[Token]]:
     """Split tokens at the commas outside all brackets and template arguments.
 
-    ``a<b, c>(d)`` is one argument: an angle bracket counts if a matching one follows before the
-    end and what stands between looks like template arguments.
+    ``a<b, c>(d)`` is one argument: an angle bracket counts if a matching one follows, and the text
+    between them looks like template arguments.
     """
     parts: list[list[Token]] = [[]]
     i = 0

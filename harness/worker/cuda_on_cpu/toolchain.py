@@ -18,8 +18,8 @@ from harness.worker.cuda_on_cpu.support import (
     torch_library_folder,
 )
 
-# Instrumentation without libtsan: the run-time library supplies the callbacks. The macro that the
-# option defines is undefined again, or the precompiled header would not fit.
+# Instrumentation without libtsan: the run-time library supplies the callbacks. The option defines a
+# macro, with which the compiler would reject the precompiled header.
 CHECKED = [
     "-O1",
     "-fsanitize=thread",
@@ -28,17 +28,17 @@ CHECKED = [
     "--param=tsan-instrument-func-entry-exit=0",
     # A callback's or atomic's return address must be the line of the access.
     "-fno-optimize-sibling-calls",
-    # A float4 moves as one access, whose alignment can be checked, not as four.
+    # A float4 moves as one access, so that the checks see its alignment.
     "-fno-tree-sra",
     "-fno-ipa-sra",
-    # Two extensions may have a kernel template of one name: each keeps its own shared memory.
+    # Two extensions may have a kernel template of the same name. Each has its own shared memory.
     "-fno-gnu-unique",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
 ]
 NATIVE = ["-O2", "-ftree-vectorize"]
 
-# What torch gives nvcc for every extension; -U in extra_cuda_cflags takes them back.
+# torch gives these to nvcc for every extension. -U in extra_cuda_cflags undoes them.
 _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_HALF_OPERATORS__",
     "-D__CUDA_NO_HALF_CONVERSIONS__",
@@ -46,8 +46,9 @@ _TORCH_CUDA_DEFINES = [
     "-D__CUDA_NO_HALF2_OPERATORS__",
 ]
 
-# A source that says neither means the same with and without OpenMP. One that does is compiled as
-# its flags say: a loop that is serial on the real tool chain is serial, and timed so, here.
+# A source without these words means the same with and without OpenMP. A source with them is
+# compiled as its flags say: a loop that is serial on the real tool chain is serial, and timed so,
+# here.
 _OPENMP_MATTERS = re.compile(
     r"\bparallel_for\b|\bparallel_reduce\b|#\s*pragma\s+omp|\b_OPENMP\b|omp\.h"
 )
@@ -62,12 +63,12 @@ _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)
 
 
 def _words(flags: Sequence[str]) -> list[str]:
-    """Return flags as a build file's line would hold them: split at blanks, "" is nothing."""
+    """Return flags split at blanks, as a line of a build file would be."""
     return [word for flag in flags for word in flag.split()]
 
 
 def cuda_flags(flags: Sequence[str]) -> list[str]:
-    """Return what a host compiler can use of nvcc's flags.
+    """Return those of nvcc's flags that a host compiler can use.
 
     Raises:
         BuildFailed: an option that nvcc does not know either.
@@ -100,7 +101,7 @@ def cuda_flags(flags: Sequence[str]) -> list[str]:
         elif flag in takes_value:
             i += 1
         elif not known.fullmatch(flag):
-            raise BuildFailed(f"nvcc fatal: Unknown option {flag!r} in extra_cuda_cflags")
+            raise BuildFailed(f"nvcc does not know the option {flag!r} in extra_cuda_cflags")
         i += 1
     return kept
 
@@ -115,7 +116,7 @@ def compile_object(
     flags: Sequence[str],
     include_paths: Sequence[str],
 ) -> str:
-    """Compile one translation unit; return what the compiler said.
+    """Compile one translation unit; return the compiler's output.
 
     Raises:
         BuildFailed: with the first error; its file and line are the source's own (#line).
@@ -137,7 +138,7 @@ def compile_object(
 def link(
     objects: Sequence[Path], output: Path, *, support: Support, flags: Sequence[str], python: bool
 ) -> str:
-    """Link objects into a shared library; return what the linker said.
+    """Link objects into a shared library; return the linker's output.
 
     Raises:
         BuildFailed: with the linker's first complaint.
@@ -149,7 +150,7 @@ def link(
     kept = []
     for flag in _words(flags):
         if _CUDA_LIBRARY.match(flag):
-            continue  # CUDA's own: the run-time library stands for it
+            continue  # a library of CUDA, which the run-time library replaces
         kept.append(flag)
     done = subprocess.run([*command, *kept], capture_output=True, text=True)
     log = " ".join([*command, *kept]) + "\n" + done.stdout + done.stderr
@@ -167,7 +168,7 @@ def first_error(text: str, source: Path) -> str:
         if not match:
             continue
         file, number = match.group("file"), match.group("line")
-        # An error inside our headers: what led there is the solution's line.
+        # An error inside a header: name the line of the solution that led there.
         if str(RUNTIME) in file or "/torch/include/" in file or "/include/c++/" in file:
             own = _required_from(lines[max(0, i - 40) : i + 12], source)
             if own:

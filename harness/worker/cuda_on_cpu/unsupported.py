@@ -1,4 +1,4 @@
-"""Names what the CPU runner cannot run, with its line, before anything is compiled."""
+"""Finds CUDA that the CPU runner cannot run, with its line, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _INCLUDES = (
     (r"cudaTypedefs\.h|cudaGL\w*\.h|nvrtc\.h", "the CUDA driver API"),
 )
 
-# What cublas_v2.h of ours has.
+# The functions of our cublas_v2.h.
 _BLAS = (
     "Create|Destroy|SetStream|SetMathMode|GetStatusString|(?:Handle|Status|Operation|Math)_t|"
     "[SD](?:gemm|gemmStridedBatched|gemv|ger)"
@@ -49,8 +49,8 @@ _SCOPED = {"CUB", "Thrust", "CUTLASS"}
 def find_unsupported(source: str) -> tuple[str, int] | None:
     """Return the first construct that cannot run here and its 1-based line, or None.
 
-    Comments and strings do not count; nor does what stands under ``#if 0`` or under a condition
-    on ``__CUDA_ARCH__`` that the emulated architecture (8.0) does not meet.
+    Comments and strings do not count. Neither does code under ``#if 0``, or under a condition on
+    ``__CUDA_ARCH__`` that is false for the emulated architecture (8.0).
     """
     tokens = tokenize(source)
     dead = _dead_lines(source)
@@ -90,7 +90,7 @@ def _include(tokens: list[Token], index: int) -> str | None:
 
 
 def _dead_lines(source: str) -> set[int]:
-    """Return the lines that the preprocessor certainly drops."""
+    """Return the lines that the preprocessor removes for certain."""
     dead: set[int] = set()
     stack: list[bool] = []
     for number, line in enumerate(source.split("\n"), start=1):

@@ -101,7 +101,7 @@ def test_what_was_measured_again_is_in_the_run_with_a_note() -> None:
     assert whole.gate is decision
     again = whole.verdicts[0]
     assert again.speed.speedup == pytest.approx(1.004 * 0.971)
-    assert again.notes[-1] == "measured again by the gate; before: 0.974x"
+    assert again.notes[-1] == "the gate measured this pair again; speedup before: 0.974x"
 
 
 def test_measurement_of_another_shape_is_taken_again() -> None:
@@ -236,9 +236,9 @@ def incomparable(stored: Run, now: Run) -> GateDecision:
     [
         (with_environment(run(NORM), gpu=["NVIDIA A100-SXM4-80GB"]), "nvidia-a100-sxm4-80gb"),
         (with_environment(run(NORM), driver="570.10"), "driver 570"),
-        (run(NORM, measurement_version=1), "version 1 of the clock"),
-        (run(changed(NORM, problem_hash="c" * 64)), "problem's file changed"),
-        (run(changed(NORM, problem_hash="")), "no hash"),
+        (run(NORM, measurement_version=1), "version 1 of the measurement"),
+        (run(changed(NORM, problem_hash="c" * 64)), "problem's file has changed"),
+        (run(changed(NORM, problem_hash="")), "lacks the hash"),
         (run(changed(NORM, size="small")), "stored with size small"),
         (run(changed(NORM, modes=("train",))), "stored with modes train"),
         (run(changed(NORM, speed=speed(1.62, shape="latency"))), "stored as latency"),

@@ -106,7 +106,7 @@ def test_truncated_file_is_named_and_refused(tmp_path: Path, share: float) -> No
     path = written(tmp_path, verdict("add/solution"), verdict("norm/solution"))
     text = path.read_text()
     path.write_text(text[: int(share * len(text))])
-    with pytest.raises(UsageError, match=r"nvidia-h200.json: not whole.*restore the file"):
+    with pytest.raises(UsageError, match=r"nvidia-h200.json: is damaged.*restore the file"):
         read_results(path)
 
 
@@ -120,8 +120,8 @@ def test_missing_file_names_the_next_step(tmp_path: Path) -> None:
     [
         ({"baseline_schema": 99}, "schema 99"),
         ({"baseline_schema": 0}, "schema 0"),
-        ({"pairs": []}, "not a baseline"),
-        ({"pairs": {"a/b": {}}}, "not a baseline"),
+        ({"pairs": []}, "is no baseline"),
+        ({"pairs": {"a/b": {}}}, "is no baseline"),
     ],
 )
 def test_file_of_another_form_is_refused_by_name(
@@ -136,7 +136,7 @@ def test_file_of_another_form_is_refused_by_name(
 def test_run_document_is_not_a_baseline(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('{"schema_version": 2, "verdicts": []}')
-    with pytest.raises(UsageError, match="not a baseline"):
+    with pytest.raises(UsageError, match="is no baseline"):
         read_results(path)
 
 

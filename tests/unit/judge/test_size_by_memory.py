@@ -193,7 +193,7 @@ def test_size_that_the_user_asks_for_is_not_second_guessed(write: Callable[..., 
 def test_size_that_does_not_exist_is_said(write: Callable[..., Pair]) -> None:
     with pytest.raises(UsageError, match="no size 'huge'"):
         sizes(write(), size="huge").choose(None)
-    with pytest.raises(Refusal, match="no module-level assignment of WIDTH"):
+    with pytest.raises(Refusal, match="assigns no value to WIDTH"):
         sizes(write(), size="WIDTH=3").choose(None)
 
 

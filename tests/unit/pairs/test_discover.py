@@ -89,7 +89,7 @@ def test_half_a_pair_is_a_warning(tree: Path) -> None:
     (tree / "solutions" / "orphan" / "solution.py").write_text("class ModelNew: ...\n")
     warnings = "\n".join(discover(tree).warnings)
     assert "no reference.py" in warnings
-    assert "no solution under solutions/lonely/" in warnings
+    assert "has no solution in solutions/lonely/" in warnings
     assert "no problems/orphan/reference.py" in warnings
 
 

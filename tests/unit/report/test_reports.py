@@ -129,7 +129,7 @@ def test_page_holds_what_people_look_for(hostile: Run) -> None:
         "End of the log",
     ):
         assert piece in page, piece
-    assert "Stored and not in this run: gone/solution" in page
+    assert "The baseline has these pairs, this run has not: gone/solution" in page
 
 
 def test_page_runs_no_script_but_its_own_and_loads_nothing(hostile: Run) -> None:
@@ -244,8 +244,8 @@ def test_markdown_of_many_failures_fits_into_a_comment() -> None:
     ]
     text = render_markdown(run(*verdicts))
     assert len(text) < 65_536
-    assert "more pairs" in text
-    assert "more failures: see the job's artifacts" in text
+    assert "more rows" in text
+    assert "more failures are in the job's artifacts" in text
 
 
 def test_table_has_columns_for_further_baselines_bound_and_gate(hostile: Run) -> None:

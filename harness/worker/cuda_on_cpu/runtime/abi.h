@@ -1,8 +1,8 @@
-// What a rewritten extension and the run-time library say to each other.
+// The interface between a rewritten extension and the run-time library.
 //
 // The library (scheduler, checks, allocator) is compiled once; each extension is compiled against
-// this header through the shadow headers in include/. Everything crosses as C symbols, so that an
-// extension built with other flags still fits.
+// this header through the shadow headers in include/. The interface has C symbols only, so that an
+// extension built with other flags still links.
 #ifndef EMU_ABI_H
 #define EMU_ABI_H
 
@@ -25,7 +25,7 @@ struct EmuLaunch {
     void (*entry)(void* context);
     void* context;
     int cooperative;
-    int without_stream;  // on the default stream, whichever is current
+    int without_stream;  // on the default stream, whichever stream is current
     int arguments;  // how many of the following are set
     uint64_t argument[32];  // pointer-sized view of each argument, for naming tensors in findings
 };

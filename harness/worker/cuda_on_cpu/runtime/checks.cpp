@@ -1,16 +1,16 @@
 // Checks of every memory access of a kernel: bounds, never-written memory, races, alignment.
 //
-// The extension is compiled with -fsanitize=thread, which makes the compiler call __tsan_readN and
-// __tsan_writeN before each access; this file supplies those calls instead of libtsan. A shadow
-// cell per 4 bytes remembers the last writer and reader; memory that is accessed in smaller pieces
-// (halves, bytes) gets a cell per 2 bytes or per byte once that is seen, for neighbouring values
-// belong to different threads. Two accesses of which one is a plain write conflict unless something
-// orders them:
+// The extension is compiled with -fsanitize=thread. With it the compiler calls __tsan_readN and
+// __tsan_writeN before each access. This file supplies those calls instead of libtsan. A shadow cell
+// per 4 bytes remembers the last writer and reader. Memory that is accessed in smaller pieces (halves,
+// bytes) gets a cell per 2 bytes or per byte at its first such access, because neighbouring values
+// belong to different threads. Two accesses, one of them a plain write, conflict unless they are
+// ordered:
 //   same block   a barrier between them (their segments differ), or a warp operation (same warp,
 //                later warp epoch);
 //   two blocks   a grid barrier, or the chain write, __threadfence, atomic -> atomic, read.
-// A write that stores the value that is there already is not reported: many threads setting one
-// flag is common, right, and the same on a GPU.
+// A write of the value that memory already holds is not reported: kernels commonly let many threads
+// set one flag, and that is correct on a GPU, too.
 // The hot path is in this file; shadow.cpp finds the cells, races.cpp decides on suspicions.
 #include <algorithm>
 #include <cstring>
@@ -21,8 +21,8 @@ namespace emu {
 
 namespace {
 
-// Several readers in one segment: the first stays on record, for it is the one that a later write
-// by the last (`s[t] += s[t + k]`) races with; the flags say that there were others.
+// Several readers in one segment: the first stays on record, because a later write by the last reader
+// (`s[t] += s[t + k]`) races with it. The flags say that there were others.
 inline void note_read(Cell& c, uintptr_t caller) {
     uint32_t flags = 0;
     if (c.read_segment == now.segment) {
@@ -69,14 +69,14 @@ EMU_COLD void misaligned(uintptr_t address, size_t size, uintptr_t caller) {
     abort_launch(716);  // cudaErrorMisalignedAddress
 }
 
-// Checks and notes one access in `count` cells, each of which it covers as a whole.
+// Checks and notes one access that covers `count` whole cells.
 template <Access access>
 inline void check_cells(Cell* cells, size_t count, uintptr_t address, size_t size, uintptr_t caller, bool shared) {
     for (Cell* const last = cells + count; cells != last; ++cells) {
         Cell& c = *cells;
         if (__builtin_expect(!shared && c.write_segment < now.launch_first_segment &&
                                  c.read_segment < now.launch_first_segment,
-                             1)) {  // the first access of this launch: nothing to conflict with
+                             1)) {  // the first access of this launch conflicts with nothing
             if (access == kRead) {
                 c.read_bits = now.read_bits;
                 c.read_segment = now.segment;
@@ -151,8 +151,8 @@ inline void check(uintptr_t address, size_t size, uintptr_t caller) {
         return;
     }
     if (access != kWrite && l->poisoned) {
-        // 8 bytes at a time where the access has them: a random double's half equals the pattern
-        // once in 2^32, all of it once in 2^64.
+        // 8 bytes at a time if the access has them: half of a random double equals the pattern once
+        // in 2^32, all of it once in 2^64.
         const uintptr_t first = address & ~static_cast<uintptr_t>(3);
         const uint32_t* word = reinterpret_cast<const uint32_t*>(first);
         bool untouched = word[0] == kPoison;
@@ -191,7 +191,7 @@ void emu_atomic(const void* pointer, size_t size, const void* from) {
     }
 }
 
-// A volatile access of global memory is taken as a flag: it neither races nor counts as plain data.
+// A volatile access to global memory counts as a flag: it never races, and is no plain data.
 static void volatile_access(uintptr_t address, size_t size, bool write, uintptr_t caller) {
     if (!now.active) return;
     if (address - now.stacks < now.stacks_size) return;
@@ -237,8 +237,8 @@ void emu_write(const void* pointer, size_t size, const void* caller, int is_vola
 }
 
 #define EMU_CALLER reinterpret_cast<uintptr_t>(__builtin_return_address(0))
-// The aligned forms are called where the access's type has that alignment: a wrong address there is
-// a fault on a GPU, which x86 would let pass.
+// The compiler calls the aligned forms if the type of the access has that alignment. A misaligned
+// address faults on a GPU, and would work on x86.
 #define EMU_CALLBACKS(N)                                                                        \
     void __tsan_read##N(void* p) {                                                              \
         if (!now.active) return;                                                                \

@@ -1,5 +1,6 @@
-// The safety net: a fault inside a kernel that no check foresaw ends the launch with a finding, not
-// the process; a fault elsewhere leaves one JSON line in a file, which is read after the death.
+// The safety net for faults that no check foresaw. A fault inside a kernel ends the launch with a
+// finding, and the process lives on. A fault elsewhere leaves one JSON line in a file, which the judge
+// reads after the process has died.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -26,7 +27,7 @@ uintptr_t program_counter(void* context) {
 #endif
 }
 
-// Only code of the extension itself is sure to hold no lock of the C library.
+// Only code of the extension itself is certain to hold no lock of the C library.
 bool in_extension(uintptr_t pc) {
     Dl_info here, kernel;
     if (!launch_now || !dladdr(reinterpret_cast<void*>(pc), &here)) return false;
@@ -62,7 +63,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
             in_guarded_region(address) ? "the address lies beside a tensor" : "");
         if (n > 0 && write(crash_file, line, static_cast<size_t>(n)) < 0) _exit(128 + signal);
     }
-    sigaction(signal, &previous[signal], nullptr);  // the fault happens again and ends as before
+    sigaction(signal, &previous[signal], nullptr);  // the fault happens again, and the former handler ends it
 }
 
 }  // namespace
@@ -81,7 +82,7 @@ extern "C" void emu_install_crash_handler(const char* path) {
     sigaltstack(&alternative, nullptr);
     struct sigaction action{};
     action.sa_sigaction = on_fault;
-    // No deferral: the handler may leave by switching stacks, and must be ready for the next fault.
+    // SA_NODEFER: the handler may leave by switching stacks, and must be ready for the next fault.
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
     for (int signal : {SIGSEGV, SIGBUS, SIGFPE}) sigaction(signal, &action, &previous[signal]);
 }

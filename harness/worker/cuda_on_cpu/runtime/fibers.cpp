@@ -108,7 +108,7 @@ Fiber* take_fiber() {
         if (all_fibers.size() >= kMostFibers) {
             report({"too many resident threads",
                     "more than " + std::to_string(kMostFibers) +
-                        " threads wait at once; the CPU runner keeps no more",
+                        " threads wait at once, which is the limit of the CPU runner",
                     {0, launch_now->line}, "", 0, false});
             abort_launch(720);
         }
@@ -124,8 +124,8 @@ Fiber* take_fiber() {
             now.stacks_size = kStack * kMostFibers;
         }
         f->stack = reinterpret_cast<char*>(now.stacks) + kStack * all_fibers.size();
-        // A guard page per stack would use up the kernel's count of mappings: only the first
-        // thousand, which is one block, get one.
+        // The kernel limits the number of mappings. So only the first thousand stacks (those of one
+        // block) get a guard page.
         const size_t guard = all_fibers.size() < 1100 ? kPage : 0;
         if (mprotect(f->stack + guard, kStack - guard, PROT_READ | PROT_WRITE) != 0) {
             std::fprintf(stderr, "cuda_on_cpu: no memory for the stack of a thread\n");

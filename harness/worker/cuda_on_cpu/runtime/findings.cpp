@@ -44,7 +44,7 @@ std::string site(uintptr_t caller, uintptr_t near) {
         if (!dladdr(reinterpret_cast<void*>(pc), &info) || !info.dli_fname) continue;
         if (near && (!dladdr(reinterpret_cast<void*>(near), &near_info) || near_info.dli_fbase != info.dli_fbase))
             continue;
-        // The return address: one byte earlier lies within the call, so its line is the access's.
+        // A return address. One byte earlier lies within the call, so that its line is the line of the access.
         const uintptr_t offset = pc - 1 - reinterpret_cast<uintptr_t>(info.dli_fbase);
         return "[" + quoted(info.dli_fname) + "," + std::to_string(offset) + "]";
     }
@@ -80,8 +80,9 @@ void report(const Report& r) {
     entries.push_back(std::move(e));
 }
 
-// Memory that grows with every call: five calls in a row that launched kernels and left more
-// cudaMalloc blocks alive than the one before. A workspace that is kept grows in its first call only.
+// Finds memory that grows with every call: after each of five calls in a row that launched kernels,
+// more cudaMalloc blocks are allocated than before. A workspace that is kept grows in its first call
+// only.
 void note_leak() {
     static uint64_t launches = 0;
     static DeviceBlocks before;
@@ -92,9 +93,10 @@ void note_leak() {
     growing = alive.count > before.count ? growing + 1 : 0;
     if (growing == 5)
         report({"leaked memory",
-                "each call leaves " + std::to_string(alive.count - before.count) + " cudaMalloc block of " +
-                    std::to_string(alive.bytes - before.bytes) + " bytes behind",
-                {alive.newest_caller, 0}, std::to_string(alive.count) + " are alive after five such calls", 0, false});
+                "each call allocates memory with cudaMalloc and does not free it: " +
+                    std::to_string(alive.count - before.count) + " block(s), " +
+                    std::to_string(alive.bytes - before.bytes) + " bytes",
+                {alive.newest_caller, 0}, std::to_string(alive.count) + " blocks are allocated after five such calls", 0, false});
     before = alive;
 }
 
@@ -116,15 +118,6 @@ const char* emu_take_findings() {
     text += "]";
     entries.clear();
     known.clear();
-    return text.c_str();
-}
-
-const char* emu_kernels() {
-    static std::string text;
-    text = "{";
-    for (auto& k : counters.kernels)
-        text += (text.size() > 1 ? "," : "") + quoted(k.first) + ":" + std::to_string(k.second);
-    text += "}";
     return text.c_str();
 }
 

@@ -1,4 +1,4 @@
-// Threads that wait for one another: barriers of a block and of the grid, warp operations, groups.
+// Synchronisation of threads: barriers of a block and of the grid, warp operations, groups.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -40,7 +40,7 @@ const char* warp_name(int kind) {
     }
 }
 
-// Exchanges the values of the lanes in `lanes` of `warp`, all of which wait, and wakes them.
+// Exchanges the values of the waiting lanes `lanes` of `warp`, and wakes these lanes.
 void complete_warp(unsigned warp, unsigned lanes, unsigned mask) {
     Warp& w = block->warps[warp];
     ++w.epoch;
@@ -72,8 +72,9 @@ void complete_warp(unsigned warp, unsigned lanes, unsigned mask) {
                 std::memcpy(t.result, threads[source].value, t.size);
             } else {
                 for (size_t i = 0; i < sizeof t.result; i += 4) std::memcpy(t.result + i, &kPoison, 4);
-                // A tree reduction's upper lanes may read beyond the taking part: nobody uses what
-                // they get. The lowest lane's value, or one asked for by number, is used.
+                // The upper lanes of a tree reduction may read from lanes that do not take part.
+                // No code uses their results. It uses the result of the lowest lane, or of a lane
+                // that it names by number.
                 const bool used = kind == EMU_SHUFFLE_INDEX || kind == EMU_SHUFFLE_XOR ||
                                   (kind == EMU_SHUFFLE_DOWN && lane == __builtin_ctz(lanes));
                 if (used) {
@@ -106,7 +107,7 @@ bool try_complete_warp(unsigned tid) {
     Warp& w = block->warps[warp];
     const Thread& me = block->threads[tid];
     const unsigned live = lanes_of_warp(warp) & ~w.exited;
-    if (me.kind == EMU_CONVERGE) {  // everybody who could still come
+    if (me.kind == EMU_CONVERGE) {  // every lane that could still arrive
         if ((w.waiting & live) != live) return false;
         unsigned lanes = 0;
         for (unsigned m = live; m; m &= m - 1) {
@@ -135,8 +136,8 @@ bool try_complete_named(unsigned tid) {
     if (count < me.mask) return false;
     const int key = me.key;
     const unsigned mask = me.mask;
-    // A finer order than the block's is not kept: a group barrier orders the whole block here, so
-    // a race between two groups may be missed, never invented.
+    // Here a group barrier orders the whole block. So the checks may miss a race between two groups,
+    // and never report one that is not there.
     advance_segment();
     for (unsigned i = 0; i < block_threads; ++i) {
         Thread& t = block->threads[order[i]];
@@ -172,7 +173,7 @@ void release_barrier() {
                 "threads of one block wait at different barriers: thread " +
                     describe_thread(first) + " at line " + std::to_string(line) + ", thread " +
                     describe_thread(second) + " at line " + std::to_string(other),
-                {0, other}, "a barrier counts only if all threads of the block reach the same one", 0});
+                {0, other}, "all threads of a block must reach the same barrier", 0});
         abort_launch(719);
     }
     block->reduce_result[0] = count;
@@ -212,7 +213,7 @@ void warps_after_exit(unsigned tid) {
     }
 }
 
-// Nothing in the block can run: let __activemask groups go with those who came.
+// No thread of the block can run: let groups of __activemask go on with the lanes that arrived.
 bool resolve_idle() {
     for (unsigned warp = 0; warp < block->warps.size(); ++warp) {
         Warp& w = block->warps[warp];
@@ -260,7 +261,7 @@ void deadlock() {
                 describe_thread(g.second.second) + ")";
     }
     now.thread = culprit;
-    report({kind, "the block can never go on: " + text, {0, line}, "", 0});
+    report({kind, "the block is deadlocked: " + text, {0, line}, "", 0});
     abort_launch(719);
 }
 

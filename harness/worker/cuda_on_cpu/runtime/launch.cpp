@@ -1,9 +1,9 @@
 // The scheduler: runs one launch on one OS thread.
 //
-// A fiber (a stack of its own) takes the next unstarted CUDA thread and calls the kernel. If the
-// call returns, the same fiber takes the next thread, so a kernel without barriers is a plain loop.
-// Only a thread that waits (barrier, warp operation, grid barrier) keeps its fiber. Blocks run one
-// after another; only a cooperative launch keeps all of them resident.
+// A fiber (a stack of its own) takes the next CUDA thread that has not started, and calls the kernel.
+// When the call returns, the same fiber takes the next thread. So a kernel without barriers is a plain
+// loop. Only a thread that waits (barrier, warp operation, grid barrier) keeps its fiber. Blocks run
+// one after another. Only a cooperative launch keeps all of them resident.
 #include "scheduler.h"
 
 #include <sys/mman.h>
@@ -82,8 +82,8 @@ void enter_block(Block* b) {
     if (now.cooperative && block && block != b) {
         const size_t used = now.arena_size;
         block->arena.assign(arena, arena + used);
-        // The shadow of shared memory belongs to the block as well; a block that comes back starts
-        // a new segment, and shared races across a grid barrier do not exist.
+        // The shadow of shared memory is not saved with the block. A block that resumes starts a new
+        // segment, and a grid barrier orders all earlier accesses to shared memory.
         if (b->arena.size() == used) std::memcpy(arena, b->arena.data(), used);
     }
     block = b;
@@ -94,7 +94,7 @@ void enter_block(Block* b) {
 }
 
 void begin_block(Block* b, uint64_t position) {
-    // Windows of neighbouring blocks stay together, which spares the caches.
+    // Windows of neighbouring blocks stay together: fewer cache misses.
     const uint64_t windows = blocks_total / block_window;
     uint64_t linear = position;
     if (position < windows * block_window)
@@ -128,8 +128,8 @@ bool next_cooperative_block() {
     return false;
 }
 
-// Hands the processor on. `self` has been saved by its caller's bookkeeping (waiting) or is done.
-// Returns only to a fiber that may start an unstarted thread (done) or that was woken (waiting).
+// Switches to another thread. The caller has saved `self` if it waits; else `self` is done.
+// Returns to a fiber in two cases: it may start another thread (done), or it was woken (waiting).
 void dispatch(Fiber* self, bool done) {
     for (;;) {
         if (block->ready_head < block->ready.size()) {
@@ -200,7 +200,7 @@ void run_thread(unsigned tid) {
         report({"exception in a kernel", e.what(), {0, launch_now->line}, "", 0});
         abort_launch(719);
     } catch (...) {
-        report({"exception in a kernel", "unknown type", {0, launch_now->line}, "", 0});
+        report({"exception in a kernel", "an exception of unknown type", {0, launch_now->line}, "", 0});
         abort_launch(719);
     }
     thread_ends(now.thread);
@@ -278,7 +278,7 @@ int run(const EmuLaunch& l) {
     if (l.cooperative && blocks_total * block_threads > kMostFibers) {
         report({"too many resident threads",
                 "a cooperative launch of " + std::to_string(blocks_total * block_threads) +
-                    " threads; the CPU runner keeps at most " + std::to_string(kMostFibers),
+                    " threads exceeds the CPU runner's limit of " + std::to_string(kMostFibers),
                 {0, l.line}, "size the grid with cudaOccupancyMaxActiveBlocksPerMultiprocessor", 0, false});
         return 720;
     }
@@ -300,8 +300,8 @@ int run(const EmuLaunch& l) {
         block_stride = blocks_total - 1 ? blocks_total - 1 : 1;  // -1 modulo the number of blocks
         block_offset = blocks_total - 1;
     } else if (settings.order == 2) {
-        // Warps in random order, lanes of each by a random mask: as good a shuffle for finding what
-        // depends on order, at half the cost in cache misses of a shuffle of all threads.
+        // Warps in random order, and the lanes of each by a random mask. This finds code that depends
+        // on the order as well as a shuffle of all threads does, with half of its cache misses.
         std::vector<unsigned> warps((block_threads + 31) / 32);
         for (unsigned w = 0; w < warps.size(); ++w) warps[w] = w;
         for (size_t w = warps.size(); w > 1; --w) std::swap(warps[w - 1], warps[random_next() % w]);
@@ -344,8 +344,8 @@ int run(const EmuLaunch& l) {
         arena = reinterpret_cast<unsigned char*>(p + kArenaMargin);
     }
     now.arena = reinterpret_cast<uintptr_t>(arena);
-    // Dynamic shared memory stands at the end, static variables grow from the front with a gap
-    // (a redzone) after each.
+    // Dynamic shared memory lies at the end. Static variables lie at the front, each with a gap (a
+    // redzone) behind it.
     arena_dynamic_offset = (kArenaLimit - l.dynamic_shared) & ~static_cast<size_t>(1023);
     if (l.dynamic_shared) arena_dynamic_offset -= 1024 * ((l.dynamic_shared % 1024) == 0);
     now.arena_size = kArenaLimit;
@@ -410,7 +410,6 @@ int emu_launch(const EmuLaunch* l) {
     }
     ++counters.launches;
     counters.without_stream += l->without_stream;
-    ++counters.kernels[l->kernel];
     return 0;
 }
 
@@ -422,7 +421,7 @@ void* emu_shared(EmuSharedSlot* slot, const char* name, size_t size, size_t alig
         size_t offset = (arena_static + align - 1) / align * align;
         if (offset + size + 64 > arena_dynamic_offset) {
             report({"too much shared memory",
-                    "static and dynamic shared memory of the kernel exceed what a block can have",
+                    "the static and dynamic shared memory of the kernel exceeds the limit of a block",
                     {0, launch_now->line}, "", 0});
             abort_launch(701);
         }
@@ -438,7 +437,7 @@ void* emu_shared(EmuSharedSlot* slot, const char* name, size_t size, size_t alig
 void* emu_dynamic_shared() { return arena + arena_dynamic_offset; }
 
 void emu_spin_hint() {
-    // A thread that polls a flag must let the others run, or a right program would hang here.
+    // A thread that polls a flag must let other threads run. Else a correct program would hang here.
     static uint64_t polls = 0;
     if (++polls % 64 || !now.active) return;
     if (block->ready_head >= block->ready.size() && block->next >= block_threads && !now.cooperative) return;

@@ -2,7 +2,7 @@
 #ifndef EMU_LAUNCH_H
 #define EMU_LAUNCH_H
 
-#include <map>
+#include <set>
 #include <string>
 
 #include "state.h"
@@ -18,7 +18,7 @@ extern Settings settings;
 
 struct Counters {
     uint64_t launches = 0, without_stream = 0;
-    std::map<std::string, uint64_t> kernels, kernels_by_base;
+    std::set<std::string> kernels;  // their names without namespace and template arguments
     size_t static_shared = 0;
 };
 extern Counters counters;

@@ -1,4 +1,4 @@
-// What a real device would refuse. The device we claim to be: compute capability 8.0.
+// Refuses launches that a real device would refuse. The emulated device has compute capability 8.0.
 #include <algorithm>
 #include <map>
 
@@ -14,7 +14,7 @@ int last_error = 0;
 int refuse(const EmuLaunch& l, int error, const std::string& why) {
     const EmuLaunch* before = launch_now;
     launch_now = &l;
-    report({"bad launch configuration", why, {0, l.line}, "the launch fails; nothing was computed", 0, false});
+    report({"bad launch configuration", why, {0, l.line}, "the launch failed, so the kernel computed nothing", 0, false});
     launch_now = before;
     return error;
 }
@@ -26,7 +26,7 @@ std::string base_name(const std::string& text) {
 }
 }  // namespace
 
-void note_kernel(const std::string& kernel) { ++counters.kernels_by_base[base_name(kernel)]; }
+void note_kernel(const std::string& kernel) { counters.kernels.insert(base_name(kernel)); }
 
 int check_configuration(const EmuLaunch& l) {
     const uint64_t threads = static_cast<uint64_t>(l.block.x) * l.block.y * l.block.z;
@@ -35,18 +35,18 @@ int check_configuration(const EmuLaunch& l) {
     const std::string grid = std::to_string(l.grid.x) + " x " + std::to_string(l.grid.y) + " x " +
                              std::to_string(l.grid.z);
     if (threads == 0) return refuse(l, 9, "the block is empty: " + block + " threads");
-    if (threads > 1024) return refuse(l, 9, "a block of " + block + " threads; a device takes 1024");
-    if (l.block.z > 64) return refuse(l, 9, "blockDim.z is " + std::to_string(l.block.z) + "; a device takes 64");
+    if (threads > 1024) return refuse(l, 9, "a block of " + block + " threads exceeds a device's limit of 1024");
+    if (l.block.z > 64) return refuse(l, 9, "blockDim.z is " + std::to_string(l.block.z) + ", above a device's limit of 64");
     if (!l.grid.x || !l.grid.y || !l.grid.z) return refuse(l, 9, "the grid is empty: " + grid + " blocks");
     if (l.grid.x > 2147483647u || l.grid.y > 65535 || l.grid.z > 65535)
-        return refuse(l, 9, "a grid of " + grid + " blocks; a device takes 2147483647 x 65535 x 65535");
+        return refuse(l, 9, "a grid of " + grid + " blocks exceeds a device's limit of 2147483647 x 65535 x 65535");
     size_t most = kDefaultShared;
     auto found = opted_in.find(base_name(l.kernel));
     if (found != opted_in.end())
         most = std::max(most, found->second);
     else
         for (auto& o : opted_in)
-            if (!counters.kernels_by_base.count(o.first)) most = std::max(most, o.second);
+            if (!counters.kernels.count(o.first)) most = std::max(most, o.second);
     if (l.dynamic_shared > most && l.dynamic_shared > kDefaultShared)
         return refuse(l, 1,
                       std::to_string(l.dynamic_shared) + " bytes of dynamic shared memory; the limit is " +
@@ -74,7 +74,8 @@ int emu_opt_in_shared(const char* kernel, long long bytes) {
 
 int emu_last_error(int clear) {
     const int error = last_error;
-    // A fault in a kernel poisons a real context for good; a refused launch is forgotten once read.
+    // After a fault in a kernel, a real context fails for ever. The error of a refused launch is gone
+    // once it has been read.
     if (clear) last_error = 0;
     return error;
 }

@@ -1,10 +1,11 @@
-// The guarded allocator and the map of what lies where.
+// The guarded allocator, and the map from addresses to allocations.
 //
-// Each allocation ends at an inaccessible page, keeps torch's 64-byte base alignment (the up to 63
-// bytes between its end and the page are a redzone that is compared when it is freed), is filled
-// with a NaN pattern, and its addresses are never used again. A range of address space is reserved
-// once, so that an address tells at a glance whether it is ours. Freed ranges are adjacent
-// inaccessible mappings, which the kernel merges: only live allocations cost mappings.
+// Each allocation ends at an inaccessible page. It keeps torch's base alignment of 64 bytes. So up to
+// 63 bytes lie between its end and the page; they are a redzone, which is compared when the
+// allocation is freed. It is filled with a NaN pattern, and its addresses are never used again. The
+// address space is reserved once, so that one comparison tells whether an address is ours. Freed
+// ranges are adjacent inaccessible mappings, which the kernel merges: only live allocations cost
+// mappings.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>
@@ -24,8 +25,9 @@ uint64_t allocations_changed = 1;
 namespace {
 
 constexpr size_t kAlign = 64;
-// What lies around a tensor: a signalling NaN of its own for each allocation. Arithmetic quiets it
-// and a copy brings another's, so that even what was computed from one redzone shows in the next.
+// The content of redzones: a signalling NaN, another one for each allocation. Arithmetic makes it
+// quiet, and a copy brings the NaN of another allocation. So a redzone shows even a write of values
+// that were computed from a redzone.
 unsigned redzone_word(uint64_t serial) {
     const unsigned mixed = static_cast<unsigned>((serial * 0x9E3779B97F4A7C15ull) >> 40);
     return 0xFF800000u | (mixed & 0x003FFFFFu) | 1u;
@@ -45,8 +47,8 @@ constexpr size_t kRememberedFrees = 4096;
 
 std::mutex lock;
 uintptr_t region_begin = 0, region_end = 0, cursor = 0;
-std::map<uintptr_t, Allocation> allocations;  // by map_begin; live and recently freed
-std::map<uintptr_t, Allocation> externals;  // by begin; memory that others own
+std::map<uintptr_t, Allocation> allocations;  // by map_begin: live ones and recently freed ones
+std::map<uintptr_t, Allocation> externals;  // by begin: memory of other owners
 std::vector<uintptr_t> freed;
 size_t freed_head = 0, live = 0;
 uint64_t serial = 0;
@@ -78,7 +80,7 @@ void* allocate(size_t bytes, bool from_cuda_malloc, uintptr_t caller = 0) {
     const size_t mapped = (rounded + kPage - 1) / kPage * kPage;
     std::lock_guard<std::mutex> guard(lock);
     if (live >= kMostLive || !reserve_region() || cursor + mapped + kPage > region_end) {
-        // Out of mappings or addresses: plain memory, still poisoned, without a guard page.
+        // No mappings or addresses are left: plain memory, poisoned, without a guard page.
         void* p = nullptr;
         if (posix_memalign(&p, kAlign, rounded)) return nullptr;
         fill_poison(p, bytes);
@@ -168,7 +170,7 @@ int release(void* pointer) {
             freed_head = (freed_head + 1) % kRememberedFrees;
         }
     }
-    if (!overrun.empty()) report({"out-of-bounds write", overrun, {0, 0}, "found when the tensor was freed", 0, false});
+    if (!overrun.empty()) report({"out-of-bounds write", overrun, {0, 0}, "the runner found it when the tensor was freed", 0, false});
     return 0;
 }
 
@@ -232,15 +234,14 @@ using namespace emu;
 
 extern "C" {
 
-// A mapping of its own for each tensor costs microseconds: where calls are timed torch's own
-// allocator serves. What either of them gave out goes back to it.
+// A mapping of its own costs each tensor microseconds. So timed calls use torch's own allocator.
+// Each block is freed by the allocator that returned it.
 void emu_guard_allocations(int guarded) {
     static GuardedAllocator allocator;
     reserve_region();
     c10::SetCPUAllocator(guarded ? &allocator : c10::GetDefaultCPUAllocator(), 100);
 }
 
-uint64_t emu_live_allocations() { return live; }
 
 void* emu_device_malloc(size_t bytes) {
     return allocate(bytes, true, reinterpret_cast<uintptr_t>(__builtin_return_address(0)));

@@ -1,4 +1,4 @@
-// Which accesses conflict, and what orders two blocks. Reached only on suspicion (checks.cpp).
+// Decides which accesses conflict, and what orders two blocks. Called only on suspicion (checks.cpp).
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
@@ -11,7 +11,7 @@ uint32_t grid_epoch_first_segment = 0;
 
 namespace {
 
-// Suspicions that later events of the same thread settle (see the file comment).
+// Suspicions that later events of the same thread confirm or clear (see the file comment).
 struct ChangedValue {
     uintptr_t address;
     unsigned size;
@@ -62,7 +62,7 @@ EMU_COLD Report race_report(const char* kind, const char* mine, const char* thei
         r.message += "thread " + index_text(thread_index_of(thread)) + " of block " + index_text(other_block);
     r.detail = inside ? "no barrier orders the two accesses"
                       : "nothing orders the two blocks: no __threadfence with an atomic, no grid barrier";
-    // Code of one process lies within 4 GiB of the caller often enough; findings.cpp checks.
+    // The other caller mostly lies within 4 GiB of this one. findings.cpp checks that.
     uintptr_t full = (caller & ~static_cast<uintptr_t>(0xffffffffu)) | other_low;
     r.other_caller = full;
     return r;
@@ -94,7 +94,7 @@ EMU_COLD void write_conflicts(const Cell& c, uintptr_t address, size_t size, uin
             if (c.write_thread() != t)
                 conflict = (c.write_thread() / 32 != t / 32) || c.write_epoch() == (now.warp_epoch & 0x1ffff);
         } else if (!same_block(c.write_segment)) {
-            if (is_shared(address)) return;  // another resident block's use of the same arena
+            if (is_shared(address)) return;  // another resident block used the same arena
             conflict = !ordered_blocks(c.write_segment);
             if (c.write_atomic() || atomic) conflict = false;
         }
@@ -137,7 +137,7 @@ EMU_COLD void read_conflicts(const Cell& c, uintptr_t address, size_t size, uint
         if (same_block(c.write_segment) || ordered_blocks(c.write_segment)) return;
         if (c.write_atomic()) return;
     }
-    if (c.write_atomic() && !is_shared(address)) return;  // test-then-atomicMax is right and common
+    if (c.write_atomic() && !is_shared(address)) return;  // a test before an atomicMax is correct and common
     Report r = race_report("", "read", c.write_atomic() ? "an atomic" : "a write", address, size, caller,
                            c.write_segment, c.write_thread(), c.write_caller);
     if (c.write_atomic()) {

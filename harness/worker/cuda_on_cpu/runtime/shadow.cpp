@@ -1,4 +1,4 @@
-// Where the shadow of an address is, how fine it is, and what an address is called in a finding.
+// Finds the shadow of an address, refines it, and names an address in a finding.
 #include "shadow.h"
 
 #include <sys/mman.h>
@@ -24,7 +24,7 @@ struct OtherPage {
     Cell* cells = nullptr;
     unsigned shift = kCoarse;
 };
-std::unordered_map<uintptr_t, OtherPage> other_pages;  // memory that no allocation of ours describes
+std::unordered_map<uintptr_t, OtherPage> other_pages;  // memory outside of our allocations
 std::multimap<size_t, void*> spare_shadows;
 size_t spare_bytes = 0;
 std::mutex spare_lock;  // tensors are freed by any thread
@@ -41,7 +41,7 @@ std::vector<Variable> variables;
 Cell* new_shadow(size_t bytes) {
     std::lock_guard<std::mutex> guard(spare_lock);
     auto spare = spare_shadows.find(bytes);
-    if (spare != spare_shadows.end()) {  // its stale segments are older than any launch to come
+    if (spare != spare_shadows.end()) {  // its segments are older than those of any later launch
         Cell* cells = static_cast<Cell*>(spare->second);
         spare_shadows.erase(spare);
         spare_bytes -= bytes;
@@ -55,7 +55,7 @@ Cell* new_shadow(size_t bytes) {
     return static_cast<Cell*>(p);
 }
 
-// The arena has inaccessible memory around it, so that an index far off is still recognised.
+// The arena has inaccessible memory around it, so that an index far outside is still recognised.
 bool near_arena(uintptr_t address) {
     return now.arena && address - (now.arena - kArenaMargin) < 2 * kArenaMargin + now.arena_size;
 }
@@ -74,7 +74,7 @@ OtherPage& other_page(uintptr_t page) {
 
 size_t shadow_bytes(size_t mapped_bytes, unsigned shift) { return (mapped_bytes >> shift) * sizeof(Cell); }
 
-// Copies what this launch has noted into cells that describe less each.
+// Copies what this launch has noted into smaller cells.
 void refine_cells(const Cell* from, Cell* to, size_t count, unsigned by) {
     for (size_t i = 0; i < count; ++i)
         if (from[i].write_segment >= now.launch_first_segment || from[i].read_segment >= now.launch_first_segment)
@@ -132,7 +132,7 @@ EMU_COLD Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t c
         }
     } else {
         if (in_guarded_region(address)) out_of_bounds(address, size, write, caller, "");
-        l.begin = 0;  // memory of the process that no allocation of ours describes
+        l.begin = 0;  // memory of the process outside of our allocations
         l.end = UINTPTR_MAX;
         l.poisoned = false;
         l.cells = other_page(page).cells;
@@ -154,7 +154,7 @@ EMU_COLD void refine(const Lookup& l, uintptr_t address, size_t size) {
     Cell* const before = ours ? static_cast<Cell*>(a.shadow) : other_page(begin / kPage).cells;
     Cell* const after = new_shadow(shadow_bytes(end - begin, shift));
     refine_cells(before, after, (end - begin) >> old, old - shift);
-    munmap(before, shadow_bytes(end - begin, old));  // not kept: it has segments of this launch
+    munmap(before, shadow_bytes(end - begin, old));  // freed, because it has segments of this launch
     if (ours)
         set_shadow(begin, after, shift);
     else
@@ -186,14 +186,14 @@ std::string describe_address(uintptr_t address, size_t size) {
                 best = &v;
             }
         }
-        if (!best) return "shared memory, where the kernel has none";
+        if (!best) return "shared memory, although the kernel has none";
         std::string text = "byte " + std::to_string(offset - static_cast<long long>(best->offset)) +
                            " of the " + std::to_string(best->size) + " bytes of shared " + best->name;
         return text;
     }
     if (address < 65536) return "address " + hex(address) + ", a null pointer plus an offset";
     Allocation a;
-    if (!find_allocation(address, &a)) return "address " + hex(address) + ", which is no tensor's";
+    if (!find_allocation(address, &a)) return "address " + hex(address) + ", which belongs to no tensor";
     std::string text;
     if (address < a.begin)
         text = std::to_string(a.begin - address) + " bytes before the start of ";
@@ -218,7 +218,7 @@ void checks_launch_begins() {
     races_launch_begins();
     arena_shift = kCoarse;
     generation = (allocations_changed & 0xfffff) << 40;
-    if (lookups_valid_for >> 20 != allocations_changed >> 20)  // the generation has gone round
+    if (lookups_valid_for >> 20 != allocations_changed >> 20)  // the counter has wrapped around
         for (Lookup& l : lookups) l.key = ~0ull;
     lookups_valid_for = allocations_changed;
 }

@@ -1,6 +1,5 @@
-// Shadow memory: what is remembered of each checked byte (see checks.cpp), where it is found, and
-// what the files of the checks share. Hidden symbols: an access through the global offset table
-// would cost the hot path.
+// Shadow memory: what the checks remember of each byte (see checks.cpp), and what their files share.
+// Symbols are hidden, because an access through the global offset table would slow the hot path down.
 #ifndef EMU_SHADOW_H
 #define EMU_SHADOW_H
 #include "state.h"
@@ -10,7 +9,7 @@
 namespace emu {
 #pragma GCC visibility push(hidden)
 
-// Packed by hand: the common case is two stores of values that are ready in `now`.
+// Packed by hand: most accesses make two stores of values that `now` holds already.
 struct Cell {
     uint32_t write_segment, write_caller;  // callers: low 32 bits
     uint32_t read_segment, read_caller;
@@ -53,7 +52,7 @@ extern uint8_t arena_owner[kArenaLimit / 4];  // 0: no variable here
 // ---------------------------------------------------------------- shadow.cpp
 [[noreturn]] void out_of_bounds(uintptr_t address, size_t size, bool write, uintptr_t caller, const char* what);
 Lookup* look_up(uintptr_t address, size_t size, bool write, uintptr_t caller);
-// An access smaller than the cells: gives the memory around `address` cells of its size.
+// For an access smaller than the cells: gives the memory around `address` cells of its size.
 void refine(const Lookup& l, uintptr_t address, size_t size);
 void refine_arena(uintptr_t address, size_t size);
 inline bool finer_than(uintptr_t address, size_t size, unsigned shift) {
@@ -63,11 +62,11 @@ inline bool is_shared(uintptr_t address) { return address - now.arena < now.aren
 
 // ---------------------------------------------------------------- races.cpp
 extern uint32_t grid_epoch_first_segment;
-// Conflicts of an access with what the cell remembers. Slow: only on suspicion.
+// Decides on the conflicts of an access with the accesses in the cell. Slow: only on suspicion.
 void write_conflicts(const Cell& c, uintptr_t address, size_t size, uintptr_t caller, bool atomic);
 void read_conflicts(const Cell& c, uintptr_t address, size_t size, uintptr_t caller);
-void forget_plain_reads(uintptr_t address);  // an atomic settles them
-void note_release();  // what the block did before its last fence may be seen by who acquires
+void forget_plain_reads(uintptr_t address);  // an atomic orders them
+void note_release();  // a block that acquires may now see the writes before the last fence
 void note_acquire();
 void races_launch_begins();
 inline bool same_block(uint32_t segment) {

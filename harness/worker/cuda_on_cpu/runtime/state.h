@@ -1,6 +1,6 @@
-// State shared by the files of the run-time library. One OS thread at a time emulates (launch.cpp
-// holds the lock), so none of it is atomic or thread-local: thread-local access from a shared
-// library costs more than the whole check of an access.
+// State shared by the files of the run-time library. Only one OS thread at a time emulates
+// (launch.cpp holds the lock). So no state is atomic or thread-local. A thread-local access from a
+// shared library costs more than the whole check of an access.
 #ifndef EMU_STATE_H
 #define EMU_STATE_H
 
@@ -26,13 +26,13 @@ struct Allocation {
     bool freed = false, poisoned = false, from_cuda_malloc = false;
     uintptr_t caller = 0;  // of cudaMalloc
 };
-// cudaMalloc blocks that are alive: how many, their bytes, and who asked for the newest.
+// cudaMalloc blocks that are not freed: their number, their bytes, and the caller of the newest.
 struct DeviceBlocks {
     size_t count = 0, bytes = 0;
     uintptr_t newest_caller = 0;
 };
 DeviceBlocks device_blocks();
-// The allocation around or nearest to an address; false if it is nowhere near one of ours.
+// Finds the allocation around an address, or the nearest one; false if none of ours is near.
 bool find_allocation(uintptr_t address, Allocation* found);
 void set_shadow(uintptr_t map_begin, void* shadow, unsigned shift);
 bool in_guarded_region(uintptr_t address);
@@ -91,7 +91,7 @@ inline void set_current(unsigned thread, uint32_t epoch) {
     now.write_bits = thread | epoch << 15;
     now.read_bits = thread | (epoch & 0x7ff) << 17;
 }
-void checks_thread_stops();  // the current thread blocks or ends: settle its deferred suspicions
+void checks_thread_stops();  // the current thread waits or ends: decide on its deferred suspicions
 void checks_grid_synchronised();
 // Shared memory layout of this launch: marks [offset, offset+size) as belonging to a variable.
 void checks_shared_clear();

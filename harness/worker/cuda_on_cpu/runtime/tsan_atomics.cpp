@@ -1,5 +1,5 @@
 // -fsanitize=thread also turns the __atomic builtins (reference counts in torch's headers) into
-// calls. They are host code: each becomes the plain builtin again.
+// calls. They are host code, so each calls the plain builtin.
 #include <cstdint>
 
 typedef uint8_t a8;

@@ -10,6 +10,7 @@ import torch
 from harness.domain import Status
 from harness.judge.check.checker import Checker
 from harness.judge.check.experiments import Experiments
+from harness.judge.policy import Policy
 from harness.judge.workers.budget import OutOfTime
 from harness.judge.workers.remote import WorkerFailed
 
@@ -48,16 +49,19 @@ class Calls:
 def test_late_work_is_named_where_waiting_mends_it(
     right_when: str, on_gpu: bool, said: str
 ) -> None:
-    found = Experiments(Calls(right_when), WRONG).late(on_gpu)
+    found = Experiments(Calls(right_when), WRONG, Policy()).late(on_gpu)
     assert (said in found) if said else not found
 
 
 def test_an_answer_of_another_call_is_named_only_where_it_is_that_answer() -> None:
     others = [("stale", torch.full((3,), 5.0)), ("folded", torch.full((3,), 7.0))]
     calls = Calls("never")
-    assert Experiments(calls, torch.full((3,), 7.0)).answers_of_another_call(others) == "folded"
-    assert Experiments(calls, torch.full((3,), 6.0)).answers_of_another_call(others) == ""
-    assert Experiments(calls, None).answers_of_another_call(others) == ""
+    assert (
+        Experiments(calls, torch.full((3,), 7.0), Policy()).answers_of_another_call(others)
+        == "folded"
+    )
+    assert Experiments(calls, torch.full((3,), 6.0), Policy()).answers_of_another_call(others) == ""
+    assert Experiments(calls, None, Policy()).answers_of_another_call(others) == ""
 
 
 @pytest.mark.parametrize("end", [OutOfTime(), WorkerFailed(Status.TIMED_OUT, "gave no answer")])
@@ -74,7 +78,7 @@ def test_an_experiment_that_ends_the_candidate_is_the_last(end: Exception) -> No
     checker._send_state = lambda values: None
     checker._call = call
     again = checker._compared_again(None, SimpleNamespace(before={}))
-    experiments = Experiments(again, WRONG)
+    experiments = Experiments(again, WRONG, Policy())
     assert experiments.late(on_gpu=True) == ""
     assert experiments.repeats_differently() is False
     assert len(asked) == 1

@@ -97,7 +97,7 @@ class Bench:
         path = folder / "problem.py"
         path.write_text(f"{HEAD}{text}\ndef get_inputs():\n    return []\n")
         self.problem = Problem(path, {}, torch.device("cpu"), 1)
-        self.oracle = Oracle(self.problem, [])
+        self.oracle = Oracle(self.problem, [], Policy())
         self.inputs, self.mode = inputs, mode
         before = {n: t.detach().clone() for n, t in self.problem.state().items()}
         made: list[Any] = []

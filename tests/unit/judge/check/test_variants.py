@@ -184,3 +184,28 @@ def test_truth_values_are_keys_too() -> None:
     indices = torch.tensor([1, 0, 2])
     assert is_free_order(torch.tensor([1, 2, 0]), indices, [(keys, 0, indices)], 1e-6)
     assert not is_free_order(torch.tensor([0, 1, 2]), indices, [(keys, 0, indices)], 1e-6)
+
+
+def test_special_values_are_planted_with_a_row_of_zeros() -> None:
+    fresh = variant(torch.randn(64, 64), "special")
+    assert bool((fresh == 0).all(-1).any())
+    for value in (0.5, -0.5, 1.0, -1.0, 2.5):
+        assert int((fresh == value).sum()) > 1
+    zeros = fresh[fresh == 0]
+    assert bool(torch.signbit(zeros).any()) and not bool(torch.signbit(zeros).all())
+
+
+def test_special_values_keep_the_sign_that_all_elements_have() -> None:
+    assert bool((variant(torch.rand(64, 64) + 0.1, "special") >= 0).all())
+    assert bool((variant(-torch.rand(64, 64) - 0.1, "special") <= 0).all())
+
+
+def test_half_of_the_edits_are_pure_swaps() -> None:
+    """A cache under the sum of its input, or another hash that knows no order, is stale then."""
+    x = torch.randn(64, 64)
+    sums = []
+    for seed in range(20):
+        (fresh,) = trials.varied([x], "edited", seed, ["x"], {}).inputs
+        assert not torch.equal(fresh, x)
+        sums.append(torch.equal(fresh.flatten().sort().values, x.flatten().sort().values))
+    assert any(sums) and not all(sums)

@@ -58,7 +58,9 @@ class Stand:
         self.batches._cool = lambda: self.events.append("cool")  # type: ignore[method-assign]
 
     def timed_worker(self, role: str, **changes: Callable[..., Any]) -> Any:
-        def run(order: Any, secret: Any, most: int, whole: bool, see: Any, seed: int) -> Timed:
+        def run(
+            order: Any, secret: Any, most: int, whole: bool, see: Any, seed: int, *, state: bool
+        ) -> Timed:
             self.events.append("run")
             self.whole.append(whole)
             assert (see is not None) == (role == CANDIDATE)
@@ -170,7 +172,7 @@ def test_a_batch_in_new_memory_is_run_again_and_not_counted(stand: Stand, batche
     """Nobody could look at it. A candidate that always takes new memory is judged as it is."""
     times = iter([11.0, 12.0, *range(13, 200)])
 
-    def run(*args: Any) -> Timed:
+    def run(*args: Any, **named: Any) -> Timed:
         total = next(times)
         return timed(total, total - 1, unseen=total < unseen_below)
 

@@ -140,6 +140,7 @@ class Bench:
         timed_worker: Any = SimpleNamespace(
             on_gpu=on_gpu,
             layout=layout,
+            values=0,
             worker=self.peer,
             resume=lambda: None,
             timeout_s=10.0,

@@ -37,17 +37,17 @@ static inline const char* cublasGetStatusString(cublasStatus_t s) {
 }
 
 namespace emu {
-// Whether `bytes` from `p` on lie in one tensor or allocation; otherwise a finding.
+// Returns whether `bytes` from `p` on lie in one tensor or allocation; if not, reports a finding.
 static inline bool cublas_operand(const char* call, const char* name, const void* p, int64_t bytes) {
     size_t room = 0;
     if (bytes <= 0) return true;
     if (!emu_pointer_is_device(p, &room)) {
-        emu_note_failure("out-of-bounds read", (std::string(call) + ": " + name + " is no device memory").c_str());
+        emu_note_failure("out-of-bounds read", (std::string(call) + ": " + name + " is not device memory").c_str());
         return false;
     }
     if (static_cast<int64_t>(room) >= bytes) return true;
-    const std::string text = std::string(call) + ": " + name + " takes " + std::to_string(bytes) +
-                             " bytes, the tensor has " + std::to_string(room);
+    const std::string text = std::string(call) + ": " + name + " needs " + std::to_string(bytes) +
+                             " bytes, and the tensor has " + std::to_string(room);
     emu_note_failure("out-of-bounds read", text.c_str());
     return false;
 }

@@ -3,7 +3,7 @@
 #define EMU_CUDA_RUNTIME_H
 #include "emu/device_math.h"
 #include "emu/runtime_api.h"
-// Device code sees one architecture, host code the same: there is one compilation here.
+// Host and device code are compiled once, together, so both see the same architecture.
 #ifndef __CUDA_ARCH__
 #define __CUDA_ARCH__ 800
 #endif

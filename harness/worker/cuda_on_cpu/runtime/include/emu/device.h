@@ -1,4 +1,4 @@
-// What a kernel sees: built-in variables, barriers, warp operations, atomics, cached loads.
+// CUDA in a kernel: built-in variables, barriers, warp operations, atomics, cached loads.
 #ifndef EMU_DEVICE_H
 #define EMU_DEVICE_H
 
@@ -21,8 +21,8 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-// Functions that touch memory for a kernel: they report the access themselves, with the caller's
-// address, so they are neither instrumented nor inlined.
+// Functions that access memory for a kernel. They report the access themselves, with the caller's
+// address. So the compiler neither instruments nor inlines them.
 #define EMU_ACCESSOR __attribute__((noinline, no_sanitize("thread")))
 #define EMU_HERE __builtin_return_address(0)
 
@@ -45,7 +45,7 @@ T warp_exchange(int kind, int line, unsigned mask, T value, int lane, int width)
     emu_warp(kind, line, mask, &value, &result, sizeof(T), lane, width);
     return result;
 }
-// The overloads that CUDA has: other argument types convert, or fail, as they do there.
+// The overloads that CUDA has: other argument types convert or fail as with nvcc.
 template <class T>
 constexpr bool is_shuffled = std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, long> ||
                              std::is_same_v<T, unsigned long> || std::is_same_v<T, long long> ||
@@ -94,7 +94,7 @@ static inline void syncwarp(int line, unsigned mask = 0xffffffffu) {
 }
 }  // namespace emu
 
-// __LINE__ tells barriers apart in the source; the compiler may well duplicate the calls.
+// __LINE__ tells barriers of the source apart: the compiler may duplicate the calls.
 #define __syncthreads() emu_barrier(__LINE__)
 #define __syncthreads_count(p) emu_barrier_reduce(__LINE__, (p), 0)
 #define __syncthreads_and(p) emu_barrier_reduce(__LINE__, (p), 1)
@@ -138,7 +138,7 @@ static inline size_t __cvta_generic_to_shared(const void* p) { return reinterpre
 static inline size_t __cvta_generic_to_global(const void* p) { return reinterpret_cast<size_t>(p); }
 
 namespace emu {
-// A static __shared__ variable; every thread that passes its declaration gets the block's one.
+// A static __shared__ variable: every thread of a block gets the same one.
 template <class T, size_t Align = 1>
 T& shared(EmuSharedSlot* slot, const char* name) {
     constexpr size_t natural = alignof(std::remove_all_extents_t<T>);
@@ -179,7 +179,7 @@ EMU_STORE(__stwt)
 #undef EMU_STORE
 
 // ---------------------------------------------------------------- atomics
-// One OS thread emulates: an atomic is a plain update that the checks know to be atomic.
+// One OS thread emulates, so an atomic is a plain update. The checks treat it as atomic.
 #define EMU_ATOMIC(NAME, T, UPDATE)                                     \
     inline EMU_ACCESSOR T NAME(T* p, T v) {                             \
         emu_atomic(p, sizeof(T), EMU_HERE);                             \
@@ -238,7 +238,7 @@ EMU_CAS_SCOPES(unsigned short)
 #undef EMU_CAS
 
 namespace emu {
-// memcpy and memset of kernels are ranges of accesses; the compiler's builtins go unseen.
+// memcpy and memset in kernels: the checks see a range of accesses. They would not see the builtins.
 template <class D, class S>
 inline EMU_ACCESSOR void* checked_memcpy(D* to, const S* from, size_t n) {
     if (n && emu_in_kernel()) {

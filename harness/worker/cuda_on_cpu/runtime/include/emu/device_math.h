@@ -1,4 +1,4 @@
-// Device math: CUDA's names for what the host's C library has, and what it has not.
+// Device math: CUDA's names for functions of the host's C library, and functions that it lacks.
 #ifndef EMU_DEVICE_MATH_H
 #define EMU_DEVICE_MATH_H
 
@@ -31,7 +31,7 @@ static inline float fast_pow(float x, float y) { return powf(x, y); }
 static inline void fast_sincos(float x, float* s, float* c) { *s = sinf(x); *c = cosf(x); }
 }  // namespace emu
 
-// glibc declares __expf and its like for itself: ours stand behind macros.
+// glibc declares names such as __expf itself, so ours are macros.
 #define __expf ::emu::fast_exp
 #define __exp10f ::emu::fast_exp10
 #define __logf ::emu::fast_log
@@ -85,7 +85,7 @@ static inline float rhypotf(float a, float b) { return 1.0f / hypotf(a, b); }
     static inline T NAME##_rz SIGNATURE { return F ARGUMENTS; }                           \
     static inline T NAME##_ru SIGNATURE { return F ARGUMENTS; }                           \
     static inline T NAME##_rd SIGNATURE { return F ARGUMENTS; }
-// The directed roundings of arithmetic are rounded to nearest here: one unit in the last place.
+// Directed roundings round to nearest here, which differs by one unit in the last place.
 EMU_ROUNDINGS(, float, __fadd, (float a, float b), (a + b))
 EMU_ROUNDINGS(, float, __fsub, (float a, float b), (a - b))
 EMU_ROUNDINGS(, float, __fmul, (float a, float b), (a * b))
@@ -218,7 +218,7 @@ static inline unsigned __sad(int a, int b, unsigned c) { return c + static_cast<
 static inline int __rhadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b + 1) >> 1); }
 static inline int __hadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b) >> 1); }
 
-// CUDA's own overload list, so that what is ambiguous there is ambiguous here.
+// CUDA's own list of overloads, so that the same calls are ambiguous.
 #define EMU_MIN_MAX(T, A, B)                                                              \
     static inline T min(A a, B b) { return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b); } \
     static inline T max(A a, B b) { return static_cast<T>(a) > static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b); }

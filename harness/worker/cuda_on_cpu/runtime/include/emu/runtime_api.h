@@ -1,7 +1,8 @@
 // The CUDA runtime API, as far as extensions use it: one device, whose memory is the host's.
 //
-// Streams and events are in order and complete at once. Errors are remembered as on a GPU: a failed
-// launch is found by cudaGetLastError, C10_CUDA_KERNEL_LAUNCH_CHECK and the next synchronisation.
+// Work on streams and events completes at once and in order. Errors are remembered as on a GPU:
+// cudaGetLastError, C10_CUDA_KERNEL_LAUNCH_CHECK and the next synchronisation return that of a failed
+// launch.
 #ifndef EMU_RUNTIME_API_H
 #define EMU_RUNTIME_API_H
 
@@ -100,7 +101,7 @@ enum cudaDeviceAttr {
 #define CUDART_VERSION 12080
 #define CUDA_VERSION 12080
 
-// The device we claim to be: capability 8.0 with few multiprocessors, so that grids sized by the
+// The emulated device has compute capability 8.0 and few multiprocessors, so that grids sized by the
 // device (persistent and cooperative kernels) stay small.
 struct cudaDeviceProp {
     char name[256] = "cuda_on_cpu (compute capability 8.0)";
@@ -194,7 +195,7 @@ static inline const char* cudaGetErrorString(cudaError_t e) {
 static inline cudaError_t cudaGetLastError() { return static_cast<cudaError_t>(emu_last_error(1)); }
 static inline cudaError_t cudaPeekAtLastError() { return static_cast<cudaError_t>(emu_last_error(0)); }
 static inline cudaError_t cudaDeviceSynchronize() {
-    const int e = emu_last_error(0);  // only faults of kernels come back from a synchronisation
+    const int e = emu_last_error(0);  // a synchronisation returns faults of kernels only
     return static_cast<cudaError_t>(e >= 700 ? e : 0);
 }
 static inline cudaError_t cudaThreadSynchronize() { return cudaDeviceSynchronize(); }
@@ -267,13 +268,13 @@ static inline cudaError_t cudaMallocPitch(T** p, size_t* pitch, size_t width, si
 }
 static inline cudaError_t cudaFree(void* p) {
     const int e = emu_device_free(p);
-    if (e) emu_note_failure("invalid free", "cudaFree of a pointer that is not, or no longer, allocated");
+    if (e) emu_note_failure("invalid free", "cudaFree of a pointer that is not allocated, or was freed before");
     return ::emu::fail(static_cast<cudaError_t>(e), "cudaFree");
 }
 static inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
 static inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 namespace emu {
-// One copy of `n` bytes on behalf of the host; `what` is checked against our own allocations.
+// One copy of `n` bytes for the host, checked against our own allocations.
 static inline cudaError_t copy(void* to, const void* from, size_t n, const char* where) {
     size_t room = 0;
     if ((emu_pointer_is_device(to, &room) && room < n) || (emu_pointer_is_device(from, &room) && room < n)) {
@@ -382,8 +383,8 @@ static inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, con
 static inline cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t = nullptr) { return cudaSuccess; }
 
 // ---------------------------------------------------------------- streams and events
-// Everything is done at once, so a handle only says what the source named: the current stream, one
-// of its own, or none, which is the default stream whichever is current.
+// All work is done at once. So a handle only says which stream the source named: the current one, a
+// stream of its own, or none, which is the default stream.
 namespace emu {
 inline const cudaStream_t current_stream = reinterpret_cast<cudaStream_t>(uintptr_t{0x10});
 inline const cudaStream_t own_stream = reinterpret_cast<cudaStream_t>(uintptr_t{0x20});
@@ -495,7 +496,7 @@ template <class F>
 static inline cudaError_t cudaFuncSetCacheConfig(F, cudaFuncCache) { return cudaSuccess; }
 template <class F>
 static inline cudaError_t cudaFuncSetSharedMemConfig(F, cudaSharedMemConfig) { return cudaSuccess; }
-// Occupancy by threads and shared memory alone: registers are unknown here.
+// Occupancy by threads and shared memory alone: the number of registers is unknown here.
 template <class F>
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F, int threads, size_t shared) {
     const int by_threads = threads > 0 ? 2048 / threads : 0;

@@ -1,5 +1,5 @@
 // A 16-bit float and its pair: EMU_H, EMU_H2 over the conversions of EMU_C10. Included once for
-// half and once for bfloat16, so no guard. Every operation rounds once, as the hardware's does.
+// half and once for bfloat16, so it has no guard. Every operation rounds once, as on the hardware.
 
 struct EMU_RAW {
     unsigned short x;
@@ -68,7 +68,7 @@ static inline EMU_H __hdiv(EMU_H a, EMU_H b) { return EMU_H::of(a.number() / b.n
 static inline EMU_H2 __h2div(EMU_H2 a, EMU_H2 b) { return EMU_H2(__hdiv(a.x, b.x), __hdiv(a.y, b.y)); }
 static inline EMU_H __hneg(EMU_H a) { return EMU_H(EMU_RAW{static_cast<unsigned short>(a.bits ^ 0x8000u)}); }
 static inline EMU_H __habs(EMU_H a) { return EMU_H(EMU_RAW{static_cast<unsigned short>(a.bits & 0x7fffu)}); }
-// In double, so that the one rounding is the last one.
+// In double, so that only the last step rounds.
 static inline EMU_H __hfma(EMU_H a, EMU_H b, EMU_H c) {
     return EMU_H::of(static_cast<float>(static_cast<double>(a.number()) * b.number() + c.number()));
 }

@@ -1,6 +1,6 @@
-// CUDA-ness of tensors. On the `emulated` device a solution's tensors lie on the CPU and its
-// questions (is_cuda, kCUDA) are answered yes; on `cpu` the same binary answers no. The rewriter
-// turns the questions into these calls.
+// Answers whether a tensor is on the GPU. The rewriter turns is_cuda, kCUDA and the like into these
+// calls. The tensors lie on the CPU. On the `emulated` device the answer is yes, on `cpu` the same
+// binary answers no.
 #ifndef EMU_TORCH_DEVICE_H
 #define EMU_TORCH_DEVICE_H
 #include <c10/core/Device.h>
@@ -12,7 +12,7 @@ namespace emu {
 static inline c10::DeviceType cuda_type() {
     return emu_answer_cuda() ? c10::DeviceType::CPU : c10::DeviceType::CUDA;
 }
-// In a comparison: no tensor is on the CPU while we answer yes.
+// In a comparison: on `emulated`, no tensor is on the CPU.
 static inline c10::DeviceType cpu_type_compared() {
     return emu_answer_cuda() ? c10::DeviceType::CUDA : c10::DeviceType::CPU;
 }
