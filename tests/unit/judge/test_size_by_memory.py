@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from harness.domain import Options, Pair, Refusal, Status, UsageError, Verdict
-from harness.fleet import run_pairs
 from harness.judge import judge as judge_module
 from harness.judge.check.checker import Checker
 from harness.judge.judge import judged
@@ -320,14 +319,3 @@ def test_size_is_chosen_again_where_others_hold_memory_by_then(
     monkeypatch.setattr(judge_module.size, "free_bytes", lambda options, device: 7 * UNIT)
     verdict = judge_it(tmp_path, write(NAMED), memory_bytes=16 * UNIT)
     assert (verdict.status, verdict.size) == (Status.PASSED, "half")
-
-
-def test_verdict_of_a_smaller_size_can_be_replayed(write: Callable[..., Pair]) -> None:
-    pair = write()
-    memory = Policy().memory_fixed_bytes + 10 * UNIT
-    first = Options(device="cpu", timed=False, quick=False, memory_bytes=memory)
-    (verdict,) = run_pairs((pair,), first)
-    assert verdict.status is Status.PASSED and constants_of(verdict.size)
-    assert f"--size {verdict.size}" in verdict.replay.replace("'", "")
-    (again,) = run_pairs((pair,), Options(device="cpu", timed=False, size=verdict.size))
-    assert (again.status, again.size) == (Status.PASSED, verdict.size)
