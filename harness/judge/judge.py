@@ -316,8 +316,8 @@ class Judge:
         loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
-        loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
-        self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
+        loaded["files"] = [*loaded["files"], *map(str, self._imported)]
+        self._facts.notes += loaded["nvcc"][:50]
         return loaded
 
     def _check(self, problem: Problem, checker: Checker) -> None:
@@ -417,11 +417,12 @@ class Judge:
                 worker, problem, "ModelNew", self._pair.solution, {}, build_folder
             )
             worker.kill()
-            self._pool.failed_builds = _failed_builds(loaded.get("failed"))
+            failed = loaded["failed"]
+            self._pool.failed_builds = {key: (said, log) for key, (said, log) in failed.items()}
             self._cache.adopt(
                 build_folder,
-                [str(k) for k in loaded.get("built", [])],
-                [*map(str, loaded.get("files", [])), *map(str, self._imported)],
+                loaded["built"],
+                [*loaded["files"], *map(str, self._imported)],
                 failed=bool(self._pool.failed_builds),
             )
         except WorkerFailed as failed:
@@ -446,7 +447,7 @@ class Judge:
         )
         try:
             match = state.match(
-                described, loaded.get("state"), constants, training="train" in self._modes
+                described, loaded["state"], constants, training="train" in self._modes
             )
         except state.StateMismatch as mismatch:
             self._facts.state_match = mismatch.lists
@@ -600,7 +601,7 @@ class Judge:
     def _gather(self, worker: RemoteWorker) -> None:
         self._facts.peak[worker.role] = max(self._facts.peak.get(worker.role, 0), worker.peak_bytes)
         if worker.role != "reference":
-            self._facts.findings += [record.finding(f) for f in worker.findings]
+            self._facts.findings += worker.findings
             worker.findings = []
         if self._kind == "emulated" and worker.role == "candidate" and worker.launches is not None:
             self._facts.launches = worker.launches
@@ -631,16 +632,6 @@ def _clock_policy(options: Options) -> ClockPolicy:
     if options.cap_s is not None:
         policy = dataclasses.replace(policy, cap_s=options.cap_s)
     return policy
-
-
-def _failed_builds(said: Any) -> dict[str, tuple[str, str]]:
-    """Return what a build worker says of its failed builds; what has another form is left out."""
-    pairs = said.items() if isinstance(said, dict) else ()
-    return {
-        str(key): (str(told[0]), str(told[1]))
-        for key, told in pairs
-        if isinstance(told, list) and len(told) == 2
-    }
 
 
 def judged(

@@ -341,16 +341,12 @@ class Checker:
             pause_after_s=pause_after_s,
             **fields,
         )
-        kernels = answer.get("kernels")
-        if isinstance(kernels, dict):
-            for name, count in kernels.items():
-                if type(count) is int:
-                    known = self.report.kernels.get(str(name), 0)
-                    self.report.kernels[str(name)] = known + count
+        for name, count in answer["kernels"].items():
+            self.report.kernels[name] = self.report.kernels.get(name, 0) + count
         answer["decoded"] = self._worker.values(answer)
         if cheap:
             back = self._worker.ask("inputs")
-            answer["decoded"]["inputs"] = self._worker.values(back).get("inputs")
+            answer["decoded"]["inputs"] = self._worker.values(back)["inputs"]
         return answer
 
     def _explained(self, refused: Refused, got: Any) -> Refused:
@@ -418,10 +414,10 @@ class Checker:
                 answer = self._call(
                     trial, case, pause_before_s=pause_before_s, pause_after_s=pause_after_s
                 )
-                got = answer["decoded"].get("output")
+                got = answer["decoded"]["output"]
                 self._answers.judge(answer, trial, case)
             except Refused:
-                return None if answer.get("odd") else (got, False)
+                return None if answer["odd"] else (got, False)
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
                 return None

@@ -51,28 +51,20 @@ class _Entry:
     dtype: str
 
 
-def _entries(described: Any) -> list[_Entry]:
-    if not isinstance(described, list):
-        raise StateMismatch("the state description is malformed")
+def _entries(described: Sequence[Mapping[str, Any]]) -> list[_Entry]:
     entries: dict[str, _Entry] = {}
     for item in described:
-        try:
-            name, tie = str(item["name"]), str(item["tie"])
-            entry = _Entry(
-                name, [name], str(item["kind"]), tuple(map(int, item["shape"])), str(item["dtype"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateMismatch("the state description is malformed") from error
+        name, tie = item["name"], item["tie"]
         if tie in entries:
             entries[tie].names.append(name)
         else:
-            entries[name] = entry
+            entries[name] = _Entry(name, [name], item["kind"], tuple(item["shape"]), item["dtype"])
     return list(entries.values())
 
 
 def match(
     reference: Sequence[Mapping[str, Any]],
-    candidate: Any,
+    candidate: Sequence[Mapping[str, Any]],
     constants: frozenset[str],
     *,
     training: bool,
@@ -94,7 +86,7 @@ def match(
         StateMismatch: a tensor has no match.
     """
     theirs = _entries(candidate)
-    ours = _entries(list(reference))
+    ours = _entries(reference)
     by_name = {n: e for e in ours for n in e.names}
     source: dict[str, str] = {}
     notes: list[str] = []
