@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,7 +246,7 @@ class AnswerJudge:
                 )
 
     def _check_gradients(
-        self, missing: Any, values: dict[str, Any], trial: trials.Trial, case: Case
+        self, missing: str, values: dict[str, Any], trial: trials.Trial, case: Case
     ) -> None:
         if missing:
             raise _found(Status.WRONG_GRADIENTS, missing)
@@ -355,11 +356,11 @@ def _refuse(mismatch: Mismatch | None, status: Status | None = None, prefix: str
         raise _Found(recast(mismatch, status or mismatch.status, prefix + mismatch.message))
 
 
-def _check_aliases(pairs: Any, expected: Outcome) -> None:
+def _check_aliases(pairs: Sequence[Sequence[int]], expected: Outcome) -> None:
     """Refuse outputs that share memory with an input, unless the reference's do."""
     allowed = {tuple(pair) for pair in expected.aliases}
-    for pair in pairs or []:
-        if isinstance(pair, list) and len(pair) == 2 and tuple(pair) not in allowed:
+    for pair in pairs:
+        if tuple(pair) not in allowed:
             raise _found(
                 Status.INPUT_MUTATED,
                 f"output {pair[0]} shares memory with input {pair[1]}: writing to one changes the "

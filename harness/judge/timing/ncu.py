@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from harness.judge.timing import ncu_report
 from harness.judge.workers.drain import Drain
 from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environment_in
 from harness.judge.workers.processes import kill_leftovers, live
-from harness.machine import left_files
+from harness.machine import folders, left_files
 from harness.machine.environment import find_ncu
 
 MAX_LAUNCHES = 64
@@ -84,7 +83,7 @@ def profile(
             "ncu was not found",
             "install Nsight Compute (the CUDA toolkit brings it), or put its folder on PATH",
         )
-    folder = Path(tempfile.mkdtemp(prefix="harness-ncu-"))
+    folder = folders.temporary("harness-ncu-")
     uid = confinement.uid()
     spec = {"uid": uid, "expose": confinement.exposed_with(folder)}
     try:

@@ -278,10 +278,11 @@ class OutputCheck:
             if t is not None and t.shape == kept[self._match.source[n]].shape
         }
         write_state(problem.reference, began)
-        for position, slot in enumerate(timed.order):
-            rng = timed.seed + position if timed.seed else 0
-            inputs = self._input_pool.values(slot)[0]
-            problem.call(problem.reference, self._mode, inputs, rng, None)
+        with problem.running():
+            for position, slot in enumerate(timed.order):
+                rng = timed.seed + position if timed.seed else 0
+                inputs = self._input_pool.values(slot)[0]
+                problem.call(problem.reference, self._mode, inputs, rng, None)
         right = {n: t.detach().clone() for n, t in problem.state().items()}
         write_state(problem.reference, kept)
         for name, first, got in zip(names, before, after, strict=False):

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.drain import Drain
 from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environment_in
 from harness.judge.workers.patience import Patience
-from harness.machine import left_files
+from harness.machine import folders, left_files
 from harness.machine.environment import oom_kills
 
 _MOST_FINDINGS_BYTES = 1 << 20
@@ -118,7 +117,7 @@ class RemoteWorker:
         self.findings: list[Finding] = []
         self.max_outbox_bytes = 1 << 40
         self.expected_tensors = 0
-        self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        self.folder = folders.temporary(f"harness-{role}-")
         self.memory_fd: int | None = None
         self.findings_path = self.folder / "findings.jsonl"
         self.uid = confinement.uid() if confinement else None
