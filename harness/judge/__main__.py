@@ -114,7 +114,7 @@ def main() -> None:
         line = sys.stdin.readline()
         if not line:
             sys.exit(1)
-        room: int | None = json.loads(line)["bytes"]
+        room: int | None = json.loads(line).get("bytes")
         return room
 
     raw = request["pair"]

@@ -440,7 +440,8 @@ class Judge:
         constants = frozenset(
             d["name"]
             for d in described
-            if d["kind"] == "buffer" and state.is_constant(d["name"], tensors[d["name"]], "buffer")
+            if d["kind"] == "buffer"
+            and state.is_constant(d["name"], tensors[d["name"]], "buffer", problem.drawn_buffers)
         )
         try:
             match = state.match(

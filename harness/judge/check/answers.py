@@ -19,7 +19,7 @@ from harness.judge.reference import similarity, state
 from harness.judge.reference.dataflow import matters
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem, to_double
-from harness.usercode.modules import mapped, tensors_of, write_state
+from harness.usercode.modules import mapped, nbytes, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Larger outputs are not kept or sent back for checks that can do without them."""
@@ -136,8 +136,8 @@ class AnswerJudge:
         if case.output_grads is not None:
             self._check_gradients(answer["missing_grads"], values, trial, case)
         self._check_state(values["state"], trial, case)
-        size = sum(t.numel() * t.element_size() for t in tensors_of(expected.output))
-        self._accepted = output if size < BIG_BYTES else None
+        small = sum(map(nbytes, tensors_of(expected.output))) < BIG_BYTES
+        self._accepted = output if small else None
 
     def _compare_all(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ import torch
 
 from harness.domain import HarnessError, Refusal, Status, UsageError
 from harness.ipc.draws import Draws
+from harness.judge.reference import state
 from harness.usercode import modules, pretend_cuda, source
 from harness.usercode.modules import mapped, module_state, seed_everything
 
@@ -121,6 +123,25 @@ class Problem:
         if not isinstance(module, torch.nn.Module):
             raise InvalidReference(f"{self.path}: Model is not a torch.nn.Module")
         return module
+
+    @functools.cached_property
+    def drawn_buffers(self) -> frozenset[str]:
+        """Return the floating buffers with some zeros that another seed fills with other values.
+
+        The others are constants, such as masks. Constructs the reference a second time if it has
+        such buffers.
+        """
+        kinds = {d["name"]: d["kind"] for d in modules.describe_state(self.reference)}
+        names = state.in_doubt(self.state(), kinds)
+        if not names:
+            return frozenset()
+        with self._user_code("constructing Model(*get_init_inputs())"):
+            seed_everything(self._construction_seed + 1)
+            other = module_state(self._namespace.Model(*copy.deepcopy(self.init_inputs)))
+        mine = self.state()
+        return frozenset(
+            n for n in names if not torch.equal(mine[n].cpu(), other[n].detach().cpu())
+        )
 
     def move(self, device: torch.device) -> None:
         """Move the reference to the pair's device."""

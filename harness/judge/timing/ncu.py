@@ -236,7 +236,10 @@ def _run(
 
 
 def _text_of(report: Path) -> str:
-    """Return what the report holds, empty where there is none: anything may lie in its place."""
+    """Return the report's text, empty if there is none.
+
+    The solution could put anything in its place. So only a plain file is opened.
+    """
     try:
         return left_files.head_of(report, _MAX_REPORT_BYTES).decode("utf-8", "replace")
     except OSError:

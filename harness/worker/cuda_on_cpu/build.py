@@ -21,19 +21,13 @@ _CUDA_PREFIX = (
     '#include "prefix.h"\n#include <emu/torch_device.h>\n'
     "#include <cfloat>\n#include <queue>\n"  # torch's headers include them under nvcc
     "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
-    "{restrict}"
+    # at::RestrictPtrTraits exists for nvcc only.
+    "namespace at { template <typename T> struct RestrictPtrTraits "
+    "{ typedef T* __restrict__ PtrType; }; }\n"
+    "namespace torch { using at::RestrictPtrTraits; }\n"
 )
 _HOST_PREFIX = '#include "prefix.h"\n#include <emu/torch_device.h>\n#include <torch/extension.h>\n'
 _FULL_TORCH = re.compile(r"\btorch::(nn|optim|data|jit|serialize)\b")
-
-
-def _prefix_for_cuda() -> str:
-    # at::RestrictPtrTraits exists for nvcc only.
-    return _CUDA_PREFIX.format(
-        restrict="namespace at { template <typename T> struct RestrictPtrTraits "
-        "{ typedef T* __restrict__ PtrType; }; }\n"
-        "namespace torch { using at::RestrictPtrTraits; }\n"
-    )
 
 
 def _refuse_unsupported(source: str, file: str, first_line: int = 1) -> None:
@@ -68,10 +62,6 @@ def _bindings(
 
 def _unit_flags(sources: Sequence[str]) -> list[str]:
     return ["-DEMU_FULL_TORCH"] if any(_FULL_TORCH.search(s) for s in sources) else []
-
-
-def _host_flags(flags: Sequence[str]) -> list[str]:
-    return [part for f in flags for part in f.split()]
 
 
 def compile_inline(
@@ -120,17 +110,17 @@ def compile_inline(
     units: list[tuple[Path, bool, list[str]]] = []
     if cuda and not any(has_definitions(s) for s in cpp):
         unit = build_dir / "extension.cpp"
-        head = _prefix_for_cuda() + "#include <torch/extension.h>\n"
+        head = _CUDA_PREFIX + "#include <torch/extension.h>\n"
         unit.write_text(head + cpp_text + bindings + cuda_text)
         flags = _macros(extra_cflags) + toolchain.cuda_flags(extra_cuda_cflags)
         units.append((unit, True, flags))
     else:
         unit = build_dir / "main.cpp"
         unit.write_text(_HOST_PREFIX + cpp_text + bindings)
-        units.append((unit, False, _host_flags(extra_cflags)))
+        units.append((unit, False, toolchain.words(extra_cflags)))
         if cuda:
             unit = build_dir / "cuda.cpp"
-            unit.write_text(_prefix_for_cuda() + cuda_text)
+            unit.write_text(_CUDA_PREFIX + cuda_text)
             units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
     full = _unit_flags([*cpp, *cuda])
     library = _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
@@ -191,7 +181,7 @@ def _rewritten(
 
 def _macros(flags: Sequence[str]) -> list[str]:
     """Return the C++ flags that a unit of declarations needs."""
-    return [f for f in _host_flags(flags) if f.startswith(("-D", "-U", "-I"))]
+    return [f for f in toolchain.words(flags) if f.startswith(("-D", "-U", "-I"))]
 
 
 def compile_files(
@@ -229,14 +219,14 @@ def compile_files(
         full = _unit_flags([text])
         if path.suffix in (".cu", ".cuh"):
             _refuse_unsupported(text, str(path))
-            unit.write_text(_prefix_for_cuda() + directive + rewrite_cuda(text))
+            unit.write_text(_CUDA_PREFIX + directive + rewrite_cuda(text))
             units.append((unit, True, [*full, *toolchain.cuda_flags(extra_cuda_cflags)]))
         else:
             # The file sees only what it includes, as on the real tool chain. The precompiled prefix
             # holds what <torch/extension.h> would include.
             head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
             unit.write_text(head + directive + rewrite_host(text))
-            units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
+            units.append((unit, False, [*full, *toolchain.words(extra_cflags)]))
     library = _build(name, units, build_dir, support, includes, extra_ldflags)
     kernels = [Path(s) for s in sources if Path(s).suffix == ".cu"]
     if nvcc and kernels:

@@ -62,7 +62,7 @@ _CUDA_LIBRARY = re.compile(
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
 
-def _words(flags: Sequence[str]) -> list[str]:
+def words(flags: Sequence[str]) -> list[str]:
     """Return flags split at blanks, as a line of a build file would be."""
     return [word for flag in flags for word in flag.split()]
 
@@ -90,7 +90,7 @@ def cuda_flags(flags: Sequence[str]) -> list[str]:
         r"|--?split-compile\S*|--?Ofast-compile\S*|--?extra-device-vectorization|--?optimize\S*"
     )
     i = 0
-    flags = _words(flags)
+    flags = words(flags)
     while i < len(flags):
         flag = flags[i]
         if flag.startswith(("-D", "-U", "-I", "-isystem", "--define-macro", "-include")):
@@ -148,7 +148,7 @@ def link(
     command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     command += ["-ltorch_python"] if python else []
     kept = []
-    for flag in _words(flags):
+    for flag in words(flags):
         if _CUDA_LIBRARY.match(flag):
             continue  # a library of CUDA, which the run-time library replaces
         kept.append(flag)
