@@ -14,7 +14,7 @@ import contextlib
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _REMOVAL_S = 60.0
@@ -66,10 +66,14 @@ def head_of(path: Path, most_bytes: int, *, follow: bool = False) -> bytes:
         OSError: there is nothing, or it may not be read.
     """
     with opened(path, follow=follow) as reader:
-        parts: list[bytes] = []
-        while most_bytes > 0 and (part := os.read(reader, min(most_bytes, 1 << 20))):
-            parts.append(part)
-            most_bytes -= len(part)
+        return _read(reader, most_bytes)
+
+
+def _read(reader: int, most_bytes: int) -> bytes:
+    parts: list[bytes] = []
+    while most_bytes > 0 and (part := os.read(reader, min(most_bytes, 1 << 20))):
+        parts.append(part)
+        most_bytes -= len(part)
     return b"".join(parts)
 
 
@@ -85,10 +89,39 @@ def bytes_of(path: Path, most_bytes: int, *, follow: bool = False) -> bytes:
         NotPlain: it is no regular file, or a longer one.
         OSError: there is nothing, or it may not be read.
     """
-    found = head_of(path, most_bytes + 1, follow=follow)
-    if len(found) > most_bytes:
-        raise NotPlain(f"{path} has more than {most_bytes} bytes")
-    return found
+    with opened(path, follow=follow) as reader:
+        # A file without content can claim terabytes; one that claims nothing can have no end.
+        found = b""
+        if os.fstat(reader).st_size <= most_bytes:
+            found = _read(reader, most_bytes + 1)
+            if len(found) <= most_bytes:
+                return found
+    raise NotPlain(f"{path} has more than {most_bytes} bytes")
+
+
+def contents(paths: Iterable[str], each_bytes: int, all_bytes: int) -> Iterator[tuple[str, bytes]]:
+    """Yield name and content of files that somebody else names, links followed.
+
+    Names of anything but plain files, of longer files, and of files that nobody may read are left
+    out; so is all that comes when so much has been read.
+
+    Args:
+        paths: names of files.
+        each_bytes: the longest file that is read.
+        all_bytes: of all files together. What is no plain file counts as the longest.
+    """
+    for name in dict.fromkeys(paths):
+        if all_bytes <= 0:
+            return
+        try:
+            content = bytes_of(Path(name), min(each_bytes, all_bytes), follow=True)
+        except NotPlain:
+            all_bytes -= each_bytes
+        except (OSError, ValueError):  # ValueError: a zero byte in the name
+            continue
+        else:
+            all_bytes -= len(content)
+            yield name, content
 
 
 def remove_tree(folder: Path) -> str:

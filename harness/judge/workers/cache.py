@@ -31,8 +31,8 @@ CACHE_VERSION = 2
 _KEY = re.compile(r"[^/\0]{1,40}-[0-9a-f]{24}")
 """What a worker names a built extension (``content_key`` in worker/build.py)."""
 _MOST_MANIFEST_BYTES = 64 << 20
-_MOST_SOURCE_BYTES = 1 << 30
-"""Of all files of one solution: CUTLASS has 40 MB of headers."""
+_MOST_SOURCE_BYTES, _MOST_SOURCES_BYTES = 16 << 20, 256 << 20
+"""Of one file and of all files of a solution: CUTLASS has 40 MB of headers."""
 _MOST_BUILT = 10_000
 """Files and folders of one extension."""
 _PREPARE = (
@@ -91,7 +91,7 @@ class ExtensionCache:
             files = {str(path): str(digest) for path, digest in manifest["files"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return False  # none, or one that somebody else wrote there
-        return built and _digests(files) == files
+        return built and "missing" not in files.values() and _digests(files) == files
 
     def build_folder(self, uid: int | None) -> Path:
         """Return a new folder for a build worker with this user id; None is the judge's own id."""
@@ -197,18 +197,11 @@ def _headers(built: Path) -> str:
 def _digests(files: Iterable[str]) -> dict[str, str]:
     """Return a digest of each file that went into a build, as a worker names them.
 
-    A file that is no plain one, or that is left when so many bytes have been read, has none. What
-    was built from it is then built again.
+    A file that cannot be read has none. What was built from it is then built again.
     """
-    found, left = {}, _MOST_SOURCE_BYTES
-    for name in dict.fromkeys(files):
-        try:
-            content = left_files.bytes_of(Path(name), left, follow=True)
-        except (OSError, ValueError):  # a zero byte in its name
-            found[name] = "missing"
-        else:
-            left -= len(content)
-            found[name] = hashlib.sha256(content).hexdigest()
+    found = dict.fromkeys(files, "missing")
+    for name, content in left_files.contents(found, _MOST_SOURCE_BYTES, _MOST_SOURCES_BYTES):
+        found[name] = hashlib.sha256(content).hexdigest()
     return found
 
 
