@@ -59,7 +59,7 @@ def _strings(text: str) -> list[str]:
     A comment that quotes a kernel does not count. A text that is not Python is returned whole.
     """
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(text.removeprefix("\ufeff"))
     except (SyntaxError, ValueError):
         return [text]
     prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}

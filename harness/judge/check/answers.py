@@ -230,10 +230,19 @@ class AnswerJudge:
                     Status.INPUT_MUTATED,
                     f"input {i} was changed by the call; the reference leaves it alone",
                 )
+            asked = f"write into input {i} what the reference writes there"
+            if similarity.identical(g, b):
+                raise _found(
+                    Status.INPUT_MUTATED,
+                    f"the reference changes input {i} in place; the solution leaves it as it was. "
+                    f"Next: {asked}, or let the reference change a copy",
+                )
             standard = dataclasses.replace(self._standard, oracle_precision="fp32")
             compared = compare.tensor(g, r, to_double(r), standard, trial.name, f"input {i}")
             self._record(compared.check)
-            _refuse(compared.mismatch, Status.INPUT_MUTATED)
+            if compared.mismatch is not None:
+                message = f"{compared.mismatch.message}. Next: {asked}"
+                raise _Found(recast(compared.mismatch, Status.INPUT_MUTATED, message))
 
     def _check_previous(self, got: Any) -> None:
         expected = tensors_of(self._accepted)

@@ -21,7 +21,7 @@ import torch
 from harness.domain import HarnessError, Refusal, Status, UsageError
 from harness.ipc.draws import Draws
 from harness.judge.reference import state
-from harness.usercode import modules, pretend_cuda, source
+from harness.usercode import modules, packages, pretend_cuda, source
 from harness.usercode.modules import mapped, module_state, seed_everything
 
 _LARGE_BYTES = 1 << 26
@@ -307,6 +307,8 @@ class Problem:
         except Exception as error:  # the problem's code may raise anything: an edge
             if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
+            if needed := packages.missing(error):
+                raise Refusal(Status.SKIPPED, f"{self.path}: {needed}") from error
             raise InvalidReference(
                 f"{self.path}: {what} raised {type(error).__name__}: {str(error)[:500]}"
             ) from error
