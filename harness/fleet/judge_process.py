@@ -177,10 +177,8 @@ class JudgeProcess:
             self._request = {**self._request, "temporary": str(folder)}
             return self._run()
         finally:
-            left = left_files.remove_tree(folder)
-            if left:
-                with contextlib.suppress(OSError), self._log.open("a") as log:
-                    log.write(f"--- fleet: {folder} is not removed: {left}\n")
+            why = left_files.remove_tree(folder)
+            self._note_left([f"{folder}: {why}"] if why else [])
 
     def _run(self) -> Outcome:
         with self._log.open("ab") as log:
@@ -199,11 +197,19 @@ class JudgeProcess:
         finally:
             complete = isinstance(self._outcome.verdict, Verdict)
             self._end(farewell_s=_FAREWELL_S if complete else 0.0)
+            if os.geteuid() == 0:  # else its workers have no user ids of their own
+                self._note_left(left_files.remove_owned(left_files.users_of(self._process.pid)))
             if self._turn is not None:
                 self._turn.release()
             self._note_phase(None)
             _LIVE.discard(self)
         return self._outcome
+
+    def _note_left(self, left: Sequence[str]) -> None:
+        """Say in the pair's log what could not be removed, if there is room on the disk."""
+        if left:
+            with contextlib.suppress(OSError), self._log.open("a") as log:
+                log.write("".join(f"--- fleet: not removed: {one}\n" for one in left))
 
     def kill(self) -> None:
         """Kill the judge's process group."""

@@ -37,6 +37,8 @@ def leave(folder: Path, source: random.Random, depth: int = 0) -> None:
     for _ in range(source.randrange(1, 5)):
         place = folder / source.choice(NAMES)
         kind = source.randrange(9)
+        if os.path.lexists(place):  # to write there could wait for a reader, or follow a link
+            continue
         with contextlib.suppress(OSError):  # it is there, or its name is too long
             if kind == 0:
                 os.mkfifo(place)

@@ -336,7 +336,10 @@ class TimedWorker:
 
     def runs_on(self, cores: set[int]) -> bool:
         """Return whether the worker's main thread runs on some cores only."""
-        return os.sched_getaffinity(self.worker.pid) <= cores
+        try:
+            return os.sched_getaffinity(self.worker.pid) <= cores
+        except ProcessLookupError:  # it has died, as the next request to it says
+            return False
 
     def clear(self) -> None:
         """Let the worker free all inputs and outputs, and the judge unmap their memory."""

@@ -410,9 +410,10 @@ class RemoteWorker:
         """
         self.ask("pin", cores=sorted(cores))
         found = set()
-        for task in Path(f"/proc/{self._process.pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                found |= os.sched_getaffinity(int(task.name))
+        with contextlib.suppress(OSError):  # it has died, as the next request to it says
+            for task in Path(f"/proc/{self._process.pid}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):
+                    found |= os.sched_getaffinity(int(task.name))
         return found <= cores
 
     # --- failures -------------------------------------------------------------------------------

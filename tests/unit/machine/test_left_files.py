@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.machine import left_files
 from harness.machine.left_files import NotPlain, bytes_of, head_of, remove_tree
 
 MOST = 1 << 16
@@ -121,3 +122,34 @@ def test_deep_folders_need_no_recursion(tmp_path: Path) -> None:
         assert remove_tree(tmp_path / "folder") == ""
     finally:
         sys.setrecursionlimit(limit)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which gives files away")
+def test_what_a_judges_workers_own_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left_files, "_OPEN_TO_ALL", (str(tmp_path), "/no such folder"))
+    own, others = left_files.users_of(77), left_files.users_of(78)
+    assert not set(own) & set(others)
+    for name, user in (("a", own[0]), ("b", own[-1]), ("c", others[0]), ("d", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+        os.chown(tmp_path / name, user, user)
+    (tmp_path / "e").symlink_to(tmp_path / "d")
+    os.chown(tmp_path / "e", own[1], own[1], follow_symlinks=False)
+    assert left_files.remove_owned(own) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c", "d"]
+    assert (tmp_path / "d" / "file").exists()
+
+
+def test_files_that_somebody_names_are_read_within_one_allowance(tmp_path: Path) -> None:
+    names = []
+    for number in range(6):
+        names.append(str(tmp_path / f"{number}"))
+        Path(names[-1]).write_bytes(b"x" * 10)
+    os.truncate(names[1], 1 << 43)
+    os.mkfifo(tmp_path / "pipe")
+    asked = [names[0], names[0], names[1], "/none", "a\0", str(tmp_path / "pipe"), *names[2:]]
+    found = list(left_files.contents(asked, 20, 75))
+    assert [name for name, _ in found] == [names[0], names[2], names[3]]
+    assert all(content == b"x" * 10 for _, content in found)
