@@ -220,17 +220,22 @@ class _Run:
 
     def _work_side_by_side(self, waiting: queue.SimpleQueue[Pair]) -> bool:
         """Evaluate all pairs; returns whether the user interrupted that."""
-        threads = [
-            threading.Thread(target=self._work, args=(waiting,), name=f"fleet-{i}", daemon=True)
-            for i in range(min(self._plan.alive, waiting.qsize()))
-        ]
-        interrupted = False
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
+        # Not Thread.join: where an interrupt ends it, Python 3.11 takes the thread for ended.
+        ends = [threading.Event() for _ in range(min(self._plan.alive, waiting.qsize()))]
+
+        def work(end: threading.Event) -> None:
             try:
-                for thread in threads:
-                    thread.join()
+                self._work(waiting)
+            finally:
+                end.set()
+
+        interrupted = False
+        for i, end in enumerate(ends):
+            threading.Thread(target=work, args=(end,), name=f"fleet-{i}", daemon=True).start()
+        while not all(end.is_set() for end in ends):
+            try:
+                for end in ends:
+                    end.wait()
             except KeyboardInterrupt:
                 interrupted = True
                 self._stop_all("interrupted before it came to a verdict")
@@ -370,6 +375,8 @@ class _Run:
         compiler = find_compiler()
         if compiler is not None and shutil.which("c++") is None:
             env.setdefault("CXX", compiler)  # torch tries c++ alone
+        # Else torch makes a folder of its own in /tmp.
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._cache / "compiled" / "inductor"))
         home = linked_home(self._cache)
         if home is not None:
             env["CUDA_HOME"] = str(home)

@@ -122,6 +122,7 @@ class Decoder:
         if not isinstance(table, list) or len(table) > MAX_TENSORS:
             raise WireViolation("a table of tensors that is no list, or too long")
         self._table = table
+        self._copied_bytes = 0
 
     def decode(self, description: Any, depth: int = 0) -> Any:
         """Return the described value, its tensors as private copies.
@@ -132,7 +133,7 @@ class Decoder:
         if depth > MAX_DEPTH or not isinstance(description, dict) or len(description) != 1:
             raise WireViolation("a malformed description of a value")
         ((key, body),) = description.items()
-        if key == "v" and (body is None or isinstance(body, (bool, int, float, str))):
+        if key == "v" and _is_scalar(body):
             return body
         if key == "f" and body in ("nan", "inf", "-inf"):
             return float(body)
@@ -145,14 +146,13 @@ class Decoder:
             return named(*(self.decode(v, depth + 1) for v in described))
         if key == "d" and isinstance(body, list):
             pairs = [(p[0], p[1]) for p in body if isinstance(p, list) and len(p) == 2]
-            if len(pairs) == len(body) and all(
-                k is None or isinstance(k, (str, int)) for k, _ in pairs
-            ):
+            keys_fit = all(_is_scalar(k) and not isinstance(k, float) for k, _ in pairs)
+            if len(pairs) == len(body) and keys_fit:
                 return {k: self.decode(v, depth + 1) for k, v in pairs}
         if key == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
         if key == "x" and isinstance(body, str):
-            return Untransferable(body[:200])
+            return Untransferable(body[:200].encode("utf-8", "replace").decode("utf-8"))
         if key == "t" and type(body) is int and 0 <= body < len(self._table):
             return self._tensor(self._table[body])
         raise WireViolation(f"a malformed description of a value of kind {key!r}")
@@ -162,6 +162,10 @@ class Decoder:
         spec.check_inside(self._arena, spec.dense_bytes)
         if self._arena is None or not spec.elements:
             return torch.empty(spec.shape, dtype=spec.dtype)
+        # An Encoder gives each tensor bytes of its own. Copies of the same bytes have no end.
+        self._copied_bytes += spec.dense_bytes
+        if self._private and self._copied_bytes > self._arena.size_bytes:
+            raise WireViolation("tensors that share their bytes")
         raw = self._arena.flat()[spec.offset : spec.offset + spec.dense_bytes]
         if self._private:
             raw = raw.clone()
@@ -169,6 +173,13 @@ class Decoder:
             # Bytes other than 0 and 1 in a bool tensor are undefined behaviour in its readers.
             raw = raw.ne(0)
         return restride(spec.dense(raw), spec.strides)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Return whether a value is one that an Encoder writes as it is."""
+    if type(value) is int:
+        return -1 << 63 < value < 1 << 63
+    return value is None or isinstance(value, (bool, float, str))
 
 
 class Placer(Encoder):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
+from harness.machine import left_files
+
+_MOST_SOURCE_BYTES, _MOST_SOURCES_BYTES = 4 << 20, 64 << 20
+"""Of one file, and of all files of a solution."""
 _SHIPS_CUDA = re.compile(r"__global__|<<<")
 _KERNEL_NAME = re.compile(
     r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*|static\s+|"
@@ -27,10 +30,11 @@ def sources_of(text: str, files: Iterable[str]) -> list[str]:
         files: paths of the files that its build read, and of modules that it imports.
     """
     found = _strings(text)
-    for path in map(Path, files):
-        if path.suffix in (".cu", ".cuh", ".py") and path.is_file():
-            read = path.read_text(errors="replace")
-            found += _strings(read) if path.suffix == ".py" else [read]
+    wanted = [name for name in files if name.endswith((".cu", ".cuh", ".py"))]
+    # A worker names these files: there may be anything in their place.
+    for name, content in left_files.contents(wanted, _MOST_SOURCE_BYTES, _MOST_SOURCES_BYTES):
+        source = content.decode("utf-8", "replace")
+        found += _strings(source) if name.endswith(".py") else [source]
     return found
 
 

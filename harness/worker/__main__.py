@@ -84,8 +84,7 @@ class Worker:
             with contextlib.suppress(RuntimeError):  # the answer already carries an error
                 calls.synchronize(state.device)
             traceback.print_exc()
-            built = {} if state.builder is None else {"built": state.builder.keys}
-            return {"ok": False, "error": {**describe(error), **built}}
+            return {"ok": False, "error": describe(error)}
 
     def _announce(self, event: str, name: str) -> None:
         self._send({"event": event, "name": name})

@@ -73,25 +73,20 @@ class Inputs:
             self._buffers = []  # freed before the new ones are taken
             self._buffers = self.fresh(value)
             return self._buffers
+        buffers = iter(modules.tensors_of(self._buffers))
         with torch.no_grad():
-            self._buffers = self._copied(self._buffers, value)
+            self._buffers = modules.mapped(value, lambda new: self._copied(next(buffers), new))
         return self._buffers
 
     def fresh(self, value: Any) -> Any:
         """Return value with every tensor copied into new memory on this worker's device."""
         return modules.mapped(value, lambda t: own_copy(t, self._device))
 
-    def _copied(self, buffers: Any, value: Any) -> Any:
-        own = iter(modules.tensors_of(buffers))
-
-        def copied(tensor: torch.Tensor) -> torch.Tensor:
-            buffer = next(own)
-            if 0 in buffer.stride() and buffer.numel() > 1:
-                return own_copy(tensor, self._device)
-            # The same tensor object as before: an answer kept by its identity must become wrong.
-            return buffer.copy_(tensor)
-
-        return modules.mapped(value, copied)
+    def _copied(self, buffer: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if 0 in buffer.stride() and buffer.numel() > 1:
+            return own_copy(value, self._device)
+        # The same tensor object as before: an answer kept by its identity must become wrong.
+        return buffer.copy_(value)
 
 
 def own_copy(value: torch.Tensor, device: torch.device) -> torch.Tensor:

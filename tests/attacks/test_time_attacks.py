@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.domain import Options, Pair, SpeedOutcome, Status, Verdict
-from harness.fleet import run_pairs
+from harness.fleet import JudgeServer, run_pairs
 
 FOLDER = Path(__file__).parents[1] / "corpus" / "timing"
 FULL = os.environ.get("CORPUS") == "full"
@@ -59,17 +59,17 @@ ATTEMPTS = 3
 """While a machine is busy with other things nothing is decided: an evaluation is UNDECIDED then."""
 
 
-def timed(name: str) -> Verdict:
+def timed(name: str, judges: JudgeServer) -> Verdict:
     """Evaluate one of the folder's solutions on the CPU, briefly."""
     pair = Pair(name=name, problem=FOLDER / "problem.py", solution=FOLDER / f"{name}.py")
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True), judges=judges)
     return verdict
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [a for a in ATTACKS if FULL or a in EVERY_TIME])
-def test_attack_gains_nothing(name: str) -> None:
-    verdict = timed(name)
+def test_attack_gains_nothing(name: str, judges: JudgeServer) -> None:
+    verdict = timed(name, judges)
     told = f"{verdict.status.value}: {verdict.message}; {verdict.speed.speedup}"
     if name in FOUND_OUT or (name in EITHER and verdict.status is not Status.PASSED):
         assert verdict.status not in (Status.PASSED, Status.HARNESS_ERROR), told
@@ -91,11 +91,13 @@ def test_attack_gains_nothing(name: str) -> None:
         ("one_stale_of_many", Status.WRONG_VALUES, "was not there when"),
     ],
 )
-def test_all_that_a_timed_call_leaves_is_looked_at(name: str, status: Status, said: str) -> None:
+def test_all_that_a_timed_call_leaves_is_looked_at(
+    name: str, status: Status, said: str, judges: JudgeServer
+) -> None:
     """The state after the calls, numbers among the outputs, any of a hundred tensors."""
     solution = FOLDER / f"running_{name}.py"
     pair = Pair(name=name, problem=FOLDER / "running.py", solution=solution)
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size="full"))
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size="full"), judges=judges)
     assert verdict.status is status, verdict.message
     assert said in verdict.message
 
@@ -109,11 +111,13 @@ def test_all_that_a_timed_call_leaves_is_looked_at(name: str, status: Status, sa
         ("short", "adds_ahead", "full"),
     ],
 )
-def test_who_works_ahead_is_judged_by_isolated_calls(problem: str, name: str, size: str) -> None:
+def test_who_works_ahead_is_judged_by_isolated_calls(
+    problem: str, name: str, size: str, judges: JudgeServer
+) -> None:
     """All inputs of a batch lie there at *go*: many rows cost hardly more than one."""
     pair = Pair(name=name, problem=FOLDER / f"{problem}.py", solution=FOLDER / f"{name}.py")
     for _ in range(ATTEMPTS):
-        (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size))
+        (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, size=size), judges=judges)
         assert verdict.status is Status.PASSED, verdict.message
         speed = verdict.speed
         assert speed.low is not None
@@ -127,9 +131,9 @@ def test_who_works_ahead_is_judged_by_isolated_calls(problem: str, name: str, si
 
 
 @pytest.mark.slow
-def test_slow_isolated_calls_of_its_choice_leave_it_open() -> None:
+def test_slow_isolated_calls_of_its_choice_leave_it_open(judges: JudgeServer) -> None:
     pair = Pair(name="naps_alone", problem=FOLDER / "product.py", solution=FOLDER / "naps_alone.py")
-    (verdict,) = run_pairs([pair], Options(device="cpu", size="small", cap_s=3.0))
+    (verdict,) = run_pairs([pair], Options(device="cpu", size="small", cap_s=3.0), judges=judges)
     speed = verdict.speed
     assert verdict.status is Status.PASSED, verdict.message
     assert speed.outcome is SpeedOutcome.UNDECIDED, speed.note
@@ -190,13 +194,15 @@ class ModelNew(torch.nn.Module):
         ("return torch.tanh(x)", Status.WRONG_VALUES),  # as large, on the whole
     ],
 )
-def test_what_a_reference_draws_is_drawn_again(act: str, expected: Status, tmp_path: Path) -> None:
+def test_what_a_reference_draws_is_drawn_again(
+    act: str, expected: Status, tmp_path: Path, judges: JudgeServer
+) -> None:
     """Each timed call has a seed of its own: nobody need be taken at their word for dropout."""
     tmp_path.chmod(0o755)
     file = tmp_path / "both.py"
     file.write_text(RANDOM.format(act=act))
     pair = Pair(name="random", problem=file, solution=file)
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True), judges=judges)
     assert verdict.status is expected, verdict.message
     if expected is not Status.PASSED:
         assert verdict.message.startswith("in a timed batch"), verdict.message
@@ -225,12 +231,14 @@ self.calls += 1
         ("if alone(): raise ValueError('alone')", Status.CRASHED),
     ],
 )
-def test_short_calls_are_looked_at_too(act: str, expected: Status, tmp_path: Path) -> None:
+def test_short_calls_are_looked_at_too(
+    act: str, expected: Status, tmp_path: Path, judges: JudgeServer
+) -> None:
     tmp_path.chmod(0o755)
     file = tmp_path / "both.py"
     file.write_text(SHORT.format(act=act))
     pair = Pair(name="short", problem=file, solution=file)
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True))
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True), judges=judges)
     assert verdict.status is expected, verdict.message
     if expected is Status.PASSED:
         assert verdict.speed.reference_ms is not None

@@ -22,6 +22,7 @@ import pytest
 from benchmarks.kernelbench_table import KERNELBENCH, OWN, Entry, faulty_solution
 from benchmarks.own_code import own_solution
 from harness import Blame, Status, Verdict, evaluate
+from harness.fleet import JudgeServer
 
 OWN_FOLDER = Path(__file__).parents[1] / "corpus" / "kernelbench_style"
 KERNELBENCH_FOLDER = os.environ.get("KERNELBENCH_DIR", "")
@@ -62,7 +63,7 @@ def cases() -> list[pytest.param]:
 
 @pytest.fixture(scope="session")
 def verdict_of(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, judges: JudgeServer
 ) -> Iterator[Callable[[Case], Verdict]]:
     """Evaluate all selected cases, two at a time, and return the verdict of one on demand."""
     folder = tmp_path_factory.mktemp("solutions")
@@ -73,7 +74,9 @@ def verdict_of(
         solution.write_text(
             faulty_solution(source, case.entry.fault) if case.faulty else own_solution(source)
         )
-        return evaluate(case.problem, solution, device="cpu", size="small", timed=False)
+        return evaluate(
+            case.problem, solution, device="cpu", size="small", timed=False, judges=judges
+        )
 
     chosen = [
         item.callspec.params["case"]

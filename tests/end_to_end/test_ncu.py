@@ -113,6 +113,7 @@ def evaluated(
         "options": {**to_json(options), **changes},
         "settings": Settings().to_json(),
         "log": str(folder / "pair.log"),
+        "temporary": str(folder),
     }
     done = subprocess.run(
         [sys.executable, "-m", "harness.judge"],

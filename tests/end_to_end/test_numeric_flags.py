@@ -7,33 +7,35 @@ import sys
 from pathlib import Path
 
 from harness.domain import Options, Pair, Status, Verdict
-from harness.fleet import run_pairs
+from harness.fleet import JudgeServer, run_pairs
 
 FIXTURES = Path(__file__).parents[1] / "corpus"
 
 
-def evaluated(precision: str | None = None, baselines: tuple[str, ...] = ()) -> Verdict:
+def evaluated(
+    judges: JudgeServer, precision: str | None = None, baselines: tuple[str, ...] = ()
+) -> Verdict:
     pair = Pair(
         name="add/solution",
         problem=FIXTURES / "problems" / "add.py",
         solution=FIXTURES / "outputs" / "honest" / "negative_bit.py",
     )
     options = Options(device="cpu", quick=True, cap_s=0.5, precision=precision, baselines=baselines)
-    (verdict,) = run_pairs([pair], options)
+    (verdict,) = run_pairs([pair], options, judges=judges)
     assert verdict.status is Status.PASSED, verdict.message
     return verdict
 
 
-def test_every_process_of_a_pair_has_the_judges_flags() -> None:
-    found = evaluated().numeric_flags
+def test_every_process_of_a_pair_has_the_judges_flags(judges: JudgeServer) -> None:
+    found = evaluated(judges).numeric_flags
     assert set(found) == {"judge", "reference", "candidate"}
     assert found["candidate"] == found["reference"] == found["judge"]
     assert found["judge"]["cudnn.allow_tf32"] is False
     assert found["judge"]["matmul.allow_tf32"] is False
 
 
-def test_granted_tf32_reaches_the_workers_and_not_the_judge() -> None:
-    verdict = evaluated("tf32", ("eager", "defaults"))
+def test_granted_tf32_reaches_the_workers_and_not_the_judge(judges: JudgeServer) -> None:
+    verdict = evaluated(judges, "tf32", ("eager", "defaults"))
     found = verdict.numeric_flags
     assert found["reference"]["matmul.allow_tf32"] and found["candidate"]["cudnn.allow_tf32"]
     assert not found["judge"]["matmul.allow_tf32"] and not found["judge"]["cudnn.allow_tf32"]
@@ -66,7 +68,7 @@ torch.backends.cudnn.allow_tf32 = True
 """
 
 
-def test_what_a_problem_sets_is_granted_to_nobody(tmp_path: Path) -> None:
+def test_what_a_problem_sets_is_granted_to_nobody(tmp_path: Path, judges: JudgeServer) -> None:
     reference = tmp_path / "reference.py"
     text = (FIXTURES / "problems" / "add.py").read_text()
     reference.write_text(text.replace("import torch\n", SETS_TF32, 1))
@@ -75,7 +77,7 @@ def test_what_a_problem_sets_is_granted_to_nobody(tmp_path: Path) -> None:
         problem=reference,
         solution=FIXTURES / "outputs" / "honest" / "negative_bit.py",
     )
-    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, cap_s=0.5))
+    (verdict,) = run_pairs([pair], Options(device="cpu", quick=True, cap_s=0.5), judges=judges)
     found = verdict.numeric_flags
     assert verdict.status is Status.PASSED, verdict.message
     assert not found["judge"]["matmul.allow_tf32"] and not found["judge"]["cudnn.allow_tf32"]

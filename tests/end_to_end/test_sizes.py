@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.domain import Options, Pair, Status, UsageError
-from harness.fleet import run_pairs
+from harness.domain import Options, Pair, Status
+from harness.fleet import JudgeServer, run_pairs
+from harness.judge.policy import Policy
+from harness.pairs.settings import constants_of
 from harness.pairs.sizes import at_sizes
 
 PROBLEM = """
@@ -36,24 +38,38 @@ def pair(tmp_path: Path) -> Pair:
     return Pair(name="p/s", problem=tmp_path / "reference.py", solution=tmp_path / "solution.py")
 
 
-def names(pairs: tuple[Pair, ...]) -> list[str]:
-    return [p.name for p in pairs]
-
-
-def test_all_sizes_are_those_that_the_problem_names(pair: Pair) -> None:
-    assert names(at_sizes([pair], "all", full=False)) == ["p/s@tiny", "p/s@odd"]
-    assert names(at_sizes([pair], "all", full=True)) == ["p/s@full", "p/s@tiny", "p/s@odd"]
-    assert at_sizes([pair], "odd,full", full=False)[0].size == "odd"
-
-
-def test_size_that_no_problem_has_is_bad_usage(pair: Pair) -> None:
-    with pytest.raises(UsageError, match="has a size"):
-        at_sizes([pair], "odd,hug", full=False)
-
-
-def test_solution_that_is_right_at_one_size_only_is_found_out(pair: Pair) -> None:
+def test_solution_that_is_right_at_one_size_only_is_found_out(
+    pair: Pair, judges: JudgeServer
+) -> None:
     sized = at_sizes([pair], "tiny,odd", full=False)
-    tiny, odd = run_pairs(sized, Options(device="cpu", timed=False))
+    tiny, odd = run_pairs(sized, Options(device="cpu", timed=False), judges=judges)
     assert (tiny.status, tiny.size) == (Status.PASSED, "tiny")
     assert (odd.status, odd.size) == (Status.WRONG_VALUES, "odd")
     assert "--size odd" in odd.replay
+
+
+def test_size_that_the_judge_chose_can_be_asked_for_again(pair: Pair, judges: JudgeServer) -> None:
+    pair.problem.write_text("""
+import torch
+ROWS = 256
+COLUMNS = 256
+class Model(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+def get_inputs():
+    return [torch.randn(ROWS, COLUMNS)]
+""")
+    pair.solution.write_text("""
+import torch
+class ModelNew(torch.nn.Module):
+    def forward(self, x):
+        return torch.relu(x)
+""")
+    memory = Policy().memory_fixed_bytes + 10 * (1 << 16)
+    chosen = Options(device="cpu", timed=False, quick=False, memory_bytes=memory)
+    (verdict,) = run_pairs((pair,), chosen, judges=judges)
+    assert verdict.status is Status.PASSED and constants_of(verdict.size)
+    assert f"--size {verdict.size}" in verdict.replay.replace("'", "")
+    asked = Options(device="cpu", timed=False, size=verdict.size)
+    (again,) = run_pairs((pair,), asked, judges=judges)
+    assert (again.status, again.size) == (Status.PASSED, verdict.size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -190,6 +191,7 @@ def start(tmp_path: Path, *argv: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path), *argv],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -224,6 +226,7 @@ def test_interrupted_run_prints_what_is_done_and_leaves_nothing(
     }
     assert "interrupted" in verdicts["t/hangs"]["message"]
     assert not judges_of(tmp_path)
+    assert not list(tmp_path.glob("kernel-eval-judge-*")), "a temporary folder stays"
 
 
 def judges_of(tmp_path: Path) -> list[int]:

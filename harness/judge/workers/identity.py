@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.machine import left_files
 from harness.machine.environment import PACKAGE, find_nvcc
 
 _uids = itertools.count(1)
@@ -226,7 +227,8 @@ def fresh_uid() -> int:
     A user namespace (rootless containers) has few ids. There all workers of a judge share one id,
     from a range that useradd leaves free.
     """
-    wanted = 1_600_000_000 + os.getpid() * 64 + next(_uids) % 64
+    users = left_files.users_of(os.getpid())
+    wanted = users[next(_uids) % len(users)]
     try:
         lines = Path("/proc/self/uid_map").read_text().splitlines()
         ranges = [[int(n) for n in line.split()] for line in lines]

@@ -24,21 +24,15 @@ _CUDA_PREFIX = (
     '#include "prefix.h"\n#include <emu/torch_device.h>\n'
     "#include <cfloat>\n#include <queue>\n"  # torch's headers include them under nvcc
     "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
-    "{restrict}"
+    # at::RestrictPtrTraits exists for nvcc only.
+    "namespace at { template <typename T> struct RestrictPtrTraits "
+    "{ typedef T* __restrict__ PtrType; }; }\n"
+    "namespace torch { using at::RestrictPtrTraits; }\n"
 )
 _HOST_PREFIX = '#include "prefix.h"\n#include <emu/torch_device.h>\n#include <torch/extension.h>\n'
 _DECLARATIONS, _BINDINGS = "declarations", "functions="
 """Files that errors in these parts of a unit name."""
 _FULL_TORCH = re.compile(r"\btorch::(nn|optim|data|jit|serialize)\b")
-
-
-def _prefix_for_cuda() -> str:
-    # at::RestrictPtrTraits exists for nvcc only.
-    return _CUDA_PREFIX.format(
-        restrict="namespace at { template <typename T> struct RestrictPtrTraits "
-        "{ typedef T* __restrict__ PtrType; }; }\n"
-        "namespace torch { using at::RestrictPtrTraits; }\n"
-    )
 
 
 def _refuse_unsupported(source: str, file: str, first_line: int = 1) -> None:
@@ -133,7 +127,7 @@ def compile_inline(
         return _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
 
     main = (_HOST_PREFIX + cpp_text + bindings, False, _flags_of_main(cpp, host_words))
-    kernels = (_prefix_for_cuda() + cuda_text, True, cuda_words)
+    kernels = (_CUDA_PREFIX + cuda_text, True, cuda_words)
     library = None
     if bindings and cuda and one_unit_will_do(cpp, cuda, host_words):
         head = "#include <torch/extension.h>\n" + toolchain.line_directive(1, _DECLARATIONS)
@@ -258,7 +252,7 @@ def compile_files(
         full = [*_unit_flags([text]), "-iquote", str(beside)]
         if path.suffix in (".cu", ".cuh"):
             _refuse_unsupported(text, str(path))
-            unit.write_text(_prefix_for_cuda() + directive + device.rewritten(text, beside))
+            unit.write_text(_CUDA_PREFIX + directive + device.rewritten(text, beside))
             units.append((unit, True, [*full, *cuda_words]))
         else:
             # The file sees only what it includes, as on the real tool chain. The precompiled prefix

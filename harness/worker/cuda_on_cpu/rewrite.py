@@ -13,6 +13,7 @@ import re
 from harness.worker.cuda_on_cpu.tokens import (
     Token,
     angle_back,
+    blank,
     matching,
     next_solid,
     postfix_start,
@@ -79,8 +80,7 @@ def _launch(tokens: list[Token], opening: int) -> None:
     call = _without_comments(tokens[start:opening])
     breaks = "\n" * kernel.count("\n")
     tokens[start].text = f"::emu::launch(::emu::config({_quoted(name)}, __FILE__, __LINE__, "
-    for t in tokens[start + 1 : opening + 1]:
-        t.kind, t.text = "space", ""
+    blank(tokens[start + 1 : opening + 1])
     tokens[closing].text = f"), [&](auto... emu_p) {{ {' '.join(call.split())}(emu_p...); }}"
     for t in tokens[closing + 1 : left]:
         t.text = "\n" * t.text.count("\n") if t.kind == "comment" else t.text
@@ -142,10 +142,7 @@ def _shared_declaration(tokens: list[Token], index: int) -> int:
     statement = tokens[start:end]
     extern = any(t.kind == "name" and t.text == "extern" for t in statement)
     align = _drop_alignment(statement)
-    for t in statement:
-        if t.kind == "name" and t.text in _STORAGE:
-            t.text = ""
-            t.kind = "space"
+    blank([t for t in statement if t.kind == "name" and t.text in _STORAGE])
     names = _declared_names(statement)
     if not names:
         return index
@@ -185,9 +182,7 @@ def _shared_declaration(tokens: list[Token], index: int) -> int:
         text = "; ".join(parts)
     statement[0].text = text
     statement[0].kind = "punctuation"
-    for t in statement[1:]:
-        t.text = ""
-        t.kind = "space"
+    blank(statement[1:])
     return end
 
 
@@ -257,9 +252,7 @@ def _drop_alignment(statement: list[Token]) -> str:
         if right < 0:
             continue
         value = text_of(statement[left + 1 : right]).strip()
-        for t in statement[i : right + 1]:
-            t.text = ""
-            t.kind = "space"
+        blank(statement[i : right + 1])
     return value
 
 
@@ -409,8 +402,7 @@ def _constant(tokens: list[Token], index: int, cuda: bool) -> None:
     )
     if not cuda and not compared:
         return
-    for t in tokens[start : index + 1]:
-        t.text, t.kind = "", "space"
+    blank(tokens[start : index + 1])
     tokens[index].text = "::emu::cuda_type()" if cuda else "::emu::cpu_type_compared()"
     tokens[index].kind = "name"
 
@@ -447,9 +439,7 @@ def _kernel_calls(tokens: list[Token]) -> None:
             where = f"__FILE__, __LINE__, {cooperative}, "
         breaks = "\n" * text_of(first).count("\n")
         token.text = _TAKES_KERNEL[token.text] + f"{_quoted(base)}, {where}{kernel}" + breaks
-        tokens[left].text, tokens[left].kind = "", "space"
-        for t in first:
-            t.text, t.kind = "", "space"
+        blank([tokens[left], *first])
 
 
 def _memory_functions(tokens: list[Token]) -> None:
