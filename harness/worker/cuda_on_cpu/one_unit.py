@@ -16,7 +16,7 @@ from harness.worker.cuda_on_cpu.tokens import Token, next_solid, previous_solid,
 _KNOWN = re.compile(
     r"torch|at|c10|std|py|Tensor(?:List)?|IntArrayRef|ArrayRef|Scalar(?:Type)?|optional|vector|tuple"
     r"|pair|string|void|bool|char|short|int|long|unsigned|signed|float|double|const|size_t"
-    r"|u?int(?:8|16|32|64)_t|object"
+    r"|u?int(?:8|16|32|64)_t|object|true|false|nullopt"
 )
 _ALIAS = re.compile(r"\busing\s+(\w+)\s*=\s*([^;={}]*);")
 _TORCH_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include[ \t]*<(?:torch|ATen|c10)/[^>]*>", re.MULTILINE)
@@ -38,7 +38,9 @@ def one_unit_will_do(cpp: Sequence[str], cuda: Sequence[str], flags: Sequence[st
         aliases = {name for name, _ in _ALIAS.findall(source)}
         tokens = tokenize(_ALIAS.sub(r"\2;", source))
         for i, token in enumerate(tokens):
-            if token.blank or (token.kind == "punctuation" and token.text in "();,:::&*<>>"):
+            if token.blank or token.kind == "number":  # a default argument
+                continue
+            if token.kind == "punctuation" and token.text in "();,:::&*<>>=-":
                 continue
             if token.kind != "name":
                 return False
@@ -51,11 +53,13 @@ def one_unit_will_do(cpp: Sequence[str], cuda: Sequence[str], flags: Sequence[st
                 and not _is_parameter(tokens, i, after)
             ):
                 return False
-    # A function that the CUDA source keeps for itself is missing on the real tool chain.
+    # A function that the CUDA source keeps for itself is missing on the real tool chain. Default
+    # arguments may stand in each unit, but once in one.
     own = "|".join(map(re.escape, declared))
     kept = re.compile(
         rf"\b(?:static|inline|constexpr|template)\b[^;{{}}()#]*\b(?:{own})\b"
         rf"|#[ \t]*define[ \t]+(?:{own})\b"
+        rf"|\b(?:{own})\s*\([^();]*="
     )
     return bool(declared) and not any(kept.search(source) for source in cuda)
 
@@ -64,7 +68,7 @@ def _is_parameter(tokens: list[Token], index: int, after: int) -> bool:
     before = previous_solid(tokens, index - 1)
     return (
         after < len(tokens)
-        and tokens[after].text in (",", ")")
+        and tokens[after].text in (",", ")", "=")
         and before >= 0
         and (tokens[before].text in ("&", "*", ">", ">>") or tokens[before].kind == "name")
         and tokens[before].text != "const"
