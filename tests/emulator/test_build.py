@@ -178,7 +178,11 @@ def test_every_header_of_the_toolkit_is_known_as_one() -> None:
 
 
 def test_files_with_their_own_bindings_build(support: Path, tmp_path: Path) -> None:
-    (tmp_path / "kernel.cu").write_text(GOOD.replace("torch/extension.h", "torch/types.h"))
+    (tmp_path / "part.cuh").write_text(
+        "__device__ float part() { __shared__ float s; return s = 1; }"
+    )
+    text = GOOD.replace("torch/extension.h", "torch/types.h").replace("= 1;", "= part();")
+    (tmp_path / "kernel.cu").write_text('#include "part.cuh"\n' + text)
     (tmp_path / "bind.cpp").write_text(
         "#include <torch/extension.h>\n"
         f'{DECLARED}\nPYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {{ m.def("f", &f); }}\n'
@@ -190,3 +194,6 @@ def test_files_with_their_own_bindings_build(support: Path, tmp_path: Path) -> N
         support_dir=support,
     )
     assert library.name == "from_files.so"
+    read = {"part.cuh", "kernel.cu", "bind.cpp"}
+    assert inputs.noted(library.parent).keys() <= {str(tmp_path / name) for name in read}
+    assert str(tmp_path / "part.cuh") in inputs.noted(library.parent)
