@@ -36,11 +36,15 @@ def nbytes(tensor: torch.Tensor) -> int:
 
 
 def mapped(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    """Return value with change(tensor) in place of every tensor; the structure is kept."""
+    """Return value with change(tensor) in place of every tensor; the structure is kept.
+
+    Tensors are changed in the order of tensors_of.
+    """
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {k: mapped(v, change) for k, v in value.items()}
+        changed = {key: mapped(value[key], change) for key in sorted(value, key=repr)}
+        return {key: changed[key] for key in value}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(v, change) for v in value))
     if isinstance(value, (list, tuple)):

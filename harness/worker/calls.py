@@ -80,7 +80,7 @@ class Inputs:
 
     def fresh(self, value: Any) -> Any:
         """Return value with every tensor copied into new memory on this worker's device."""
-        return modules.mapped(value, lambda tensor: own_copy(tensor, self._device))
+        return modules.mapped(value, lambda t: own_copy(t, self._device))
 
     def _copied(self, buffer: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if 0 in buffer.stride() and buffer.numel() > 1:

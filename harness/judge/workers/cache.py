@@ -77,7 +77,8 @@ class ExtensionCache:
     @property
     def read_by_workers(self) -> list[Path]:
         """The existing files and folders that a solution's workers read under their user ids."""
-        built = sorted(self.support.glob("*-*/*"))
+        # Not those of a build that is under way: it is renamed when it is done.
+        built = sorted(p for p in self.support.glob("*-*/*") if p.parent.name[:9] != "building-")
         return [self.support, self.folder, self._build_root, *built]
 
     def complete(self) -> bool:

@@ -15,6 +15,7 @@ from harness.worker.cuda_on_cpu import toolchain
 from harness.worker.cuda_on_cpu.headers import Headers
 from harness.worker.cuda_on_cpu.locate import locate
 from harness.worker.cuda_on_cpu.nvcc import describe, nvcc_check
+from harness.worker.cuda_on_cpu.one_unit import one_unit_will_do
 from harness.worker.cuda_on_cpu.rewrite import has_definitions
 from harness.worker.cuda_on_cpu.support import Support, obtain
 from harness.worker.cuda_on_cpu.unsupported import find_unsupported
@@ -29,6 +30,8 @@ _CUDA_PREFIX = (
     "namespace torch { using at::RestrictPtrTraits; }\n"
 )
 _HOST_PREFIX = '#include "prefix.h"\n#include <emu/torch_device.h>\n#include <torch/extension.h>\n'
+_DECLARATIONS, _BINDINGS = "declarations", "functions="
+"""Files that errors in these parts of a unit name."""
 _FULL_TORCH = re.compile(r"\btorch::(nn|optim|data|jit|serialize)\b")
 
 
@@ -53,7 +56,7 @@ def _bindings(
         functions = [functions]
     if not isinstance(functions, Mapping):
         functions = {f: f for f in functions}
-    lines = [toolchain.line_directive(1, "functions=").rstrip("\n")]
+    lines = [toolchain.line_directive(1, _BINDINGS).rstrip("\n")]
     lines.append("PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {")
     for function, doc in functions.items():
         target = f"torch::wrap_pybind_function({function})" if error_handling else function
@@ -89,7 +92,7 @@ def compile_inline(
     library then holds what each kernel uses.
 
     ``cpp_sources`` with the bindings and ``cuda_sources`` are two translation units, as on the
-    real tool chain. The first is compiled without checks.
+    real tool chain, or one where that means the same. A unit of C++ is compiled without checks.
 
     Raises:
         BuildFailed: the compiler's first error, at the solution's own line if that is found.
@@ -112,19 +115,32 @@ def compile_inline(
     cpp_text = "".join(_rewritten(cpp, solution_file, f"{name} cpp_sources", host))
     cuda_text = "".join(_rewritten(cuda, solution_file, f"{name} cuda_sources", device))
     bindings = _bindings(functions, with_pytorch_error_handling)
-    units: list[tuple[Path, bool, list[str]]] = []
-    if (cpp_text + bindings).strip():
-        unit = build_dir / "main.cpp"
-        unit.write_text(_HOST_PREFIX + cpp_text + bindings)
-        units.append((unit, False, _flags_of_main(cpp, host_words)))
-    if cuda:
-        unit = build_dir / "cuda.cpp"
-        unit.write_text(_CUDA_PREFIX + cuda_text)
-        units.append((unit, True, cuda_words))
     full = _unit_flags([*cpp, *cuda])
-    units = [(u, c, [*full, *f]) for u, c, f in units]
     includes = list(extra_include_paths)
-    library = _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
+
+    def built(texts: Sequence[tuple[str, bool, Sequence[str]]]) -> Path:
+        units = []
+        for text, checked, flags in texts:
+            unit = build_dir / ("cuda.cpp" if checked else "main.cpp")
+            unit.write_text(text)
+            units.append((unit, checked, [*full, *flags]))
+        return _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
+
+    main = (_HOST_PREFIX + cpp_text + bindings, False, _flags_of_main(cpp, host_words))
+    kernels = (_CUDA_PREFIX + cuda_text, True, cuda_words)
+    library = None
+    if bindings and cuda and one_unit_will_do(cpp, cuda, host_words):
+        head = "#include <torch/extension.h>\n" + toolchain.line_directive(1, _DECLARATIONS)
+        text = "".join([kernels[0], head, *(source + "\n" for source in cpp), bindings])
+        try:
+            library = built([(text, True, cuda_words)])
+        except BuildFailed as error:
+            # The CUDA source comes first: an error in it is the same in a unit of its own.
+            if not str(error).startswith((_DECLARATIONS, _BINDINGS)):
+                raise
+    if library is None:
+        texts = [main] if (cpp_text + bindings).strip() else []
+        library = built([*texts, kernels] if cuda else texts)
     if nvcc and cuda:
         units_of_nvcc = [(cuda, solution_file, True)]
         paths = extra_include_paths

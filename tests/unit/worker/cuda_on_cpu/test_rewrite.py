@@ -8,6 +8,7 @@ import pytest
 
 from harness.worker.cuda_on_cpu.build import _bindings
 from harness.worker.cuda_on_cpu.locate import locate
+from harness.worker.cuda_on_cpu.one_unit import one_unit_will_do
 from harness.worker.cuda_on_cpu.rewrite import has_definitions, rewrite_cuda, rewrite_host
 from harness.worker.cuda_on_cpu.tokens import text_of, tokenize
 from harness.worker.cuda_on_cpu.unsupported import find_unsupported
@@ -157,6 +158,39 @@ def test_bindings_are_those_of_load_inline() -> None:
 def test_declarations_are_told_from_definitions() -> None:
     assert not has_definitions("// { }\ntorch::Tensor f(torch::Tensor x);")
     assert has_definitions("int f() { return 1; }")
+
+
+@pytest.mark.parametrize(
+    ("cpp", "cuda", "one"),
+    [
+        ("torch::Tensor f(torch::Tensor x, const at::Tensor& y, int64_t n, double);", "", True),
+        ("#include <torch/extension.h>\nstd::vector<torch::Tensor> f(torch::Tensor);", "", True),
+        (
+            "torch::Tensor f(torch::Tensor x); // the CUDA source has it\nvoid g(float *p);",
+            "",
+            True,
+        ),
+        ("using Ref = const at::Tensor&; at::Tensor f(Ref, Ref, double);", "", True),
+        ("using Ref = Params; at::Tensor f(Ref);", "struct Params {};", False),
+        ("torch::Tensor f(torch::Tensor x, double a = 2.0);", "", False),
+        ("#define N 3\ntorch::Tensor f(torch::Tensor x);", "", False),
+        ("torch::Tensor f(torch::Tensor x) { return x; }", "", False),
+        ("torch::Tensor f(Params);", "struct Params {};", False),
+        ("torch::Tensor f(const Params);", "struct Params {};", False),
+        ("torch::Tensor f(Params p);", "struct Params {};", False),
+        ("Result f(torch::Tensor x);", "using Result = torch::Tensor;", False),
+        ("torch::Tensor f(torch::Tensor x);", "static torch::Tensor f(torch::Tensor x) {", False),
+        ("torch::Tensor f(torch::Tensor x);", "#define f g", False),
+        ("torch::Tensor f(torch::Tensor x);", "#define N 2\ntorch::Tensor f(", True),
+        ("torch::Tensor f(torch::Tensor x);", "static int g() {}\ntorch::Tensor f(", True),
+        ("", "", False),
+    ],
+)
+def test_declarations_join_the_cuda_source_only_where_they_mean_the_same(
+    cpp: str, cuda: str, one: bool
+) -> None:
+    assert one_unit_will_do([cpp], [cuda], ["-O3", "-Wall"]) == one
+    assert not one_unit_will_do([cpp], [cuda], ["-DN=4"])
 
 
 def test_source_is_located_in_its_file(tmp_path: Path) -> None:
