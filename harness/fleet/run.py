@@ -376,7 +376,7 @@ class _Run:
         if compiler is not None and shutil.which("c++") is None:
             env.setdefault("CXX", compiler)  # torch tries c++ alone
         # Else torch makes a folder of its own in /tmp.
-        env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._cache / "compiled" / "inductor"))
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(self._cache / "inductor"))
         home = linked_home(self._cache)
         if home is not None:
             env["CUDA_HOME"] = str(home)

@@ -9,7 +9,7 @@ import struct
 from typing import Any
 
 SCALARS: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 5, 65, 1 << 31, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 10**300,
+    None, True, False, 0, 1, -1, 5, 65, 1 << 31, 1 << 62, 1 << 63, 1 << 64, -(1 << 63), 10**400,
     0.5, 1e308, -1e308, float("nan"), float("inf"), float("-inf"), "", "x", "nan", "float32",
     "0" * 4000,
     "\ud800", "\x00", "\x1b[2J", "../../x", "/dev/zero", "/etc/passwd", "-" * 24, "ab" * 64,
@@ -19,6 +19,10 @@ SCALARS: tuple[Any, ...] = (
 
 def junk(source: random.Random, depth: int = 0) -> Any:
     """Return any JSON value."""
+    if source.random() < 0.25:  # the description of a value (ipc.Encoder)
+        scalar = source.choice(SCALARS)
+        described: list[Any] = [{"v": scalar}, {"l": []}, {"t": 0}, {"u": [{"v": scalar}]}]
+        return source.choice([*described, {"d": [["a", {"v": scalar}]]}, {"x": "set"}])
     kind = source.randrange(7 if depth < 3 else 4)
     if kind < 4:
         return source.choice(SCALARS)

@@ -59,8 +59,8 @@ def test_a_field_of_another_kind_is_refused(do: str, name: str, junk: Any) -> No
         return
     if (name, junk) in [("ships_cuda", True), ("state", ["x"]), ("built", ["x"]), ("nvcc", ["x"])]:
         return
-    if junk == {"a": 5} and name == "kernels":
-        return
+    if (junk == {"a": 5} and name == "kernels") or (name == "table" and isinstance(junk, list)):
+        return  # ipc.Decoder reads the table
     with pytest.raises(ipc.WireViolation):
         read(do, **{name: junk})
 
