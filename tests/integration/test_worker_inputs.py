@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.judge.workers.cache import ExtensionCache
 from harness.worker import inputs
 from harness.worker.build import Builder
 
@@ -110,3 +111,24 @@ def test_headers_of_the_tool_chain_are_told_from_the_solutions() -> None:
     theirs += ["/usr/lib/gcc/x86_64-linux-gnu/12/include/stddef.h", "/usr/local/cuda-13.0/a.h"]
     assert not [p for p in own if inputs.of_the_tool_chain(Path(p))]
     assert not [p for p in theirs if not inputs.of_the_tool_chain(Path(p))]
+
+
+def test_what_was_built_from_files_of_the_solution_is_found_in_the_cache(tmp_path: Path) -> None:
+    """Its folder's name says what was read, too: a cache that does not know it builds each time."""
+    solution = tmp_path / "solution.py"
+    solution.write_text("")
+    header = tmp_path / "size.h"
+    header.write_text("#define SIZE 3\n")
+    cache = ExtensionCache(tmp_path / "cache", solution, "cpu")
+    staged = cache.build_folder(None)
+    key = "ext-" + "0" * 24
+    (staged / key).mkdir()
+    inputs.note(staged / key, [str(header)])
+    built = inputs.finish(staged / key)
+    assert built.name != key
+    cache.adopt(staged, [built.name], [str(header)], failed=False)
+    assert cache.complete()
+    found = inputs.finished(cache.folder, key)
+    assert found is not None and found.name == built.name
+    header.write_text("#define SIZE 4\n")
+    assert inputs.finished(cache.folder, key) is None

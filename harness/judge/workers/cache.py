@@ -28,7 +28,7 @@ from harness.machine.environment import PACKAGE
 from harness.machine.toolchain import toolchain
 
 CACHE_VERSION = 2
-_KEY = re.compile(r"[^/\0]{1,40}-[0-9a-f]{24}")
+_KEY = re.compile(r"[^/\0]{1,40}-[0-9a-f]{24}(-[0-9a-f]{12})?")
 """What a worker names a built extension (``content_key`` in worker/build.py)."""
 _MOST_MANIFEST_BYTES = 64 << 20
 _MOST_SOURCE_BYTES, _MOST_SOURCES_BYTES = 16 << 20, 256 << 20
