@@ -170,6 +170,18 @@ def play(part: str, request: dict[str, Any]) -> None:
     elif part == "leaves_a_child":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         (Path(request["log"]).parent.parent / "child").write_text(str(child.pid))
+    elif part in ("leaves_a_deep_folder", "dies_in_a_folder", "hangs_in_a_folder"):
+        folder = Path(request["temporary"])
+        (Path(request["log"]).parent.parent / "temporary").write_text(str(folder))
+        here = os.open(folder, os.O_RDONLY)
+        for _ in range(1100):
+            os.mkdir("nested", dir_fd=here)
+            outer, here = here, os.open("nested", os.O_RDONLY, dir_fd=here)
+            os.close(outer)
+        if part == "dies_in_a_folder":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if part == "hangs_in_a_folder":
+            time.sleep(600)
     elif part == "hangs_with_a_worker":
         code = "import subprocess, time; subprocess.run(['sleep', '600'])"
         worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)

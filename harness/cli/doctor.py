@@ -96,120 +96,81 @@ def examine() -> list[Finding]:
     return [finding for part in parts for finding in part()]
 
 
+def _finding(what: str, fact: str, remedy: str = "", level: str = NOTE) -> Finding:
+    """Return a finding, which is ok if it needs no remedy."""
+    return Finding(what=what, level=level if remedy else OK, fact=fact, remedy=remedy)
+
+
 def _python() -> Iterator[Finding]:
-    yield Finding(
-        what="machine",
-        level=OK,
-        fact=f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores, {platform.platform()}",
-    )
-    old = sys.version_info < (3, 10)
-    yield Finding(
-        what="python",
-        level=FAULT if old else OK,
-        fact=f"{platform.python_version()} at {sys.executable}",
-        remedy="install Python 3.10 or newer" if old else "",
-    )
+    cores = len(os.sched_getaffinity(0))
+    yield _finding("machine", f"{cpu_name()}, {cores} cores, {platform.platform()}")
+    remedy = "install Python 3.10 or newer" if sys.version_info < (3, 10) else ""
+    yield _finding("python", f"{platform.python_version()} at {sys.executable}", remedy, FAULT)
     names = ("ninja", "numpy", "rich", "tabulate")
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        yield Finding(
-            what="packages",
-            level=FAULT,
-            fact=f"missing: {', '.join(missing)}",
-            remedy=f"{sys.executable} -m pip install {' '.join(missing)}, or make eval",
-        )
+        remedy = f"{sys.executable} -m pip install {' '.join(missing)}, or make eval"
+        yield _finding("packages", f"missing: {', '.join(missing)}", remedy, FAULT)
 
 
 def _torch() -> Iterator[Finding]:
     build = torch_build()
     if build is None:
-        yield Finding(
-            what="torch",
-            level=FAULT,
-            fact="not installed",
-            remedy="make eval installs it; or pip install torch",
-        )
+        remedy = "make eval installs it; or pip install torch"
+        yield _finding("torch", "not installed", remedy, FAULT)
         return
+    fact = f"{build.version}, built {'for CUDA ' + build.cuda if build.cuda else 'without CUDA'}"
     error = _error_of(sys.executable, "-c", "import torch; torch.ones(1)")
-    yield Finding(
-        what="torch",
-        level=FAULT if error else OK,
-        fact=f"{build.version}, built {'for CUDA ' + build.cuda if build.cuda else 'without CUDA'}"
-        + (f", but cannot be imported: {error}" if error else ""),
-        remedy="reinstall torch" if error else "",
-    )
+    if error:
+        fact += f", but cannot be imported: {error}"
+    yield _finding("torch", fact, "reinstall torch" if error else "", FAULT)
 
 
 def _compilers() -> Iterator[Finding]:
     compiler = find_compiler()
     if compiler is None:
         named = os.environ.get("CXX")
-        yield Finding(
-            what="C++ compiler",
-            level=FAULT,
-            fact=f"CXX={named} was not found" if named else "c++, g++ and clang++ were not found",
-            remedy="apt-get install g++, or set CXX",
-        )
+        fact = f"CXX={named} was not found" if named else "c++, g++ and clang++ were not found"
+        yield _finding("C++ compiler", fact, "apt-get install g++, or set CXX", FAULT)
     else:
-        error = _compile(compiler)
-        yield Finding(
-            what="C++ compiler",
-            level=FAULT if error else OK,
-            fact=said(compiler, "--version").partition("\n")[0]
-            + (f", but it cannot compile C++17: {error}" if error else ""),
-            remedy="apt-get install g++ (9 or newer)" if error else "",
-        )
-    ninja = shutil.which("ninja") or importlib.util.find_spec("ninja")
-    if not ninja:
-        yield Finding(
-            what="ninja", level=FAULT, fact="not found", remedy="pip install ninja, or make eval"
-        )
+        fact, error = said(compiler, "--version").partition("\n")[0], _compile(compiler)
+        if error:
+            fact += f", but it cannot compile C++17: {error}"
+        remedy = "apt-get install g++ (9 or newer)" if error else ""
+        yield _finding("C++ compiler", fact, remedy, FAULT)
+    if not (shutil.which("ninja") or importlib.util.find_spec("ninja")):
+        yield _finding("ninja", "not found", "pip install ninja, or make eval", FAULT)
+    yield _nvcc()
+
+
+def _nvcc() -> Finding:
     build, nvcc = torch_build(), find_nvcc()
-    wanted = build.cuda if build else None
     if nvcc is None:
-        yield Finding(
-            what="nvcc",
-            level=NOTE,
-            fact="not found: no CUDA source can be built for a GPU here",
-            remedy=nvcc_remedy() if nvcc_needed() else "not needed without a GPU",
-        )
-        return
-    release = nvcc_version(nvcc)
-    toolkit = packaged_toolkit()
-    packaged = toolkit is not None and Path(nvcc).parent.parent == toolkit
-    clash = bool(wanted and release and wanted.split(".")[0] != release.split(".")[0])
-    yield Finding(
-        what="nvcc",
-        level=NOTE if clash else OK,
-        fact=f"{release} at {nvcc}"
-        + (", from a package of this environment" if packaged else "")
-        + (f"; torch is built for CUDA {wanted}" if wanted else ""),
-        remedy=f"torch needs the same major version: set CUDA_HOME to CUDA {wanted}"
-        if clash
-        else "",
-    )
+        remedy = nvcc_remedy() if nvcc_needed() else "not needed without a GPU"
+        return _finding("nvcc", "not found: no CUDA source can be built for a GPU here", remedy)
+    wanted, release, toolkit = build.cuda if build else None, nvcc_version(nvcc), packaged_toolkit()
+    fact = f"{release} at {nvcc}"
+    if toolkit is not None and Path(nvcc).parent.parent == toolkit:
+        fact += ", from a package of this environment"
+    if wanted:
+        fact += f"; torch is built for CUDA {wanted}"
+    remedy = ""
+    if wanted and release and wanted.split(".")[0] != release.split(".")[0]:
+        remedy = f"torch needs the same major version: set CUDA_HOME to CUDA {wanted}"
+    return _finding("nvcc", fact, remedy)
 
 
 def _gpus() -> Iterator[Finding]:
     gpus, build, driver = find_gpus(), torch_build(), driver_version()
     if not gpus.devices:
-        fact = gpus.problem + (f"; driver {driver}" if driver else "")
-        yield Finding(
-            what="GPU",
-            level=NOTE,
-            fact=fact,
-            remedy="not needed: --device auto runs the CUDA source on the CPU (emulated), untimed",
-        )
+        remedy = "not needed: --device auto runs the CUDA source on the CPU (emulated), untimed"
+        yield _finding("GPU", gpus.problem + (f"; driver {driver}" if driver else ""), remedy)
         return
     for gpu in gpus.devices:
         major, minor = gpu.capability
-        old = gpu.capability < (7, 5)
-        yield Finding(
-            what=f"GPU cuda:{gpu.index}",
-            level=NOTE if old else OK,
-            fact=f"{gpu.name}, sm_{major}{minor}, {gpu.memory_bytes / 1024**3:.0f} GiB",
-            remedy="use a GPU of compute capability 7.5 or newer" if old else "",
-        )
+        remedy = "use a GPU of compute capability 7.5 or newer" if gpu.capability < (7, 5) else ""
+        fact = f"{gpu.name}, sm_{major}{minor}, {gpu.memory_bytes / 1024**3:.0f} GiB"
+        yield _finding(f"GPU cuda:{gpu.index}", fact, remedy)
     cuda = build.cuda if build else None
     too_new = bool(cuda and gpus.cuda and int(cuda.split(".")[0]) > int(gpus.cuda.split(".")[0]))
     remedy = ""
@@ -217,68 +178,45 @@ def _gpus() -> Iterator[Finding]:
         remedy = "this torch cannot use the GPU: install a CUDA build of torch"
     elif too_new:
         remedy = f"install a newer driver, or a torch built for CUDA {gpus.cuda} or older"
-    yield Finding(
-        what="driver",
-        level=NOTE if remedy else OK,
-        fact=f"{driver or 'version unknown'}, supports CUDA {gpus.cuda}",
-        remedy=remedy,
-    )
+    yield _finding("driver", f"{driver or 'version unknown'}, supports CUDA {gpus.cuda}", remedy)
     if cuda and not too_new:
-        yield from _architectures([gpu.capability for gpu in gpus.devices])
+        yield _architectures([gpu.capability for gpu in gpus.devices])
 
 
-def _architectures(capabilities: list[tuple[int, int]]) -> Iterator[Finding]:
+def _architectures(capabilities: list[tuple[int, int]]) -> Finding:
     """Compare torch's architectures with those of the GPUs."""
     program = "import torch; print(torch.cuda.is_available(), *torch.cuda.get_arch_list())"
     words = said(sys.executable, "-c", program).split()
     if words[:1] != ["True"]:
-        yield Finding(
-            what="torch on the GPU",
-            level=NOTE,
-            fact="torch.cuda.is_available() is not True",
-            remedy=f'{sys.executable} -c "import torch; torch.ones(1).cuda()" prints the reason',
-        )
-        return
+        remedy = f'{sys.executable} -c "import torch; torch.ones(1).cuda()" prints the reason'
+        return _finding("torch on the GPU", "torch.cuda.is_available() is not True", remedy)
     compiled = {tuple(divmod(int(n), 10)) for n in re.findall(r"(?:sm|compute)_(\d+)", str(words))}
     missing = [c for c in capabilities if not any(a[0] == c[0] and a <= c for a in compiled)]
-    yield Finding(
-        what="architectures",
-        level=NOTE if missing else OK,
-        fact=f"torch is compiled for {', '.join(words[1:])}",
-        remedy=f"it lacks {', '.join(f'sm_{a}{b}' for a, b in missing)}: install a torch with it"
-        if missing
-        else "",
-    )
+    lacking = ", ".join(f"sm_{a}{b}" for a, b in missing)
+    remedy = f"it lacks {lacking}: install a torch with it" if missing else ""
+    return _finding("architectures", f"torch is compiled for {', '.join(words[1:])}", remedy)
 
 
 def _memory_and_disk() -> Iterator[Finding]:
     cache = cache_folder()
     free, size = shutil.disk_usage(cache).free, _folder_bytes(cache)
-    short = free < _DISK_NEEDED_BYTES
-    yield Finding(
-        what="cache",
-        level=NOTE if short else OK,
-        fact=f"{cache}: {size / 1024**2:.0f} MiB used, {free / 1024**3:.0f} GiB free on its disk"
-        + ("" if cache.parent == PROJECT_ROOT else f"; {PROJECT_ROOT} is read-only"),
-        remedy="free space on this disk" if short else "",
-    )
-    free = available_bytes()
-    short = free < _MEMORY_NEEDED_BYTES
-    yield Finding(
-        what="memory",
-        level=NOTE if short else OK,
-        fact=f"{free / 1024**3:.1f} GiB available, enough for --jobs {default_jobs(on_gpu=False)}",
-        remedy="run with --jobs 1 --size small, or use a larger machine" if short else "",
+    fact = f"{cache}: {size / 1024**2:.0f} MiB used, {free / 1024**3:.0f} GiB free on its disk"
+    if cache.parent != PROJECT_ROOT:
+        fact += f"; {PROJECT_ROOT} is read-only"
+    yield _finding("cache", fact, "free space on this disk" if free < _DISK_NEEDED_BYTES else "")
+    free, jobs = available_bytes(), default_jobs(on_gpu=False)
+    remedy = "run with --jobs 1 --size small, or use a larger machine"
+    yield _finding(
+        "memory",
+        f"{free / 1024**3:.1f} GiB available, enough for --jobs {jobs}",
+        remedy if free < _MEMORY_NEEDED_BYTES else "",
     )
     try:
         os.close(os.memfd_create("doctor", os.MFD_ALLOW_SEALING))
     except OSError as error:
-        yield Finding(
-            what="shared memory",
-            level=FAULT,
-            fact=f"the system refuses memfd_create: {error.strerror}",
-            remedy="allow it in the seccomp profile: judge and workers share tensors through it",
-        )
+        fact = f"the system refuses memfd_create: {error.strerror}"
+        remedy = "allow it in the seccomp profile: judge and workers share tensors through it"
+        yield _finding("shared memory", fact, remedy, FAULT)
 
 
 def _rights() -> Iterator[Finding]:
@@ -292,18 +230,12 @@ def _rights() -> Iterator[Finding]:
         if shared and not root
         else "",
     )
-    scope = _read("/proc/sys/kernel/yama/ptrace_scope")
-    if scope == "0" and not root:
-        yield Finding(
-            what="ptrace",
-            level=NOTE,
-            fact="kernel.yama.ptrace_scope is 0, so processes of one user may trace each other",
-            remedy="sysctl kernel.yama.ptrace_scope=1",
-        )
-    if not find_gpus().devices:
-        return
-    yield _nvml()
-    yield _counters()
+    if _read("/proc/sys/kernel/yama/ptrace_scope") == "0" and not root:
+        fact = "kernel.yama.ptrace_scope is 0, so processes of one user may trace each other"
+        yield _finding("ptrace", fact, "sysctl kernel.yama.ptrace_scope=1")
+    if find_gpus().devices:
+        yield _nvml()
+        yield _counters()
 
 
 def _nvml() -> Finding:
@@ -311,35 +243,22 @@ def _nvml() -> Finding:
         code = ctypes.CDLL("libnvidia-ml.so.1").nvmlInit_v2()
     except OSError:
         code = -1
-    return Finding(
-        what="NVML",
-        level=NOTE if code else OK,
-        fact=f"NVML fails with error {code}: no clocks, power, temperature"
-        if code
-        else "clocks, power and temperature can be read",
-        remedy="in a container: set NVIDIA_DRIVER_CAPABILITIES=compute,utility" if code else "",
-    )
+    if not code:
+        return _finding("NVML", "clocks, power and temperature can be read")
+    remedy = "in a container: set NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    return _finding("NVML", f"it fails with error {code}: no clocks, power, temperature", remedy)
 
 
 def _counters() -> Finding:
     ncu = find_ncu()
     if ncu is None:
-        return Finding(
-            what="ncu",
-            level=NOTE,
-            fact="not found: --ncu cannot measure kernels",
-            remedy="install nsight-compute, a part of the CUDA toolkit",
-        )
+        remedy = "install nsight-compute, a part of the CUDA toolkit"
+        return _finding("ncu", "not found: --ncu cannot measure kernels", remedy)
     # For root, too: a solution is profiled without root's rights.
-    refused = "RmProfilingAdminOnly: 1" in _read("/proc/driver/nvidia/params")
-    return Finding(
-        what="ncu",
-        level=NOTE if refused else OK,
-        fact=ncu + (", but the driver allows its counters to root only" if refused else ""),
-        remedy="put options nvidia NVreg_RestrictProfilingToAdminUsers=0 into /etc/modprobe.d"
-        if refused
-        else "",
-    )
+    if "RmProfilingAdminOnly: 1" not in _read("/proc/driver/nvidia/params"):
+        return _finding("ncu", ncu)
+    remedy = "put options nvidia NVreg_RestrictProfilingToAdminUsers=0 into /etc/modprobe.d"
+    return _finding("ncu", f"{ncu}, but the driver allows its counters to root only", remedy)
 
 
 def _compile(compiler: str) -> str:

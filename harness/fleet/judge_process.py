@@ -3,7 +3,9 @@
 Protocol, one JSON object a line:
 
 ========================================  =====================================================
-fleet to judge, on stdin                  the request, then ``{"grant": W}`` for each W asked for;
+fleet to judge, on stdin                  the request, with a folder for what is ``temporary``: the
+                                          fleet removes it, however the judge ends. Then
+                                          ``{"grant": W}`` for each W asked for;
                                           ``bytes``: the device's memory that others do not need
 judge to fleet, on stdout
   ``{"event": "phase", "phase": P}``      the judge enters a phase; also a sign of life
@@ -34,6 +36,7 @@ import os
 import re
 import selectors
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +48,7 @@ from harness.domain import HarnessError, Options, Refusal, Status, Verdict, verd
 from harness.fleet.judge_server import FreshJudge, JudgeServer, StartedJudge
 from harness.fleet.slots import Slot
 from harness.fleet.turns import CHECK, CLOCK, Turn
+from harness.machine import left_files
 from harness.machine.environment import oom_kills
 from harness.machine.process_tree import descent, scanned_children, stat_of
 
@@ -167,6 +171,18 @@ class JudgeProcess:
         Raises:
             HarnessError: the judge could not be started.
         """
+        folder = Path(tempfile.mkdtemp(prefix="kernel-eval-judge-"))
+        try:
+            folder.chmod(0o711)  # a worker enters its own folder in it under another user id
+            self._request = {**self._request, "temporary": str(folder)}
+            return self._run()
+        finally:
+            left = left_files.remove_tree(folder)
+            if left:
+                with contextlib.suppress(OSError), self._log.open("a") as log:
+                    log.write(f"--- fleet: {folder} is not removed: {left}\n")
+
+    def _run(self) -> Outcome:
         with self._log.open("ab") as log:
             try:
                 start = FreshJudge if self._server is None else self._server.start

@@ -15,6 +15,11 @@ from typing import Any
 from harness.ipc.errors import WireClosed, WireTimeout, WireViolation
 
 MAX_MESSAGE_BYTES = 16 << 20
+_MOST_CONTAINERS, _MOST_COMMAS = 500_000, 2_000_000
+"""In one message. A description of 100,000 tensors has four containers each. An empty object takes
+three bytes of JSON and 64 of memory: the judge's memory is bounded by these numbers."""
+_MOST_FDS = 16
+"""Sent with one message."""
 _HEADER = struct.Struct("<I")
 
 # Taken once: a candidate that patches json later does not change the wire.
@@ -30,6 +35,7 @@ class Channel:
         self._sock.setblocking(False)
         self._buffer = bytearray()
         self._fds: list[int] = []
+        self._takes_fds = True
 
     def fileno(self) -> int:
         """Return the socket's file descriptor."""
@@ -42,11 +48,24 @@ class Channel:
         self._fds.clear()
         self._sock.close()
 
-    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+    def refuse_fds(self) -> None:
+        """Take no more descriptors: the kernel closes those that come, and they are a violation."""
+        self._takes_fds = False
+
+    def send(
+        self, message: dict[str, Any], fds: Sequence[int] = (), deadline: float | None = None
+    ) -> None:
         """Send one message, with file descriptors attached to its first byte.
+
+        Args:
+            message: what is sent.
+            fds: stay the caller's.
+            deadline: time.monotonic() after which to give up a peer that does not read; None waits
+                for ever.
 
         Raises:
             WireClosed: the peer is gone.
+            WireTimeout: it does not read.
         """
         body = _dumps(message).encode()
         if len(body) > MAX_MESSAGE_BYTES:
@@ -57,7 +76,11 @@ class Channel:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())]
         try:
             while data:
-                select.select([], [self._sock], [])
+                wait = None if deadline is None else deadline - time.monotonic()
+                if wait is not None and wait <= 0:
+                    raise WireTimeout("the peer does not read")
+                if not select.select([], [self._sock], [], wait)[1]:
+                    continue
                 try:
                     sent = self._sock.sendmsg([data], ancillary)
                 except BlockingIOError:
@@ -115,7 +138,8 @@ class Channel:
 
     def _fill(self) -> None:
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(1 << 20, socket.CMSG_SPACE(16 * 4))
+            room = socket.CMSG_SPACE(_MOST_FDS * 4) if self._takes_fds else 0
+            data, ancillary, flags, _ = self._sock.recvmsg(1 << 20, room)
         except BlockingIOError:
             return
         except ConnectionResetError as error:
@@ -125,6 +149,8 @@ class Channel:
                 fds = array.array("i")
                 fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
                 self._fds.extend(fds)
+        if flags & socket.MSG_CTRUNC or len(self._fds) > _MOST_FDS:
+            raise WireViolation("sent descriptors that nothing asked for")
         if not data:
             raise WireClosed("peer closed its end")
         self._buffer += data
@@ -140,6 +166,11 @@ class Channel:
             return None
         body = bytes(self._buffer[_HEADER.size : end])
         del self._buffer[:end]
+        if (
+            body.count(b"{") + body.count(b"[") > _MOST_CONTAINERS
+            or body.count(b",") > _MOST_COMMAS
+        ):
+            raise WireViolation("sent a message of too many parts")
         try:
             message = _loads(body)
         except (ValueError, RecursionError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +20,16 @@ MAX_TENSORS = 100_000
 
 
 class Encoder:
-    """Writes values into an arena and describes them. Several values may share the arena."""
+    """Writes values into an arena and describes them. Several values may share the arena.
 
-    def __init__(self, arena: Arena | None) -> None:
+    Args:
+        arena: holds the bytes; None only adds them up.
+        names: describe a NamedTuple with the names of its fields, else as a tuple.
+    """
+
+    def __init__(self, arena: Arena | None, *, names: bool = True) -> None:
         self._arena = arena
+        self._names = names
         self._offset = 0
         self._copies: list[tuple[torch.Tensor, TensorSpec]] = []
         self.table: list[dict[str, Any]] = []
@@ -44,7 +52,10 @@ class Encoder:
         if isinstance(value, tuple) and (
             hasattr(value, "_fields") or kind.__module__ == "torch.return_types"
         ):
-            return {"u": [self.encode(v, depth + 1) for v in value]}
+            items = [self.encode(v, depth + 1) for v in value]
+            if self._names and hasattr(value, "_fields"):
+                return {"n": [kind.__name__, list(value._fields), items]}
+            return {"u": items}
         # OrderedDict and other subclasses: what they hold counts.
         if isinstance(value, dict) and all(type(k) in (str, int, bool, type(None)) for k in value):
             return {"d": [[k, self.encode(v, depth + 1)] for k, v in value.items()]}
@@ -102,7 +113,7 @@ class Decoder:
         arena: holds the bytes; None if no tensor has elements.
         table: the Encoder's table, as it arrived.
         private: copy the bytes before looking at them, so that the peer cannot change them later. A
-            worker may read the judge's bytes in place.
+            worker may read the judge's bytes in place, and make its types of named tuples.
     """
 
     def __init__(self, arena: Arena | None, table: Any, *, private: bool = True) -> None:
@@ -111,6 +122,7 @@ class Decoder:
         if not isinstance(table, list) or len(table) > MAX_TENSORS:
             raise WireViolation("a table of tensors that is no list, or too long")
         self._table = table
+        self._copied_bytes = 0
 
     def decode(self, description: Any, depth: int = 0) -> Any:
         """Return the described value, its tensors as private copies.
@@ -121,23 +133,26 @@ class Decoder:
         if depth > MAX_DEPTH or not isinstance(description, dict) or len(description) != 1:
             raise WireViolation("a malformed description of a value")
         ((key, body),) = description.items()
-        if key == "v" and (body is None or isinstance(body, (bool, int, float, str))):
+        if key == "v" and _is_scalar(body):
             return body
         if key == "f" and body in ("nan", "inf", "-inf"):
             return float(body)
         if key in ("l", "u") and isinstance(body, list):
             items = [self.decode(v, depth + 1) for v in body]
             return items if key == "l" else tuple(items)
+        if key == "n" and not self._private:
+            name, fields, described = body
+            named = _named_tuple(str(name), tuple(str(f) for f in fields))
+            return named(*(self.decode(v, depth + 1) for v in described))
         if key == "d" and isinstance(body, list):
             pairs = [(p[0], p[1]) for p in body if isinstance(p, list) and len(p) == 2]
-            if len(pairs) == len(body) and all(
-                k is None or isinstance(k, (str, int)) for k, _ in pairs
-            ):
+            keys_fit = all(_is_scalar(k) and not isinstance(k, float) for k, _ in pairs)
+            if len(pairs) == len(body) and keys_fit:
                 return {k: self.decode(v, depth + 1) for k, v in pairs}
         if key == "dtype" and isinstance(body, str) and body in DTYPES:
             return DTYPES[body]
         if key == "x" and isinstance(body, str):
-            return Untransferable(body[:200])
+            return Untransferable(body[:200].encode("utf-8", "replace").decode("utf-8"))
         if key == "t" and type(body) is int and 0 <= body < len(self._table):
             return self._tensor(self._table[body])
         raise WireViolation(f"a malformed description of a value of kind {key!r}")
@@ -147,6 +162,10 @@ class Decoder:
         spec.check_inside(self._arena, spec.dense_bytes)
         if self._arena is None or not spec.elements:
             return torch.empty(spec.shape, dtype=spec.dtype)
+        # An Encoder gives each tensor bytes of its own. Copies of the same bytes have no end.
+        self._copied_bytes += spec.dense_bytes
+        if self._private and self._copied_bytes > self._arena.size_bytes:
+            raise WireViolation("tensors that share their bytes")
         raw = self._arena.flat()[spec.offset : spec.offset + spec.dense_bytes]
         if self._private:
             raw = raw.clone()
@@ -154,6 +173,13 @@ class Decoder:
             # Bytes other than 0 and 1 in a bool tensor are undefined behaviour in its readers.
             raw = raw.ne(0)
         return restride(spec.dense(raw), spec.strides)
+
+
+def _is_scalar(value: Any) -> bool:
+    """Return whether a value is one that an Encoder writes as it is."""
+    if type(value) is int:
+        return -1 << 63 < value < 1 << 63
+    return value is None or isinstance(value, (bool, float, str))
 
 
 class Placer(Encoder):
@@ -201,6 +227,12 @@ def _in_place(arena: Arena, spec: TensorSpec) -> torch.Tensor:
             spec.shape, spec.strides, dtype=spec.dtype, device=arena.flat().device
         )
     return spec.over(arena.piece(spec.offset, spec.span_bytes))
+
+
+@functools.cache
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    """Return a type like the problem's NamedTuple, which the solution's process does not have."""
+    return collections.namedtuple(name, fields)  # noqa: PYI024 - made at run time
 
 
 class Untransferable:

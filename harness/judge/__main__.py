@@ -15,6 +15,7 @@ from typing import Any
 from harness.domain import Options, Pair, to_json
 from harness.judge.judge import judged
 from harness.judge.workers import prefork
+from harness.machine import folders
 from harness.pairs.settings import Settings
 
 _WORKERS = 4 if (os.cpu_count() or 1) >= 8 else 2
@@ -101,6 +102,7 @@ def main() -> None:
     os.dup2(2, 1)
     lock = threading.Lock()
     request = json.loads(sys.stdin.readline())
+    folders.keep_temporary_in(Path(request["temporary"]))
 
     def emit(event: str, **fields: Any) -> None:
         with lock:
@@ -112,7 +114,7 @@ def main() -> None:
         line = sys.stdin.readline()
         if not line:
             sys.exit(1)
-        room: int | None = json.loads(line)["bytes"]
+        room: int | None = json.loads(line).get("bytes")
         return room
 
     raw = request["pair"]

@@ -128,9 +128,7 @@ class Judge:
         self._cache = ExtensionCache(
             self._cache_root, pair.solution, self._kind, nvcc, fast_headers=options.fast_headers
         )
-        self._budget = Budget(
-            options.time_limit_s, self._policy.build_timeout_s, self._candidates_turn
-        )
+        self._budget = Budget(options.time_limit_s, self._policy.build_timeout_s)
         self._text = pair.solution.read_text(encoding="utf-8", errors="replace")
         self._imported = [p for p in imported_files(pair.solution) if os.access(p, os.R_OK)]
         self._pool = WorkerPool(
@@ -274,7 +272,6 @@ class Judge:
         if self._timed:
             self._time(problem, checker, worker, match)
         self._look_at_streams(checker, worker)
-        self._emit("harness_code")
 
     def _load_problem(self) -> Problem:
         """Return the problem, loaded on the CPU at a size that fits into the whole device."""
@@ -316,8 +313,8 @@ class Judge:
         loaded = self._pool.load(
             worker, problem, "ModelNew", self._pair.solution, {}, self._cache.folder
         )
-        loaded["files"] = [*loaded.get("files", []), *map(str, self._imported)]
-        self._facts.notes += [str(n)[:600] for n in loaded.get("nvcc", [])[:50]]
+        loaded["files"] = [*loaded["files"], *map(str, self._imported)]
+        self._facts.notes += loaded["nvcc"][:50]
         return loaded
 
     def _check(self, problem: Problem, checker: Checker) -> None:
@@ -336,10 +333,8 @@ class Judge:
                     self._pool.start_baselines(problem, profiled=self._profiled)
 
         self._budget.begin_checks()
-        self._enter_problem_code()
         checker.run(plan, progress)
         self._budget.end_checks()
-        self._enter_problem_code()
 
     def _look_at_streams(self, checker: Checker, worker: RemoteWorker) -> None:
         """Check whether the candidate is right on another stream than the default one.
@@ -374,9 +369,12 @@ class Judge:
 
     def _problem_for(self, available_bytes: int | None) -> Problem:
         """Return the problem at the size that the user asked for, or that fits into this memory."""
-        self._enter_problem_code()
         before = self._sizes.chosen
-        chosen = self._sizes.choose(available_bytes)
+        self._on_problem_code(True)  # it may try the problem's file at several sizes
+        try:
+            chosen = self._sizes.choose(available_bytes)
+        finally:
+            self._on_problem_code(False)
         if self._problem is None or before is None or before.name != chosen.name:
             self._forget_problem()  # free its memory before the next one is constructed
             self._problem = Problem(
@@ -384,11 +382,11 @@ class Judge:
                 chosen.overrides,
                 torch.device("cpu"),
                 derived(self._seed, "construction") % 2**31,
+                self._on_problem_code,
             )
         # The problem's file may have allowed TF32. The judge must not compute in it: its results
         # say what is right.
         numeric_flags.set_flags(numeric_flags.STRICT)
-        self._emit("harness_code")
         self._facts.size = chosen.name
         return self._problem
 
@@ -417,11 +415,12 @@ class Judge:
                 worker, problem, "ModelNew", self._pair.solution, {}, build_folder
             )
             worker.kill()
-            self._pool.failed_builds = _failed_builds(loaded.get("failed"))
+            failed = loaded["failed"]
+            self._pool.failed_builds = {key: (said, log) for key, (said, log) in failed.items()}
             self._cache.adopt(
                 build_folder,
-                [str(k) for k in loaded.get("built", [])],
-                [*map(str, loaded.get("files", [])), *map(str, self._imported)],
+                loaded["built"],
+                [*loaded["files"], *map(str, self._imported)],
                 failed=bool(self._pool.failed_builds),
             )
         except WorkerFailed as failed:
@@ -441,11 +440,12 @@ class Judge:
         constants = frozenset(
             d["name"]
             for d in described
-            if d["kind"] == "buffer" and state.is_constant(d["name"], tensors[d["name"]], "buffer")
+            if d["kind"] == "buffer"
+            and state.is_constant(d["name"], tensors[d["name"]], "buffer", problem.drawn_buffers)
         )
         try:
             match = state.match(
-                described, loaded.get("state"), constants, training="train" in self._modes
+                described, loaded["state"], constants, training="train" in self._modes
             )
         except state.StateMismatch as mismatch:
             self._facts.state_match = mismatch.lists
@@ -470,10 +470,8 @@ class Judge:
             )
             return
         if self._kind == "cuda":
-            self._emit("harness_code")
             with self._budget.waiting():
                 self._wait_for("clock", self._sizes.needed_bytes())
-            self._enter_problem_code()
         if self._kind == "cpu":
             self._pool.pin(list(workers.values()))
         watch = stopwatch.Stopwatch(
@@ -530,9 +528,7 @@ class Judge:
         """Return a call like the timed ones, on an input of its own."""
         problem = self._problem
         assert problem is not None
-        self._enter_problem_code()
         args = problem.inputs(derived(self._seed, "ncu"))
-        self._emit("harness_code")
         state_now = problem.state()
         return ncu.Call(
             load=self._pool.load_fields("ModelNew", self._pair.solution, {}, build_folder),
@@ -573,16 +569,12 @@ class Judge:
         if phase:
             self._emit("phase", phase=f"{phase} {detail}".strip())
 
-    def _enter_problem_code(self) -> None:
-        """Tell the fleet that the reference's code runs from here on, and for how long it may."""
-        self._emit("problem_code", left_s=self._budget.fleet_s())
-
-    def _candidates_turn(self, turn: bool) -> None:
-        """Tell the fleet whether the candidate works; meanwhile the reference is not to blame."""
-        if turn:
-            self._emit("harness_code")
+    def _on_problem_code(self, runs: bool) -> None:
+        """Tell the fleet whether the reference's code runs in this process, and how long it may."""
+        if runs:
+            self._emit("problem_code", left_s=self._budget.fleet_s())
         else:
-            self._enter_problem_code()
+            self._emit("harness_code")
 
     def _enter_step(self, step: str) -> None:
         """Tell the fleet which step of the timing runs, seldom: each message wakes the fleet.
@@ -599,7 +591,7 @@ class Judge:
     def _gather(self, worker: RemoteWorker) -> None:
         self._facts.peak[worker.role] = max(self._facts.peak.get(worker.role, 0), worker.peak_bytes)
         if worker.role != "reference":
-            self._facts.findings += [record.finding(f) for f in worker.findings]
+            self._facts.findings += worker.findings
             worker.findings = []
         if self._kind == "emulated" and worker.role == "candidate" and worker.launches is not None:
             self._facts.launches = worker.launches
@@ -630,16 +622,6 @@ def _clock_policy(options: Options) -> ClockPolicy:
     if options.cap_s is not None:
         policy = dataclasses.replace(policy, cap_s=options.cap_s)
     return policy
-
-
-def _failed_builds(said: Any) -> dict[str, tuple[str, str]]:
-    """Return what a build worker says of its failed builds; what has another form is left out."""
-    pairs = said.items() if isinstance(said, dict) else ()
-    return {
-        str(key): (str(told[0]), str(told[1]))
-        for key, told in pairs
-        if isinstance(told, list) and len(told) == 2
-    }
 
 
 def judged(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from harness.machine import left_files
+
+_MOST_SOURCE_BYTES = 16 << 20
 _SHIPS_CUDA = re.compile(r"__global__|<<<")
 _KERNEL_NAME = re.compile(
     r"__global__\s+(?:__launch_bounds__\s*\([^)]*\)\s*|__cluster_dims__\s*\([^)]*\)\s*|static\s+|"
@@ -28,9 +32,12 @@ def sources_of(text: str, files: Iterable[str]) -> list[str]:
     """
     found = _strings(text)
     for path in map(Path, files):
-        if path.suffix in (".cu", ".cuh", ".py") and path.is_file():
-            read = path.read_text(errors="replace")
-            found += _strings(read) if path.suffix == ".py" else [read]
+        if path.suffix in (".cu", ".cuh", ".py"):
+            # A worker names these files: there may be anything in their place.
+            with contextlib.suppress(OSError):
+                read = left_files.bytes_of(path, _MOST_SOURCE_BYTES, follow=True)
+                text = read.decode("utf-8", "replace")
+                found += _strings(text) if path.suffix == ".py" else [text]
     return found
 
 
@@ -55,7 +62,7 @@ def _strings(text: str) -> list[str]:
     A comment that quotes a kernel does not count. A text that is not Python is returned whole.
     """
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(text.removeprefix("\ufeff"))
     except (SyntaxError, ValueError):
         return [text]
     prose = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}

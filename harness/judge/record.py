@@ -90,24 +90,3 @@ def verdict(
         problem_hash=hashlib.sha256(pair.problem.read_bytes()).hexdigest(),
         solution_hash=hashlib.sha256(pair.solution.read_bytes()).hexdigest(),
     )
-
-
-def finding(raw: dict[str, Any]) -> Finding:
-    """Return a worker's claim about a defect as a record, with every field checked and cut."""
-
-    def index(value: Any) -> tuple[int, int, int] | None:
-        if isinstance(value, list) and len(value) == 3 and all(type(v) is int for v in value):
-            return (value[0], value[1], value[2])
-        return None
-
-    line = raw.get("line")
-    return Finding(
-        kind=str(raw.get("kind", ""))[:100],
-        message=str(raw.get("message", ""))[:2000],
-        kernel=str(raw.get("kernel", ""))[:200],
-        file=str(raw.get("file", ""))[:500],
-        line=line if type(line) is int else 0,
-        block=index(raw.get("block")),
-        thread=index(raw.get("thread")),
-        detail=str(raw.get("detail", ""))[:2000],
-    )

@@ -68,12 +68,12 @@ def launches(
     Raises:
         Refusal: none ran (NO_KERNEL_LAUNCHED, or SKIPPED where the CPU runner cannot run it).
     """
-    sources = own_kernels.sources_of(text, map(str, loaded.get("files", [])))
-    ships = loaded.get("ships_cuda") is True or own_kernels.ships_cuda(sources)
+    sources = own_kernels.sources_of(text, loaded["files"])
+    ships = loaded["ships_cuda"] or own_kernels.ships_cuda(sources)
     if kind == "cpu":
         return
     if not ships:
-        if loaded.get("built") and not worker.build_failures and not worker.unsupported:
+        if loaded["built"] and not worker.build_failures and not worker.unsupported:
             facts.warnings.append(
                 "its extension defines no kernel: libraries or PyTorch compute its results"
             )

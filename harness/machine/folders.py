@@ -44,6 +44,19 @@ def kept(root: Path, name: str) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"kernel-eval-{plain}-"))
 
 
+_for_a_while: list[Path] = []
+
+
+def keep_temporary_in(folder: Path) -> None:
+    """Make temporary folders of this process in one that whoever started it removes."""
+    _for_a_while[:] = [folder]
+
+
+def temporary(prefix: str) -> Path:
+    """Return a new temporary folder. A process that is killed does not remove its own."""
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=_for_a_while[0] if _for_a_while else None))
+
+
 def _users_cache() -> Path:
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:

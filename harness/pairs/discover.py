@@ -139,7 +139,7 @@ def _solutions(folder: Path) -> list[Path]:
 def _defines_model_new(path: Path) -> bool:
     """Return whether a file binds ModelNew; if it cannot be parsed, whether it mentions it."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError:
         return True
     if "ModelNew" not in text:

@@ -47,7 +47,7 @@ def _reached(main: Path, *, imports_only: bool) -> list[Path]:
             continue
         try:
             with source.open("rb") as stream:
-                text = stream.read(READ_LIMIT_BYTES).decode("utf-8", "replace")
+                text = stream.read(READ_LIMIT_BYTES).decode("utf-8-sig", "replace")
         except OSError:
             if source == main:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.report.compare import render_comparison
-from harness.report.document import read_run, render_document, render_run, write_document
+from harness.report.document import read_run, render_run, write_document
 from harness.report.explain import explain, explain_in_full, explain_run, keep_log_tails
 from harness.report.junit import render_junit
 from harness.report.markdown import render_markdown
@@ -22,7 +22,6 @@ __all__ = [
     "open_progress",
     "read_run",
     "render_comparison",
-    "render_document",
     "render_junit",
     "render_markdown",
     "render_page",

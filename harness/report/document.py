@@ -7,69 +7,32 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness.domain import (
-    MEASUREMENT_VERSION,
     SCHEMA_VERSION,
-    GateDecision,
     HarnessError,
     Run,
     UsageError,
-    Verdict,
     run_from_json,
     to_json,
 )
 from harness.domain.resume_form import is_resume, run_from_resume
 
 
-def render_document(
-    verdicts: Sequence[Verdict],
-    environment: Mapping[str, Any],
-    *,
-    exit_code: int,
-    error: str | None = None,
-    gate: GateDecision | None = None,
-    measurement_version: int = MEASUREMENT_VERSION,
-    log_tails: Mapping[str, Sequence[str]] | None = None,
-) -> str:
-    """Return the document as text.
-
-    Args:
-        verdicts: exactly one per pair.
-        environment: of the machine.
-        exit_code: of the command line for this run.
-        error: the message about bad usage, if that ended the run.
-        gate: the comparison with stored results, if the user asked for it.
-        measurement_version: of the measured times.
-        log_tails: last lines of the logs, by pair.
-    """
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "measurement_version": measurement_version,
-        "environment": dict(environment),
-        "exit_code": exit_code,
-        "error": error,
-        "gate": to_json(gate) if gate else None,
-        "verdicts": [to_json(verdict) for verdict in verdicts],
-        "log_tails": to_json(dict(log_tails or {})),
-    }
-    return json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
-
-
 def render_run(run: Run) -> str:
     """Return a run as the text of its document."""
-    return render_document(
-        run.verdicts,
-        run.environment,
-        exit_code=run.exit_code,
-        error=run.error,
-        gate=run.gate,
-        measurement_version=run.measurement_version,
-        log_tails=run.log_tails,
-    )
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "measurement_version": run.measurement_version,
+        "environment": dict(run.environment),
+        "exit_code": run.exit_code,
+        "error": run.error,
+        "gate": to_json(run.gate) if run.gate else None,
+        "verdicts": [to_json(verdict) for verdict in run.verdicts],
+        "log_tails": to_json(dict(run.log_tails)),
+    }
+    return json.dumps(document, indent=2, allow_nan=False, default=str) + "\n"
 
 
 def read_run(path: Path) -> Run:

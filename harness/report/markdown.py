@@ -30,18 +30,9 @@ _WARNINGS = 12
 _QUIET = (Status.PASSED, Status.SKIPPED)
 _MARKS = re.compile(r"[\\`*_{}\[\]|~@$:]")
 _PASSING = (GateClass.OK, GateClass.IMPROVED)
-_ENVIRONMENT_SHOWN = [
-    "gpu",
-    "driver",
-    "torch",
-    "cuda",
-    "nvcc",
-    "compiler",
-    "cpu",
-    "cores",
-    "commit",
-    "date",
-]
+_ENVIRONMENT_SHOWN = (
+    "gpu", "driver", "torch", "cuda", "nvcc", "compiler", "cpu", "cores", "commit", "date",
+)  # fmt: skip
 
 
 def render_markdown(run: Run) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Protocol, TextIO
 
 from rich.console import Console
@@ -26,12 +25,7 @@ class Progress(Protocol):
     def __enter__(self) -> Progress:
         """Begin to show."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the terminal as it was."""
 
     def started(self, pair: str, device: str) -> None:
@@ -103,12 +97,7 @@ class _PlainProgress:
     def __enter__(self) -> _PlainProgress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
     def started(self, pair: str, device: str) -> None:
@@ -158,13 +147,8 @@ class _LiveProgress:
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
 
     def started(self, pair: str, device: str) -> None:
         with self._board.mutex:

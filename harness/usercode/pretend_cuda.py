@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 def _is_cuda(device: Any) -> bool:
     if isinstance(device, torch.device):
         return device.type == "cuda"
+    if isinstance(device, int):  # the index of a GPU
+        return not isinstance(device, bool)
     return isinstance(device, str) and (device == "cuda" or device.startswith("cuda:"))
 
 
@@ -49,14 +51,24 @@ class _Mode(TorchFunctionMode):
             kwargs["pin_memory"] = False
         if "device" in kwargs:
             kwargs["device"] = _to_cpu(kwargs["device"])
+        elif name in _DEVICE_FIRST:
+            place = _DEVICE_FIRST[name]
+            args = tuple(_to_cpu(a) if i == place or _names(a) else a for i, a in enumerate(args))
         elif name in _DEVICE_BY_POSITION:
-            args = tuple(_to_cpu(a) for a in args)
+            args = tuple(_to_cpu(a) if _names(a) else a for a in args)
         if func is torch.Tensor.is_pinned:
             return False
         return func(*args, **kwargs)
 
 
-_DEVICE_BY_POSITION = {"to", "new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
+def _names(value: Any) -> bool:
+    """Return whether a positional argument can be nothing but a device."""
+    return isinstance(value, (str, torch.device))
+
+
+# Where a number is a device: in Tensor.to, and in what Module.to reads its arguments with.
+_DEVICE_FIRST = {"to": 1, "_parse_to": 0}
+_DEVICE_BY_POSITION = {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor"}
 
 
 class _Generator(torch.Generator):
@@ -223,6 +235,64 @@ def _autocast_init(real: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
+_EXCHANGED = {
+    "CUDA": "CPU",
+    "CPU": "CUDA",
+    "AutogradCUDA": "AutogradCPU",
+    "AutogradCPU": "AutogradCUDA",
+}
+_TORCHS_NAMESPACES = {name.split("::")[0] for name in torch._C._dispatch_get_all_op_names()}
+
+
+def _library_init(real: Callable[..., None]) -> Callable[..., None]:
+    """A library of the user's for CUDA serves the tensors that claim to be there."""
+
+    def init(self: Any, ns: str, kind: str, dispatch_key: str = "") -> None:
+        if ns not in _TORCHS_NAMESPACES:
+            dispatch_key = _EXCHANGED.get(dispatch_key, dispatch_key)
+        real(self, ns, kind, dispatch_key)
+
+    return init
+
+
+def _library_impl(real: Callable[..., Any]) -> Callable[..., Any]:
+    """What custom_op, register_kernel and torch.library.impl come down to."""
+
+    def impl(self: Any, op_name: Any, fn: Any, dispatch_key: str = "", **options: Any) -> Any:
+        if self.ns not in _TORCHS_NAMESPACES:
+            dispatch_key = _EXCHANGED.get(dispatch_key, dispatch_key)
+        return real(self, op_name, fn, dispatch_key, **options)
+
+    return impl
+
+
+class _DefaultDevice:
+    """torch's default device: one that is sent to the CPU changes nothing.
+
+    torch would keep a mode of its own for it, beyond the end of ours.
+    """
+
+    def __init__(self, answer_cuda: bool) -> None:
+        self._answer_cuda = answer_cuda
+        self._set, self._get = torch.set_default_device, torch.get_default_device
+
+    def set(self, device: Any) -> None:
+        if device is None or _is_cuda(device) or torch.device(device).type == "cpu":
+            global _default_is_cuda
+            _default_is_cuda = _is_cuda(device)
+        else:
+            self._set(device)
+
+    def get(self) -> torch.device:
+        if _default_is_cuda and self._answer_cuda:
+            return torch.device("cuda", 0)
+        return self._get()
+
+
+_default_is_cuda = False
+"""As user code left it: a default stays from one call to the next."""
+
+
 class _Answering:
     """A descriptor that replaces an attribute of a tensor."""
 
@@ -269,7 +339,14 @@ def pretend(*, answer_cuda: bool) -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         autocast = _autocast_init(torch.autocast.__init__)
         stack.enter_context(mock.patch.object(torch.autocast, "__init__", autocast))
+        default = _DefaultDevice(answer_cuda)
+        stack.enter_context(mock.patch.object(torch, "set_default_device", default.set))
+        stack.enter_context(mock.patch.object(torch, "get_default_device", default.get))
         if answer_cuda:
+            library = torch.library.Library
+            for name, change in (("__init__", _library_init), ("impl", _library_impl)):
+                patched = change(getattr(library, name))
+                stack.enter_context(mock.patch.object(library, name, patched))
             answers: dict[str, Callable[[torch.Tensor], Any]] = {
                 "is_cuda": lambda t: _real_device(t).type == "cpu",
                 "is_cpu": lambda t: False,

@@ -25,7 +25,7 @@ def parse(path: Path) -> ast.Module:
         UsageError: the file cannot be read, or is not valid Python.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error}). Next: check the path") from error
     try:

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness import ipc
 from harness.domain import BuildFailed, Unsupported, UsageError
+from harness.usercode import packages
 from harness.worker import calls, sandbox
 from harness.worker.checked import CheckedCalls
 from harness.worker.model import LoadError
@@ -83,8 +84,7 @@ class Worker:
             with contextlib.suppress(RuntimeError):  # the answer already carries an error
                 calls.synchronize(state.device)
             traceback.print_exc()
-            built = {} if state.builder is None else {"built": state.builder.keys}
-            return {"ok": False, "error": {**describe(error), **built}}
+            return {"ok": False, "error": describe(error)}
 
     def _announce(self, event: str, name: str) -> None:
         self._send({"event": event, "name": name})
@@ -102,6 +102,8 @@ def describe(error: BaseException) -> dict[str, Any]:
     text = f"{type(error).__name__}: {error}"
     lowered = text.lower()
     kind, message = "raised", text
+    if missing := packages.missing(error):
+        return {"kind": "unsupported", "message": missing}
     if isinstance(error, Unsupported):
         kind, message = "unsupported", str(error)
     elif isinstance(error, BuildFailed):

@@ -31,7 +31,7 @@ import torch
 
 from harness.domain import BuildFailed, Unsupported
 from harness.machine.toolchain import toolchain
-from harness.worker import fast_headers
+from harness.worker import fast_headers, inputs
 
 Build = Callable[[Path, str, Sequence[str]], None]
 """Builds into a folder, under a name, with folders in front of torch's include folders."""
@@ -174,6 +174,7 @@ class Builder:
             "with_pytorch_error_handling": with_pytorch_error_handling,
             **flags,
         }
+        headers = self._headers_in(flags["extra_include_paths"])
         self._look_for_kernels(request["cuda_sources"])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
@@ -205,7 +206,7 @@ class Builder:
         return self._obtain(
             _Extension(
                 name=name,
-                content={"inline": request},
+                content={"inline": request, "headers": headers},
                 build=build,
                 as_module=is_python_module,
                 units=units,
@@ -233,8 +234,10 @@ class Builder:
         """Build source files for this worker's device; see cpp_extension.load."""
         files = [str(self._resolve(s)) for s in _strings(sources)]
         flags = _flags(extra_cflags, extra_cuda_cflags, extra_ldflags, extra_include_paths)
-        contents = self._contents(files, flags["extra_include_paths"])
-        self._look_for_kernels(Path(f).read_text(errors="replace") for f in contents)
+        beside = [str(Path(f).parent) for f in files]
+        headers = self._headers_in([*flags["extra_include_paths"], *beside])
+        contents = self._contents(files)
+        self._look_for_kernels(Path(f).read_text(errors="replace") for f in [*files, *headers])
 
         def build(folder: Path, name: str, in_front: Sequence[str]) -> None:
             if self._device != "cuda":
@@ -255,11 +258,10 @@ class Builder:
             fast_headers.Source(text=Path(f).read_text(errors="replace"), cuda=f.endswith(".cu"))
             for f in files
         )
-        beside = [str(Path(f).parent) for f in files]
         return self._obtain(
             _Extension(
                 name=name,
-                content={"files": contents, "flags": flags},
+                content={"files": contents, "headers": headers, "flags": flags},
                 build=build,
                 as_module=is_python_module,
                 units=units,
@@ -287,14 +289,15 @@ class Builder:
             )
         return path.resolve()
 
-    def _contents(self, files: Sequence[str], include_paths: Sequence[str]) -> dict[str, str]:
-        """Return the hashes of the sources and of the headers beside them; note these files."""
-        seen = {Path(f) for f in files}
-        for folder in {p.parent for p in seen} | {Path(i) for i in include_paths}:
-            if folder.is_dir():
-                seen |= {p for p in folder.iterdir() if p.suffix in _HEADERS}
-        self.files |= {str(p) for p in seen}
-        return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(seen)}
+    def _contents(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the hashes of the sources; note these files."""
+        self.files |= set(files)
+        return {f: hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files}
+
+    def _headers_in(self, folders: Iterable[str]) -> list[str]:
+        """Return the headers in folders: the compiler may read a new one in place of another."""
+        found = (p for f in dict.fromkeys(folders) if Path(f).is_dir() for p in Path(f).iterdir())
+        return sorted(str(p) for p in found if p.suffix in _HEADERS)
 
     def _obtain(self, extension: _Extension) -> Any:
         """Return the imported extension, from the cache or built now."""
@@ -310,6 +313,7 @@ class Builder:
         if finished is None:
             finished = self._build(name, keys, extension)
         self.keys.append(finished.name)
+        self.files |= inputs.noted(finished).keys()
         library = next((p for p in finished.glob("*.so")), None)
         if library is None:
             raise self._failed(f"the build of extension {name!r} left no library", "")
@@ -322,8 +326,8 @@ class Builder:
         return self._import(library.stem, library)
 
     def _finished(self, key: str) -> Path | None:
-        places = (self._cache / key, self._build_folder / key)
-        return next((place for place in places if (place / "done").exists()), None)
+        places = (self._cache, self._build_folder)
+        return next((f for p in places if (f := inputs.finished(p, key)) is not None), None)
 
     def _versioned(self, name: str, content: dict[str, Any]) -> str:
         """Return the name under which an extension is built: two extensions never share a name.
@@ -353,11 +357,12 @@ class Builder:
             for folder in fast:
                 why = self._build_fast(name, folder, extension)
                 if not why:
-                    return folder
+                    return inputs.finish(folder)
             own.mkdir(parents=True, exist_ok=True)
             extension.build(own, name, [])
             if self._device == "cuda":
                 (own / "headers").write_text(f"torch\n{why}\n")
+                inputs.note(own, inputs.known_to_ninja(own))
         except Unsupported as error:
             self.unsupported.append(str(error))
             raise
@@ -370,8 +375,7 @@ class Builder:
             raise self._failed(*self.failed[own.name]) from error
         finally:
             self._announce("compiled", name)
-        (own / "done").touch()
-        return own
+        return inputs.finish(own)
 
     def _build_fast(self, name: str, folder: Path, extension: _Extension) -> str:
         """Build with headers that hold only what the source names; return why that failed.
@@ -391,6 +395,7 @@ class Builder:
                 flags=[*flags["extra_cflags"], *flags["extra_cuda_cflags"]],
             )
             extension.build(folder, name, [str(headers)])
+            inputs.note(folder, inputs.known_to_ninja(folder))
         except (
             fast_headers.NotFast,
             RuntimeError,
@@ -404,7 +409,6 @@ class Builder:
             cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
             return str(error)
         (folder / "headers").write_text("fast\n")
-        (folder / "done").touch()
         return ""
 
     def _import(self, name: str, library: Path) -> ModuleType:

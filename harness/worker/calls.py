@@ -73,31 +73,20 @@ class Inputs:
             self._buffers = []  # freed before the new ones are taken
             self._buffers = self.fresh(value)
             return self._buffers
+        buffers = iter(modules.tensors_of(self._buffers))
         with torch.no_grad():
-            self._buffers = self._copied(self._buffers, value)
+            self._buffers = modules.mapped(value, lambda new: self._copied(next(buffers), new))
         return self._buffers
 
     def fresh(self, value: Any) -> Any:
         """Return value with every tensor copied into new memory on this worker's device."""
-        if isinstance(value, torch.Tensor):
-            return own_copy(value, self._device)
-        if isinstance(value, dict):
-            return {k: self.fresh(v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.fresh(v) for v in value)
-        return value
+        return modules.mapped(value, lambda tensor: own_copy(tensor, self._device))
 
-    def _copied(self, buffer: Any, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            # The same tensor object as before: an answer kept by its identity must become wrong.
-            if 0 in buffer.stride() and buffer.numel() > 1:
-                return own_copy(value, self._device)
-            return buffer.copy_(value)
-        if isinstance(value, dict):
-            return {k: self._copied(buffer[k], v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(self._copied(b, v) for b, v in zip(buffer, value, strict=False))
-        return value
+    def _copied(self, buffer: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if 0 in buffer.stride() and buffer.numel() > 1:
+            return own_copy(value, self._device)
+        # The same tensor object as before: an answer kept by its identity must become wrong.
+        return buffer.copy_(value)
 
 
 def own_copy(value: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -15,11 +15,7 @@ _LAG_CYCLES = 4_000_000
 
 
 class CheckedCalls:
-    """Answers the requests of checked calls.
-
-    Args:
-        state: shared by all requests.
-    """
+    """Answers the requests of checked calls."""
 
     def __init__(self, state: State) -> None:
         self._state = state

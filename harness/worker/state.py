@@ -77,7 +77,7 @@ class State:
         again.
         """
         self._last = (values, answer)
-        encoder = ipc.Encoder(self.arenas.get("out"))
+        encoder = ipc.Encoder(self.arenas.get("out"), names=False)
         described = {name: encoder.encode(value) for name, value in values.items()}
         try:
             encoder.finish()

@@ -17,11 +17,7 @@ from harness.worker.state import State
 
 
 class TimedCalls:
-    """Answers the requests of timed calls.
-
-    Args:
-        state: shared by all requests.
-    """
+    """Answers the requests of timed calls."""
 
     def __init__(self, state: State) -> None:
         self._state = state

@@ -95,6 +95,14 @@ def test_judge_that_dies_in_the_references_code_blames_the_problem(run: Run) -> 
     assert "SIGSEGV" in verdict.message
 
 
+@pytest.mark.parametrize("part", ["leaves_a_deep_folder", "dies_in_a_folder", "hangs_in_a_folder"])
+def test_nothing_temporary_stays_however_a_judge_ends(run: Run, part: str, tmp_path: Path) -> None:
+    run(part, deadlines=SHORT if part == "hangs_in_a_folder" else LONG)
+    folder = Path((tmp_path / "logs" / "temporary").read_text())
+    assert folder.name.startswith("kernel-eval-judge-")
+    assert not folder.exists()
+
+
 def test_judge_killed_for_memory_blames_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     kills = itertools.count()
     monkeypatch.setattr("harness.fleet.judge_process.oom_kills", lambda: next(kills))

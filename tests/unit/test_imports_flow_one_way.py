@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "judge/timing": {"domain", "ipc", "judge/check", "judge/reference", "judge/workers"}
     | {"machine", "usercode"},
     "judge": {"domain", "judge/check", "judge/policy", "judge/reference", "judge/timing"}
-    | {"judge/workers", "pairs", "usercode"},
+    | {"judge/workers", "machine", "pairs", "usercode"},
     "worker": {"domain", "ipc", "machine", "usercode"},
     "fleet": {"domain", "machine", "pairs"},
     "gate": {"domain"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from harness.judge.reference import similarity, state
 from harness.judge.reference.dataflow import matters
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import InvalidReference, Outcome, Problem, to_double
-from harness.usercode.modules import mapped, tensors_of, write_state
+from harness.usercode.modules import mapped, nbytes, tensors_of, write_state
 
 BIG_BYTES = 1 << 28
 """Larger outputs are not kept or sent back for checks that can do without them."""
@@ -122,22 +123,21 @@ class AnswerJudge:
 
     def _judge(self, answer: dict[str, Any], trial: trials.Trial, case: Case) -> None:
         values, expected = answer["decoded"], case.reference
-        odd = answer.get("odd")
-        if odd:
-            raise _found(Status.WRONG_STRUCTURE, str(odd[0])[:300])
-        output = values.get("output")
+        if answer["odd"]:
+            raise _found(Status.WRONG_STRUCTURE, answer["odd"][0])
+        output = values["output"]
         _refuse(structure(output, expected.output))
         self._compare_all(output, expected.output, case.oracle.output, "output", trial, case)
-        _check_aliases(answer.get("aliases"), expected)
+        _check_aliases(answer["aliases"], expected)
         if "inputs" in values:
             self._check_inputs(values["inputs"], trial, case)
         if self._accepted is not None and "previous" in values and not expected.aliases:
             self._check_previous(values["previous"])
         if case.output_grads is not None:
-            self._check_gradients(answer.get("missing_grads"), values, trial, case)
-        self._check_state(values.get("state"), trial, case)
-        size = sum(t.numel() * t.element_size() for t in tensors_of(expected.output))
-        self._accepted = output if size < BIG_BYTES else None
+            self._check_gradients(answer["missing_grads"], values, trial, case)
+        self._check_state(values["state"], trial, case)
+        small = sum(map(nbytes, tensors_of(expected.output))) < BIG_BYTES
+        self._accepted = output if small else None
 
     def _compare_all(
         self,
@@ -230,10 +230,19 @@ class AnswerJudge:
                     Status.INPUT_MUTATED,
                     f"input {i} was changed by the call; the reference leaves it alone",
                 )
+            asked = f"write into input {i} what the reference writes there"
+            if similarity.identical(g, b):
+                raise _found(
+                    Status.INPUT_MUTATED,
+                    f"the reference changes input {i} in place; the solution leaves it as it was. "
+                    f"Next: {asked}, or let the reference change a copy",
+                )
             standard = dataclasses.replace(self._standard, oracle_precision="fp32")
             compared = compare.tensor(g, r, to_double(r), standard, trial.name, f"input {i}")
             self._record(compared.check)
-            _refuse(compared.mismatch, Status.INPUT_MUTATED)
+            if compared.mismatch is not None:
+                message = f"{compared.mismatch.message}. Next: {asked}"
+                raise _Found(recast(compared.mismatch, Status.INPUT_MUTATED, message))
 
     def _check_previous(self, got: Any) -> None:
         expected = tensors_of(self._accepted)
@@ -246,17 +255,17 @@ class AnswerJudge:
                 )
 
     def _check_gradients(
-        self, missing: Any, values: dict[str, Any], trial: trials.Trial, case: Case
+        self, missing: str, values: dict[str, Any], trial: trials.Trial, case: Case
     ) -> None:
         if missing:
-            raise _found(Status.WRONG_GRADIENTS, str(missing)[:500])
-        got_inputs, exact = values.get("input_grads") or [], case.oracle.input_grads
+            raise _found(Status.WRONG_GRADIENTS, missing)
+        got_inputs, exact = values.get("input_grads", []), case.oracle.input_grads
         for i, r in enumerate(case.reference.input_grads):
             g, o, name = (
                 part[i] if i < len(part) else None for part in (got_inputs, exact, self._names)
             )
             self._gradient(g, r, o, f"grad {i if name is None else name}", trial, case)
-        got_state = values.get("state_grads") or {}
+        got_state = values.get("state_grads", {})
         for theirs, ours in self._match.source.items():
             r = case.reference.state_grads.get(ours)
             o = case.oracle.state_grads.get(ours)
@@ -282,8 +291,6 @@ class AnswerJudge:
         self._compare_all(got, reference, truth, name, trial, case, Status.WRONG_GRADIENTS)
 
     def _check_state(self, got: Any, trial: trials.Trial, case: Case) -> None:
-        if not isinstance(got, dict):
-            raise _found(Status.WRONG_STATE, "no state came back")
         for name in self._match.unheld:
             if not similarity.identical(case.reference.state[name], case.before[name]):
                 said = f"{name} changes in the reference; the candidate does not hold it"
@@ -358,11 +365,11 @@ def _refuse(mismatch: Mismatch | None, status: Status | None = None, prefix: str
         raise _Found(recast(mismatch, status or mismatch.status, prefix + mismatch.message))
 
 
-def _check_aliases(pairs: Any, expected: Outcome) -> None:
+def _check_aliases(pairs: Sequence[Sequence[int]], expected: Outcome) -> None:
     """Refuse outputs that share memory with an input, unless the reference's do."""
     allowed = {tuple(pair) for pair in expected.aliases}
-    for pair in pairs or []:
-        if isinstance(pair, list) and len(pair) == 2 and tuple(pair) not in allowed:
+    for pair in pairs:
+        if tuple(pair) not in allowed:
             raise _found(
                 Status.INPUT_MUTATED,
                 f"output {pair[0]} shares memory with input {pair[1]}: writing to one changes the "

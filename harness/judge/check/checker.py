@@ -204,7 +204,13 @@ class Checker:
         kept = {n: t.detach().clone() for n, t in self._problem.state().items()}
         while self._boldness > 0:
             generator = torch.Generator().manual_seed(trial.new_state)
-            fresh = state.perturbed(self._constructed, self._kinds, generator, self._boldness)
+            fresh = state.perturbed(
+                self._constructed,
+                self._kinds,
+                generator,
+                self._boldness,
+                self._problem.drawn_buffers,
+            )
             write_state(self._problem.reference, fresh)
             try:
                 outcome = self._problem.call(
@@ -308,8 +314,8 @@ class Checker:
         pause_after_s: float = 0.0,
     ) -> dict[str, Any]:
         tensors = [*tensors_of(case.inputs), *tensors_of(case.reference.output)]
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        state_size = sum(t.numel() * t.element_size() for t in case.before.values())
+        size = sum(map(nbytes, tensors))
+        state_size = sum(map(nbytes, case.before.values()))
         self._worker.max_outbox_bytes = 8 * (size + 3 * state_size) + (64 << 20)
         self._worker.expected_tensors = len(tensors) + len(case.before) * 2
         cheap = size < BIG_BYTES or trial.index < 2
@@ -335,16 +341,12 @@ class Checker:
             pause_after_s=pause_after_s,
             **fields,
         )
-        kernels = answer.get("kernels")
-        if isinstance(kernels, dict):
-            for name, count in kernels.items():
-                if type(count) is int:
-                    known = self.report.kernels.get(str(name), 0)
-                    self.report.kernels[str(name)] = known + count
+        for name, count in answer["kernels"].items():
+            self.report.kernels[name] = self.report.kernels.get(name, 0) + count
         answer["decoded"] = self._worker.values(answer)
         if cheap:
             back = self._worker.ask("inputs")
-            answer["decoded"]["inputs"] = self._worker.values(back).get("inputs")
+            answer["decoded"]["inputs"] = self._worker.values(back)["inputs"]
         return answer
 
     def _explained(self, refused: Refused, got: Any) -> Refused:
@@ -412,10 +414,10 @@ class Checker:
                 answer = self._call(
                     trial, case, pause_before_s=pause_before_s, pause_after_s=pause_after_s
                 )
-                got = answer["decoded"].get("output")
+                got = answer["decoded"]["output"]
                 self._answers.judge(answer, trial, case)
             except Refused:
-                return None if answer.get("odd") else (got, False)
+                return None if answer["odd"] else (got, False)
             except torch.OutOfMemoryError:  # the refusal stands without it
                 torch.cuda.empty_cache()
                 return None

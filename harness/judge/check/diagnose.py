@@ -12,7 +12,8 @@ import torch
 
 from harness.domain import Pair, Status
 from harness.judge.check.structure import Mismatch
-from harness.usercode.modules import tensors_of
+from harness.judge.reference import similarity
+from harness.usercode.modules import mapped, nbytes, tensors_of
 
 _MAX_MESSAGE = 1500
 _NEXT = {
@@ -180,7 +181,7 @@ def write_reproducer(
     read safely. The replay command still reproduces such a case.
     """
     held = [*tensors_of(inputs), *tensors_of(expected), *state.values()]
-    if sum(t.numel() * t.element_size() for t in held) > limit_bytes or not _plain(init):
+    if sum(map(nbytes, held)) > limit_bytes or not _plain(init):
         return None
     folder.mkdir(parents=True, exist_ok=True)
     data = {
@@ -202,17 +203,8 @@ def write_reproducer(
 
 
 def _on_cpu(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {k: _on_cpu(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return (
-            type(value)(_on_cpu(v) for v in value)
-            if not hasattr(value, "_fields")
-            else tuple(_on_cpu(v) for v in value)
-        )
-    return value
+    """Return a value with its tensors on the CPU, and named tuples as tuples."""
+    return similarity.plain(mapped(value, lambda t: t.detach().cpu()))
 
 
 def _plain(value: Any) -> bool:

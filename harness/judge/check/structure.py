@@ -17,6 +17,8 @@ from harness.usercode.modules import tensors_of
 
 _NUMBER_TOLERANCE = 1e-4
 """Of numbers that are no tensors, relative and absolute: that of float32 tensors."""
+_SHOWN = 300
+"""Characters of a value that a message shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,14 +78,14 @@ def _difference(got: Any, expected: Any) -> tuple[Status, str] | None:
             return Status.WRONG_DTYPE, f"is {got.dtype}, expected {expected.dtype}"
     elif isinstance(expected, dict):
         if set(got) != set(expected):
-            keys, wanted = sorted(map(str, got)), sorted(map(str, expected))
+            keys, wanted = (_shown(sorted(map(str, value))) for value in (got, expected))
             return Status.WRONG_STRUCTURE, f"has keys {keys}, the reference's are {wanted}"
     elif isinstance(expected, (list, tuple)):
         if len(got) != len(expected):
             said = f"has {len(got)} entries, the reference's has {len(expected)}"
             return Status.WRONG_STRUCTURE, said
     elif not same_number(got, expected):
-        return Status.WRONG_VALUES, f"is {got!r}, expected {expected!r}"
+        return Status.WRONG_VALUES, f"is {_shown(got)}, expected {_shown(expected)}"
     return None
 
 
@@ -107,6 +109,10 @@ def same_number(got: Any, expected: Any) -> bool:
         return True
     near = _NUMBER_TOLERANCE
     return isinstance(expected, float) and math.isclose(got, expected, rel_tol=near, abs_tol=near)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:_SHOWN]
 
 
 def _kind(value: Any) -> str:

@@ -33,7 +33,8 @@ PLAN = (
 ``edited`` is the call before with a few elements changed: it exposes an answer that was kept under
 some of the elements. ``same`` leaves the input buffers untouched while the state changes: it
 exposes an answer that was kept under the inputs alone. ``numbers`` is a nominal draw with other
-floating arguments that are no tensors: it exposes a constant in their place. ``special`` plants
+floating arguments that are no tensors, or tensors of equal elements: it exposes a constant in their
+place. ``special`` plants
 values that no draw gives: zeros of both signs, halves, whole numbers, equal ones, a row of zeros.
 """
 
@@ -199,11 +200,9 @@ def varied(
     result = []
     for i, value in enumerate(inputs):
         limits = domain.get(names[i]) if i < len(names) else None
-        if variant == "numbers":
-            result.append(_other_number(value, limits))
-            changed = changed or result[-1] is not value
-        else:
-            result.append(mapped(value, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
+        other = _other_number(value, limits) if variant == "numbers" else value
+        changed = changed or other is not value
+        result.append(mapped(other, lambda t: one(t, limits, i)))  # noqa: B023 - called at once
     outside = variant in OUTSIDE or (variant == "signs" and one_signed)
     return Varied(inputs=result, changed=changed, outside=changed and outside)
 
@@ -252,7 +251,21 @@ def rolled(x: torch.Tensor, by: int, factor: float) -> torch.Tensor:
     return restored(fresh * factor, x)
 
 
+def _other_constant(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return other values of a floating tensor of equal elements, such as a state of zeros."""
+    if not x.is_floating_point() or not x.numel():
+        return x
+    first = x.flatten()[0]
+    if not bool(torch.isfinite(first)) or bool((x != first).any()):
+        return x
+    if first == 0:
+        return 0.25 * torch.randn(x.shape, generator=generator, device=x.device)
+    return x * (1.25 + 0.25 * torch.rand(x.shape, generator=generator, device=x.device))
+
+
 def _varied_tensor(x: torch.Tensor, variant: str, generator: torch.Generator) -> torch.Tensor:
+    if variant == "numbers":
+        return _other_constant(x, generator)
     if x.numel() < 2 and variant != "signs":
         return x
     if variant == "edited":

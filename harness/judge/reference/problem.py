@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,8 @@ import torch
 
 from harness.domain import HarnessError, Refusal, Status, UsageError
 from harness.ipc.draws import Draws
-from harness.usercode import modules, pretend_cuda, source
+from harness.judge.reference import state
+from harness.usercode import modules, packages, pretend_cuda, source
 from harness.usercode.modules import mapped, module_state, seed_everything
 
 _LARGE_BYTES = 1 << 26
@@ -77,14 +79,23 @@ class Problem:
         overrides: module-level constants to replace: a named or a reduced size.
         device: torch device that calls run on.
         seed: seed of the construction.
+        on_code: called with True when the problem's code begins to run in this process, and with
+            False when it has returned.
 
     Attributes:
         draws: large random tensors of the construction, for the oracle and the workers.
     """
 
     def __init__(
-        self, path: Path, overrides: Mapping[str, Any], device: torch.device, seed: int
+        self,
+        path: Path,
+        overrides: Mapping[str, Any],
+        device: torch.device,
+        seed: int,
+        on_code: Callable[[bool], None] = lambda runs: None,
     ) -> None:
+        self._on_code = on_code
+        self._running = 0
         self.path = path
         self.overrides = dict(overrides)
         self.device = device
@@ -112,6 +123,25 @@ class Problem:
         if not isinstance(module, torch.nn.Module):
             raise InvalidReference(f"{self.path}: Model is not a torch.nn.Module")
         return module
+
+    @functools.cached_property
+    def drawn_buffers(self) -> frozenset[str]:
+        """Return the floating buffers with some zeros that another seed fills with other values.
+
+        The others are constants, such as masks. Constructs the reference a second time if it has
+        such buffers.
+        """
+        kinds = {d["name"]: d["kind"] for d in modules.describe_state(self.reference)}
+        names = state.in_doubt(self.state(), kinds)
+        if not names:
+            return frozenset()
+        with self._user_code("constructing Model(*get_init_inputs())"):
+            seed_everything(self._construction_seed + 1)
+            other = module_state(self._namespace.Model(*copy.deepcopy(self.init_inputs)))
+        mine = self.state()
+        return frozenset(
+            n for n in names if not torch.equal(mine[n].cpu(), other[n].detach().cpu())
+        )
 
     def move(self, device: torch.device) -> None:
         """Move the reference to the pair's device."""
@@ -164,7 +194,7 @@ class Problem:
         drawn: Any = None
         if self.device.type == "cuda" and self._draws_on_device:
             try:
-                with self.device:
+                with self.running(), self.device:
                     drawn = self._namespace.get_inputs()
             except Exception as error:
                 # The same seed gives other numbers on the CPU. If memory runs out, drawing there
@@ -214,6 +244,8 @@ class Problem:
             own = [mapped(v, lambda t: t.detach().clone()) for v in inputs]
         with self._user_code(f"calling Model in mode {mode}"):
             output, gradients = modules.call(module, mode, own, rng, output_grads)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # its kernels are its code, too
         odd = next((t for t in modules.tensors_of(output) if t.layout is not torch.strided), None)
         if odd is not None:
             raise InvalidReference(
@@ -249,18 +281,34 @@ class Problem:
             return run()
 
     @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Tell that the problem's code runs. Only the outermost of several blocks tells it."""
+        self._running += 1
+        if self._running == 1:
+            self._on_code(True)
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._on_code(False)
+
+    @contextlib.contextmanager
     def _user_code(self, what: str) -> Iterator[None]:
         try:
             if self.device.type == "cuda":
-                yield
+                with self.running():
+                    yield
             else:
-                with pretend_cuda.pretend(answer_cuda=False):
+                with self.running(), pretend_cuda.pretend(answer_cuda=False):
                     yield
         except (UsageError, HarnessError, InvalidReference):
             raise
         except Exception as error:  # the problem's code may raise anything: an edge
             if is_out_of_memory(error):
                 raise torch.OutOfMemoryError(str(error)) from error
+            if needed := packages.missing(error):
+                raise Refusal(Status.SKIPPED, f"{self.path}: {needed}") from error
             raise InvalidReference(
                 f"{self.path}: {what} raised {type(error).__name__}: {str(error)[:500]}"
             ) from error

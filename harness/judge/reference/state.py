@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,28 +51,20 @@ class _Entry:
     dtype: str
 
 
-def _entries(described: Any) -> list[_Entry]:
-    if not isinstance(described, list):
-        raise StateMismatch("the state description is malformed")
+def _entries(described: Sequence[Mapping[str, Any]]) -> list[_Entry]:
     entries: dict[str, _Entry] = {}
     for item in described:
-        try:
-            name, tie = str(item["name"]), str(item["tie"])
-            entry = _Entry(
-                name, [name], str(item["kind"]), tuple(map(int, item["shape"])), str(item["dtype"])
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateMismatch("the state description is malformed") from error
+        name, tie = item["name"], item["tie"]
         if tie in entries:
             entries[tie].names.append(name)
         else:
-            entries[name] = entry
+            entries[name] = _Entry(name, [name], item["kind"], tuple(item["shape"]), item["dtype"])
     return list(entries.values())
 
 
 def match(
     reference: Sequence[Mapping[str, Any]],
-    candidate: Any,
+    candidate: Sequence[Mapping[str, Any]],
     constants: frozenset[str],
     *,
     training: bool,
@@ -93,7 +86,7 @@ def match(
         StateMismatch: a tensor has no match.
     """
     theirs = _entries(candidate)
-    ours = _entries(list(reference))
+    ours = _entries(reference)
     by_name = {n: e for e in ours for n in e.names}
     source: dict[str, str] = {}
     notes: list[str] = []
@@ -186,12 +179,21 @@ def side_by_side(ours: Sequence[_Entry], theirs: Sequence[_Entry]) -> str:
     return "\n".join([head, *body])
 
 
-def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
+def is_constant(
+    name: str, tensor: torch.Tensor, kind: str, drawn: AbstractSet[str] = frozenset()
+) -> bool:
     """Return whether a state tensor looks like a constant, which the judge never perturbs.
 
     Constants are buffers of integers or booleans, with infinities, or with some zeros: masks, index
     tables, counters. The judge perturbs parameters, other floating buffers, and integers that are
     weights.
+
+    Args:
+        name: of the tensor.
+        tensor: its constructed value.
+        kind: ``parameter`` or ``buffer``.
+        drawn: names of buffers that a construction under another seed fills with other values:
+            those are data, zeros or not.
     """
     if _is_quantised(tensor):
         return False
@@ -201,8 +203,22 @@ def is_constant(name: str, tensor: torch.Tensor, kind: str) -> bool:
         return True
     if not bool(torch.isfinite(tensor).all()):
         return True
+    return name not in drawn and _is_mixed(tensor)
+
+
+def _is_mixed(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor holds some zeros."""
     mixed = bool((tensor == 0).any()) and bool((tensor != 0).any())
     return mixed and tensor.numel() > 1
+
+
+def in_doubt(tensors: Mapping[str, torch.Tensor], kinds: Mapping[str, str]) -> list[str]:
+    """Return the names of floating buffers that are constants only if no seed changes them."""
+    return [
+        name
+        for name, tensor in tensors.items()
+        if kinds[name] == "buffer" and tensor.is_floating_point() and _is_mixed(tensor)
+    ]
 
 
 def _normal(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -239,6 +255,7 @@ def perturbed(
     kinds: Mapping[str, str],
     generator: torch.Generator,
     boldness: int,
+    drawn: AbstractSet[str] = frozenset(),
 ) -> dict[str, torch.Tensor]:
     """Return new values for a state, each in its domain.
 
@@ -251,12 +268,13 @@ def perturbed(
         state: name -> tensor, constructed values, any device.
         kinds: name -> ``parameter`` or ``buffer``.
         generator: on the CPU; its draws are the secret.
+        drawn: see is_constant.
         boldness: 2 parameters may change sign, 1 positive stays positive, 0 returns the state.
     """
     changed: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         value = tensor.detach()
-        if boldness == 0 or is_constant(name, value, kinds[name]):
+        if boldness == 0 or is_constant(name, value, kinds[name], drawn):
             changed[name] = value.clone()
             continue
         real = value.abs() if value.is_complex() else value
@@ -278,5 +296,7 @@ def perturbed(
             fresh = value * (1 + 0.2 * noise) + 0.1 * size * torch.roll(noise.flatten(), 1).view(
                 noise.shape
             )
+        if kinds[name] == "buffer" and _is_mixed(value):
+            fresh = torch.where(value == 0, value, fresh)  # zeros may be a pattern
         changed[name] = fresh.to(value.dtype)
     return changed

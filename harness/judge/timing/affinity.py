@@ -114,7 +114,7 @@ def pin_judge_and_workers(
             return f"judge on core {taken.judge}, workers on core {taken.workers}"
     else:
         ask(os.sched_getaffinity(0))  # none rather than some
-    return "the system chooses the cores of judge and workers: they cannot be pinned"
+    return "the system chooses the cores of judge and workers: cannot pin them"
 
 
 def pin(pid: int, core: int) -> bool:

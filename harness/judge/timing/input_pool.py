@@ -183,10 +183,9 @@ class InputPool:
     def _fill(self, kept: _Kept) -> None:
         draws = max(8, int(_MIX_S / self._draw_s))
         if self._mixable and self.count > draws and self.count * self.slot_bytes <= _MIX_BYTES:
-            kept.mix(
-                [flat(*self._base(which)) for which in range(draws)],
-                derived(self._seed, "mixed", self._epoch),
-            )
+            with self._problem.running():
+                drawn = [flat(*self._base(which)) for which in range(draws)]
+            kept.mix(drawn, derived(self._seed, "mixed", self._epoch))
         else:
             self._draw_into(kept.places)
         kept.filled = True
@@ -197,7 +196,8 @@ class InputPool:
             bases = self.count  # rolling and scaling gigabytes costs as much as drawing them
         drawn: dict[int, tuple[list[Any], list[torch.Tensor | None]]] = {}
         keep = bases * self.slot_bytes < _KEEP_BYTES
-        with torch.no_grad():
+        # One message to the fleet, not two for each draw: each one wakes it.
+        with torch.no_grad(), self._problem.running():
             for slot, places in enumerate(targets):
                 which = slot % bases
                 if which not in drawn:

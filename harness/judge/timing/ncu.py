@@ -11,12 +11,9 @@ import gc
 import json
 import mmap
 import os
-import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +27,7 @@ from harness.judge.timing import ncu_report
 from harness.judge.workers.drain import Drain
 from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environment_in
 from harness.judge.workers.processes import kill_leftovers, live
+from harness.machine import folders, left_files
 from harness.machine.environment import find_ncu
 
 MAX_LAUNCHES = 64
@@ -85,7 +83,7 @@ def profile(
             "ncu was not found",
             "install Nsight Compute (the CUDA toolkit brings it), or put its folder on PATH",
         )
-    folder = Path(tempfile.mkdtemp(prefix="harness-ncu-"))
+    folder = folders.temporary("harness-ncu-")
     uid = confinement.uid()
     spec = {"uid": uid, "expose": confinement.exposed_with(folder)}
     try:
@@ -97,7 +95,7 @@ def profile(
         code = _run(command(ncu, folder, report, spec, warm_l2), folder, uid, log, timeout_s)
         return judged(code, _text_of(report), timeout_s)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        left_files.remove_tree(folder)
 
 
 def command(
@@ -243,10 +241,6 @@ def _text_of(report: Path) -> str:
     The solution could put anything in its place. So only a plain file is opened.
     """
     try:
-        descriptor = os.open(report, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return left_files.head_of(report, _MAX_REPORT_BYTES).decode("utf-8", "replace")
     except OSError:
         return ""
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
-        return stream.read(_MAX_REPORT_BYTES).decode("utf-8", "replace")

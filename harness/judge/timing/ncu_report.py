@@ -29,18 +29,15 @@ _NO_STALLS = ("selected", "not_selected")
 """Warps that issue, and warps that could: neither are held up."""
 _MAX_NAME = 300
 
-_TO_BYTES = {"byte": 1, "kbyte": 10**3, "mbyte": 10**6, "gbyte": 10**9, "tbyte": 10**12} | {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
+_TO_BYTES = {
+    prefix + unit: 10 ** (3 * power)
+    for power, prefix in enumerate(("", "k", "m", "g", "t"))
+    for unit in ("byte", "b")
 }
-_TO_MS = {"nsecond": 1e-6, "usecond": 1e-3, "msecond": 1.0, "second": 1e3} | {
-    "ns": 1e-6,
-    "us": 1e-3,
-    "ms": 1.0,
-    "s": 1e3,
+_TO_MS = {
+    prefix + unit: factor
+    for prefix, factor in (("n", 1e-6), ("u", 1e-3), ("m", 1.0), ("", 1e3))
+    for unit in ("second", "s")
 }
 _TO_SHARE = {"%": 0.01}
 _TO_REGISTERS = {"register/thread": 1, "": 1}

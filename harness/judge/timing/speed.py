@@ -60,7 +60,7 @@ class Measured:
 
 
 class _Choice(NamedTuple):
-    """A rule's figure: of isolated or of batched calls, whether it can decide, and the note."""
+    """A rule's figure: whether it is that of isolated calls, whether it can decide, the note."""
 
     isolated: bool
     decided: bool
@@ -77,67 +77,45 @@ def _choice(
 ) -> _Choice:
     """Return which figure the record gets: the first rule that holds.
 
-    Args:
-        batched: speedup of batched calls.
-        isolated: speedup of isolated calls; None where the batch overhead hides their time.
-        overlap: whether batched calls overlap; None where isolated calls leave it open.
-        agrees: whether isolated and batched calls must have the same outcome.
-        floor: the noise floor.
-        policy: thresholds.
+    There is no speedup of isolated calls where the batch overhead hides their time. Where they
+    leave it open whether batched calls overlap, ``overlap`` is None. ``agrees`` says that isolated
+    and batched calls must have the same outcome.
     """
     if isolated is None and overlap is not False:
-        return _Choice(
-            isolated=False,
-            decided=False,
-            note="an isolated call takes less time than starting it and reading its outputs: it "
-            "does not tell whether batched calls overlap",
+        note = (
+            "an isolated call takes less time than starting it and reading its outputs: it does "
+            "not tell whether batched calls overlap"
         )
+        return _Choice(False, False, note)
     if overlap is True:
-        return _Choice(
-            isolated=True,
-            decided=True,
-            note="its batched calls overlap, so the speedup is that of isolated calls",
-        )
+        note = "its batched calls overlap, so the speedup is that of isolated calls"
+        return _Choice(True, True, note)
     if overlap is None:
-        return _Choice(
-            isolated=isolated is not None and isolated[0] < batched[0],
-            decided=False,
-            note="isolated calls leave open whether its batched calls overlap: the lower of both "
-            "figures is given",
+        note = (
+            "isolated calls leave open whether its batched calls overlap: the lower of both "
+            "figures is given"
         )
+        return _Choice(isolated is not None and isolated[0] < batched[0], False, note)
     outcome = clock.outcome(*batched[1:], floor, policy)
     if isolated and agrees and outcome in (SpeedOutcome.FASTER, SpeedOutcome.SLOWER):
         # The place of its memory makes a process quick or slow. Isolated calls hardly show that.
         alone = clock.outcome(isolated[0], isolated[0], max(floor, policy.short_floor), policy)
         if outcome is not alone:
             return _Choice(False, False, "isolated calls of both do not say the same")
-    return _Choice(isolated=False, decided=True, note="")
+    return _Choice(False, True, "")
 
 
 def _doubts(
     measured: Measured, kept: int, throttled: int, late: float, policy: ClockPolicy
 ) -> list[str]:
-    """Return the notes of all rules that make the outcome UNDECIDED, whatever the figure.
-
-    Args:
-        measured: figures.
-        kept: blocks that count.
-        throttled: blocks that were discarded because the GPU was slowed.
-        late: batch overhead over the time of the calls in a batch.
-        policy: thresholds.
-    """
-    rules = (
-        (throttled > policy.discard_part * (throttled + kept), "most blocks were throttled"),
-        (
-            not measured.repeats,
-            (
-                "the reference carries something over from call to call: timed outputs were "
-                "checked for form and size alone"
-            ),
-        ),
-        (late > policy.late_part, "its batches are too short against the batch overhead"),
-    )
-    return [note for holds, note in rules if holds]
+    """Return the notes of all rules that hold and make the outcome UNDECIDED."""
+    rules = {
+        "most blocks were throttled": throttled > policy.discard_part * (throttled + kept),
+        "the reference carries something over from call to call: timed outputs were checked "
+        "for form and size alone": not measured.repeats,
+        "its batches are too short against the batch overhead": late > policy.late_part,
+    }
+    return [note for note, holds in rules.items() if holds]
 
 
 def speed_of(measured: Measured, policy: ClockPolicy) -> Speed:

@@ -170,6 +170,13 @@ class OutputCheck:
     def _wanted(self, expected: Outcome, layout: Layout) -> list[torch.Tensor | None]:
         """Return the reference's tensors, in the order of the candidate's."""
         wanted = list(given_tensors(expected.output, None))
+        unknown = [name for name in layout.state if name not in self._match.source]
+        if unknown or (layout.state and self._mode != "train"):
+            said = (unknown or layout.state)[0][:200]
+            raise _wrong(
+                Status.WRONG_STRUCTURE,
+                f"a timed call gives a gradient of {said!r}, which no checked call gave",
+            )
         if self._mode == "train":
             of_state = {
                 name: expected.state_grads.get(ours) for name, ours in self._match.source.items()
@@ -266,20 +273,23 @@ class OutputCheck:
         problem = self._problem
         kept = {n: t.detach().clone() for n, t in problem.state().items()}
         began = {
-            self._match.source[n]: t for n, t in zip(names, before, strict=False) if t is not None
+            self._match.source[n]: t
+            for n, t in zip(names, before, strict=False)
+            if t is not None and t.shape == kept[self._match.source[n]].shape
         }
         write_state(problem.reference, began)
-        for position, slot in enumerate(timed.order):
-            rng = timed.seed + position if timed.seed else 0
-            inputs = self._input_pool.values(slot)[0]
-            problem.call(problem.reference, self._mode, inputs, rng, None)
+        with problem.running():
+            for position, slot in enumerate(timed.order):
+                rng = timed.seed + position if timed.seed else 0
+                inputs = self._input_pool.values(slot)[0]
+                problem.call(problem.reference, self._mode, inputs, rng, None)
         right = {n: t.detach().clone() for n, t in problem.state().items()}
         write_state(problem.reference, kept)
         for name, first, got in zip(names, before, after, strict=False):
             want = right[self._match.source[name]]
             if first is None or got is None or first.shape != want.shape:
                 continue  # not in sight before: its next batch shows where it lies
-            if not _moved_alike(first.to(want.device), got.to(want.device), want):
+            if got.shape != want.shape or not _moved_alike(first.to(want), got.to(want), want):
                 raise _wrong(
                     Status.WRONG_STATE,
                     f"after {len(timed.order)} timed calls state {name} is not the reference's: "

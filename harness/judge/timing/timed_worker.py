@@ -18,7 +18,6 @@ from harness.ipc import mailbox
 from harness.judge.workers.peer_memory import Layout, PeerMemory
 from harness.judge.workers.remote import RemoteWorker
 
-_MOST_MS = 1e9
 _ELEMENTS = 64
 """Elements that are read of each tensor of a chosen output; on the CPU each is a system call."""
 _TENSORS = 64
@@ -220,13 +219,14 @@ class TimedWorker:
         self._wait()
         answer = self.worker.answer()
         self._map(answer, whole=True)
-        with self.claims():
-            self._layout = Layout.of(answer)
+        self._layout = Layout.of(answer)
+        if len(self._layout.moving) != len(self.moving):
+            raise self.worker.tampered("it describes other state than it was asked for")
         if state and self._layout.moving_at != known:
             after = self._moving_now()  # the module's calls put other tensors there
         return Timed(
             total_ms=(seen_at - began) * 1e3,
-            claimed_ms=self._milliseconds(answer.get("claimed_ms")),
+            claimed_ms=answer["claimed_ms"],
             order=tuple(order),
             seed=seed,
             seen=seen,
@@ -253,16 +253,7 @@ class TimedWorker:
     def _map(self, answer: dict[str, Any], *, whole: bool = False) -> None:
         """Note where the worker's memory is."""
         with self.claims():
-            self._peer_memory.learn(answer.get("allocations"), whole=whole)
-
-    def _milliseconds(self, said: Any) -> float | None:
-        """Return a time that a worker claims."""
-        if said is None:
-            return None
-        with self.claims():
-            if type(said) not in (int, float) or not 0 <= said < _MOST_MS:
-                raise ipc.WireViolation("a time that is none")
-            return float(said)
+            self._peer_memory.learn(answer["allocations"], whole=whole)
 
     def plan_read(self, numbers: np.ndarray) -> list[Any]:
         """Prepare to read these elements of each tensor that a call returns.
@@ -365,8 +356,8 @@ class TimedWorker:
     def device_ms(self, mode: str, order: Sequence[int]) -> float | None:
         """Return the kernel time of one call that the profiler in the worker claims."""
         self.resume()
-        answer = self.worker.ask("profile", mode=mode, order=list(order))
-        return self._milliseconds(answer.get("device_ms")) or None
+        claimed: float = self.worker.ask("profile", mode=mode, order=list(order))["device_ms"]
+        return claimed or None
 
     def _looker(self) -> Callable[[], None]:
         deadline = time.monotonic() + self.timeout_s

@@ -30,8 +30,6 @@ class Budget:
     Args:
         limit_s: for all phases.
         build_limit_s: for all compilers.
-        on_turn: during the checks, called with True before the candidate works and with False
-            afterwards.
         now: seconds that only grow.
     """
 
@@ -39,12 +37,10 @@ class Budget:
         self,
         limit_s: float,
         build_limit_s: float,
-        on_turn: Callable[[bool], None] = lambda candidate: None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit_s = limit_s
         self._build_limit_s = build_limit_s
-        self._on_turn = on_turn
         self._now = now
         self._began = now()
         self._paused_s = 0.0
@@ -108,18 +104,13 @@ class Budget:
     def candidate(self) -> Iterator[None]:
         """Count the time as the candidate's work, too."""
         began = self.spent_s()
-        turn = self._checks_began is not None and not self._over and not self._asked
         self._asked += 1
-        if turn:
-            self._on_turn(True)
         try:
             yield
         finally:
             self._asked -= 1
             if not self._asked:
                 self._candidate_s += self.spent_s() - began
-            if turn:
-                self._on_turn(False)
 
     def begin_checks(self) -> None:
         """Begin to count the candidate's time apart from the reference's."""

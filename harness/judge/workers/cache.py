@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -21,10 +23,18 @@ from typing import Any
 import torch
 
 from harness.domain import HarnessError
+from harness.machine import left_files
 from harness.machine.environment import PACKAGE
 from harness.machine.toolchain import toolchain
 
 CACHE_VERSION = 2
+_KEY = re.compile(r"[^/\0]{1,40}-[0-9a-f]{24}")
+"""What a worker names a built extension (``content_key`` in worker/build.py)."""
+_MOST_MANIFEST_BYTES = 64 << 20
+_MOST_SOURCE_BYTES = 1 << 30
+"""Of all files of one solution: CUTLASS has 40 MB of headers."""
+_MOST_BUILT = 10_000
+"""Files and folders of one extension."""
 _PREPARE = (
     "import sys; from pathlib import Path; from harness.worker.cuda_on_cpu import prepare; "
     "print(prepare(Path(sys.argv[1])))"
@@ -73,13 +83,15 @@ class ExtensionCache:
     def complete(self) -> bool:
         """Return whether everything that the solution built last time is here and still valid."""
         try:
-            manifest = json.loads((self.folder / "manifest.json").read_text())
-        except (OSError, ValueError):
-            return False
-        if manifest.get("environment") != self._environment() or manifest.get("failed"):
-            return False
-        built = all((self.folder / key / "done").exists() for key in manifest["keys"])
-        return built and all(_digest(Path(f)) == d for f, d in manifest["files"].items())
+            read = left_files.bytes_of(self.folder / "manifest.json", _MOST_MANIFEST_BYTES)
+            manifest = json.loads(read)
+            if manifest["environment"] != self._environment() or manifest["failed"]:
+                return False
+            built = all((self.folder / key / "done").exists() for key in manifest["keys"])
+            files = {str(path): str(digest) for path, digest in manifest["files"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return False  # none, or one that somebody else wrote there
+        return built and _digests(files) == files
 
     def build_folder(self, uid: int | None) -> Path:
         """Return a new folder for a build worker with this user id; None is the judge's own id."""
@@ -110,12 +122,13 @@ class ExtensionCache:
         known = []
         for key in dict.fromkeys(keys):
             source, target = build_folder / key, self.folder / key
-            if Path(key).name != key:
+            if _KEY.fullmatch(key) is None:
                 continue
             if not target.exists() and (source / "done").exists():
-                _take_ownership(source)
                 with contextlib.suppress(OSError):
-                    # Another judge of the same solution may have been first, with the same content.
+                    # Another judge of the same solution may have been first: the same content. Or
+                    # there is something that no build leaves behind, and nothing is kept.
+                    _take_ownership(source)
                     source.rename(target)
             if (target / "done").exists():
                 known.append(key)
@@ -124,7 +137,7 @@ class ExtensionCache:
             "keys": known,
             "failed": failed,
             "headers": {key: _headers(self.folder / key) for key in known},
-            "files": {f: _digest(Path(f)) for f in files},
+            "files": _digests(files),
         }
         temporary = self.folder / f"manifest.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(manifest, indent=1))
@@ -167,7 +180,7 @@ class ExtensionCache:
 
     def discard(self, build_folder: Path) -> None:
         """Delete a build folder and what is left in it."""
-        shutil.rmtree(build_folder, ignore_errors=True)
+        left_files.remove_tree(build_folder)
 
 
 def _headers(built: Path) -> str:
@@ -175,31 +188,56 @@ def _headers(built: Path) -> str:
 
     A build worker wrote the file, so it may be long, or no file at all.
     """
-    note = built / "headers"
-    if not note.is_file():
-        return "torch"
-    with note.open("rb") as file:
-        return "fast" if file.read(5) == b"fast\n" else "torch"
-
-
-def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return "fast" if left_files.head_of(built / "headers", 5) == b"fast\n" else "torch"
     except OSError:
-        return "missing"
+        return "torch"
+
+
+def _digests(files: Iterable[str]) -> dict[str, str]:
+    """Return a digest of each file that went into a build, as a worker names them.
+
+    A file that is no plain one, or that is left when so many bytes have been read, has none. What
+    was built from it is then built again.
+    """
+    found, left = {}, _MOST_SOURCE_BYTES
+    for name in dict.fromkeys(files):
+        try:
+            content = left_files.bytes_of(Path(name), left, follow=True)
+        except (OSError, ValueError):  # a zero byte in its name
+            found[name] = "missing"
+        else:
+            left -= len(content)
+            found[name] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def _take_ownership(folder: Path) -> None:
-    """Give a built folder to the judge's user, read-only for others; delete links in it."""
+    """Make a built folder ours and read-only to others.
+
+    Only plain files are kept that have no second name, which may lie where others write.
+
+    Raises:
+        OSError: it is deeper, or holds more, than what a build leaves.
+    """
+    waiting, seen = [folder], 0
+    while waiting:
+        here = waiting.pop()
+        _make_ours(here, 0o755)
+        for path in sorted(here.iterdir()):
+            seen += 1
+            if seen > _MOST_BUILT:
+                raise OSError(f"{folder} holds more than {_MOST_BUILT} files")
+            found = path.lstat()
+            if stat.S_ISDIR(found.st_mode):
+                waiting.append(path)
+            elif stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+                _make_ours(path, 0o755 if path.suffix == ".so" else 0o644)
+            else:
+                path.unlink()
+
+
+def _make_ours(path: Path, mode: int) -> None:
     if os.geteuid() == 0:
-        os.chown(folder, 0, 0)
-    folder.chmod(0o755)
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            path.unlink()
-        elif path.is_dir():
-            _take_ownership(path)
-        else:
-            if os.geteuid() == 0:
-                os.chown(path, 0, 0)
-            path.chmod(0o755 if path.suffix == ".so" else 0o644)
+        os.chown(path, 0, 0, follow_symlinks=False)
+    path.chmod(mode)

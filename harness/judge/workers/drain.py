@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,13 @@ class Drain(threading.Thread):
         self._title = title
         self._dropped = 0
         self._tail = bytearray()
+
+    def note(self, lines: Iterable[str]) -> None:
+        """Append lines of the judge's own to the log, where there is room for them."""
+        text = "".join(f"--- {self._title}: {line}\n" for line in lines)
+        if text:
+            with contextlib.suppress(OSError), self._log.open("ab") as out:
+                out.write(text.encode("utf-8", "replace"))
 
     def run(self) -> None:
         kept = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,8 @@ import torch
 
 from harness import ipc
 from harness.domain import HarnessError
-from harness.ipc.mailbox import MAX_TENSORS
 
-_MOST_ALLOCATIONS = 10_000
 _LAST_ADDRESS = 1 << 56
-_ALIGNED = 256
-"""The driver's allocations begin at a multiple of this (CUDA C++ Programming Guide)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,29 +40,12 @@ class Layout:
 
     @classmethod
     def of(cls, answer: dict[str, Any]) -> Layout:
-        """Return the layout that an answer describes.
-
-        Raises:
-            WireViolation: the answer describes no layout.
-        """
-        said, names = answer.get("forms"), answer.get("state")
-        if not isinstance(said, list) or not isinstance(names, list):
-            raise ipc.WireViolation("no description of what a call gave")
-        moving, moving_at = answer.get("moving", []), answer.get("moving_at", [])
-        if not isinstance(moving, list) or not isinstance(moving_at, list):
-            raise ipc.WireViolation("no description of the state that calls change")
-        if (
-            max(len(said), len(moving)) > MAX_TENSORS
-            or len(moving) != len(moving_at)
-            or any(type(n) is not str for n in names)
-            or any(type(at) is not int for at in moving_at)
-        ):
-            raise ipc.WireViolation("a malformed description of what a call gave")
+        """Return the layout that an answer describes (see ``replies``)."""
         return cls(
-            forms=tuple(ipc.form(f) for f in said),
-            state=tuple(names),
-            moving=tuple(ipc.form(f) for f in moving),
-            moving_at=tuple(moving_at),
+            forms=tuple(answer["forms"]),
+            state=tuple(answer["state"]),
+            moving=tuple(answer["moving"]),
+            moving_at=tuple(answer["moving_at"]),
         )
 
 
@@ -92,7 +72,7 @@ class PeerMemory:
         self._fd = memory_fd
         self._device = device
         self._most_bytes = most_bytes
-        self._mapped: dict[int, tuple[str, Any]] = {}
+        self._mapped: dict[int, tuple[bytes, Any]] = {}
         self._bases: list[int] = []
         self._lent: Any = None
         self.blind = ""
@@ -102,48 +82,38 @@ class PeerMemory:
         """Note memory of the judge that the worker has mapped: outputs may be views of inputs."""
         self._lent = arena
 
-    def learn(self, allocations: Any, *, whole: bool = False) -> None:
+    def learn(self, allocations: Sequence[Mapping[str, Any]], *, whole: bool = False) -> None:
         """Map the device memory that a worker describes.
 
         Where the driver refuses to map memory, ``blind`` says why.
 
         Args:
-            allocations: as ``device_arena.allocations`` describes them.
+            allocations: as ``device_arena.allocations`` describes them, handles as bytes.
             whole: there are no others. The worker has freed the others, and the judge must unmap
                 them, or they stay taken.
 
         Raises:
-            WireViolation: the description is malformed.
+            WireViolation: there is no GPU.
         """
-        if not isinstance(allocations, list) or len(allocations) > _MOST_ALLOCATIONS:
-            raise ipc.WireViolation("a malformed list of allocations")
-        described = {one.get("base") for one in allocations if isinstance(one, dict)}
+        described = {one["base"] for one in allocations}
         for base in set(self._mapped) - described if whole else ():
             self._unmap(self._mapped.pop(base)[1])
         for one in allocations:
-            try:
-                base, size, handle = one["base"], one["bytes"], one["handle"]
-                if type(base) is not int or type(size) is not int or not 0 < size < 1 << 46:
-                    raise ipc.WireViolation("a malformed allocation")
-                if base % _ALIGNED:
-                    raise ipc.WireViolation("an allocation where the driver makes none")
-                known = self._mapped.get(base)
-                if known is not None and known[0] == handle and known[1].size_bytes == size:
-                    continue
-                raw = bytes.fromhex(handle)
-            except (KeyError, TypeError, ValueError) as error:
-                raise ipc.WireViolation(f"a malformed allocation: {error!r}") from None
+            base, size, handle = one["base"], one["bytes"], one["handle"]
+            known = self._mapped.get(base)
+            if known is not None and known[0] == handle and known[1].size_bytes == size:
+                continue
             if self._device.type != "cuda":
                 raise ipc.WireViolation("GPU memory where there is no GPU")
             from harness.ipc import device_arena
 
             self._forget(base, size)
-            if not raw:
+            if not handle:
                 if self._lent is not None and size == self._lent.size_bytes:
                     self._mapped[base] = (handle, self._lent)
                 continue
             try:
-                arena = device_arena.DeviceArena.open(raw, size, str(self._device))
+                arena = device_arena.DeviceArena.open(handle, size, str(self._device))
             except (HarnessError, RuntimeError) as error:
                 self.blind = str(error)
             else:

@@ -183,21 +183,12 @@ class WorkerPool:
                 compile=compile_mode,
                 **fields,
             )
-            self._note_flags(worker.role, loaded.get("numeric_flags"))
+            self.numeric_flags[worker.role] = loaded["numeric_flags"]
             return loaded
         except WorkerFailed as failed:
             if failed.error.get("kind") in ("raised", "exit"):
                 raise CannotLoad(str(failed)) from None
             raise
-
-    def _note_flags(self, role: str, said: Any) -> None:
-        """Keep the numeric flags that a worker reports: names and truth values only."""
-        if isinstance(said, dict):
-            self.numeric_flags[role] = {
-                str(name)[:80]: value
-                for name, value in list(said.items())[:20]
-                if isinstance(value, bool) or value == numeric_flags.MIXED
-            }
 
     def _share_draws(self, worker: RemoteWorker, problem: Problem) -> None:
         """Give a worker the random numbers that its constructor will draw."""

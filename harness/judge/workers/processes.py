@@ -17,6 +17,12 @@ from harness.machine.process_tree import children, descent, every_process, read_
 
 live: set[int] = set()
 """Process ids of workers that have not been ended. The judge kills all other children."""
+_COMPILER = re.compile(
+    r"(?:[\w.]+-)*(?:nvcc|cicc|ptxas|fatbinary|nvlink|cudafe\+\+|cc1|cc1plus|cc|c\+\+|gcc|g\+\+|clang|"
+    r"clang\+\+|collect2|lto1|lto-wrapper|as|ar|ld|ld\.\w+|lld|gold|mold|ninja|ccache|sccache)"
+    r"(?:-[\d.]+)?"
+)
+"""The programs of a build, with a target in front and a version behind: x86_64-linux-gnu-g++-12."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 births = threading.Lock()
 """Locked from a worker's start until it is in ``live``: it must not look like a leftover."""
@@ -63,6 +69,26 @@ def family(pid: int, *, orphans: bool) -> dict[int, float]:
         for member in descent(roots, children_of)
         if (stat := stat_of(member))
     }
+
+
+def is_compiler(pid: int, uid: int | None, folder: Path) -> bool:
+    """Return whether a process is one of a compiler's, by the program that it runs.
+
+    A process can choose its name and arguments, but not what its ``exe`` points to. Programs that
+    the worker could have written itself are not believed to be compilers.
+
+    Args:
+        pid: of the process.
+        uid: of the worker, None where it is the judge's.
+        folder: of the worker.
+    """
+    try:
+        running = Path(f"/proc/{pid}/exe")
+        program, owner = str(running.readlink()), running.stat().st_uid
+    except OSError:
+        return False
+    own = owner == uid or program.startswith(f"{folder}/") or program.endswith(" (deleted)")
+    return not own and _COMPILER.fullmatch(program.rpartition("/")[2]) is not None
 
 
 class Restless(Exception):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import secrets
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,14 +15,17 @@ from typing import Any
 import torch
 
 from harness import ipc
-from harness.domain import HarnessError, Refusal, Status
+from harness.domain import Finding, HarnessError, Refusal, Status
 from harness.judge.policy import Policy
-from harness.judge.workers import prefork, processes
+from harness.judge.workers import prefork, processes, replies
 from harness.judge.workers.budget import Budget, OutOfTime
 from harness.judge.workers.drain import Drain
 from harness.judge.workers.identity import PACKAGE_ROOT, Confinement, environment_in
+from harness.judge.workers.patience import Patience
+from harness.machine import folders, left_files
 from harness.machine.environment import oom_kills
 
+_MOST_FINDINGS_BYTES = 1 << 20
 _START_TIMEOUT_S = 60.0
 """A worker takes less to start and to give up its rights. No code of a user runs meanwhile."""
 
@@ -107,15 +107,17 @@ class RemoteWorker:
         self._family_at = self._busy_at = time.monotonic()
         self._children_bytes = 0
         self._cpu_spent = 0.0
-        self._compiling = False
+        self._patience: Patience | None = None
+        self._asked = ""
+        self._grows = False
         self.launches: int | None = None
         self.launches_without_stream = 0
         self.build_failures: list[str] = []
         self.unsupported: list[str] = []
-        self.findings: list[dict[str, Any]] = []
+        self.findings: list[Finding] = []
         self.max_outbox_bytes = 1 << 40
         self.expected_tensors = 0
-        self.folder = Path(tempfile.mkdtemp(prefix=f"harness-{role}-"))
+        self.folder = folders.temporary(f"harness-{role}-")
         self.memory_fd: int | None = None
         self.findings_path = self.folder / "findings.jsonl"
         self.uid = confinement.uid() if confinement else None
@@ -155,6 +157,7 @@ class RemoteWorker:
         self._budget = budget or self._budget
         # The worker's memory as a file, opened before any code of a solution ran.
         self.memory_fd = next(iter(self._channel.take_fds()), None)
+        self._channel.refuse_fds()
 
     # --- asking ---------------------------------------------------------------------------------
 
@@ -174,10 +177,16 @@ class RemoteWorker:
             if self._channel.has_ended():
                 raise self._dead()
             raise self.tampered("it sent an answer that nothing had asked for")
+        self._asked = do
+        deadline = time.monotonic() + self._timeout_s
         try:
-            self._channel.send({"id": self._sequence, "do": do, **fields}, fds)
+            self._channel.send({"id": self._sequence, "do": do, **fields}, fds, deadline)
         except ipc.WireClosed:
             raise self._dead() from None
+        except ipc.WireTimeout:
+            self.kill()
+            text = f"did not take a request within {self._timeout_s:.0f} s"
+            raise WorkerFailed(Status.TIMED_OUT, text) from None
 
     def answer(self, timeout_s: float | None = None) -> dict[str, Any]:
         """Return the answer to the last request; a compiler's time does not count.
@@ -186,56 +195,52 @@ class RemoteWorker:
             WorkerFailed: as for ``ask``.
             OutOfTime: the pair's time ran out meanwhile; the judge has ended the worker.
         """
-        with self._budget.candidate(), contextlib.ExitStack() as compiler:
-            return self._answer(timeout_s or self._timeout_s, compiler)
+        with self._budget.candidate():
+            patience = Patience(timeout_s or self._timeout_s, self._budget)
+            try:
+                return self._answer(patience)
+            finally:
+                self._patience = None
+                patience.close()
 
-    def _answer(self, limit: float, compiler: contextlib.ExitStack) -> dict[str, Any]:
-        began = time.monotonic()
-        deadline = began + min(limit, self._budget.deadline_s())
-        build_limit_s = self._budget.build_left_s()
-        hard = began + max(build_limit_s, limit)
-        compiling_since: float | None = None
+    def _answer(self, patience: Patience) -> dict[str, Any]:
+        self._patience = patience
         while True:
             try:
-                message = self._channel.receive(deadline, self._watch)
+                message = self._channel.receive(watch=self._watch_reply)
+                event = replies.event(message)
+                if not event:
+                    if message.get("id") != self._sequence:
+                        raise ipc.WireViolation("its answer carries another request's number")
+                    answer = replies.read(self._asked, message)
+                    break
+                patience.hear(event)
+                if patience.is_over():
+                    raise ipc.WireTimeout
             except ipc.WireClosed:
                 raise self._dead() from None
             except ipc.WireTimeout:
                 self.kill()
-                if compiling_since is not None:
-                    text = f"was still compiling after {hard - began:.0f} s"
-                elif self._budget.deadline_s() <= 0:
+                if self._budget.deadline_s() <= 0 and not patience.compilers_took_too_long():
                     raise OutOfTime from None
-                else:
-                    text = f"gave no answer within {limit:.0f} s"
-                raise WorkerFailed(Status.TIMED_OUT, text) from None
+                raise WorkerFailed(Status.TIMED_OUT, patience.said()) from None
             except ipc.WireViolation as error:
                 raise self.tampered(str(error)) from None
-            if message.get("event") == "compiling" and not build_limit_s:
+            if patience.claims_to_compile and not patience.has_compiler_time:
                 self.kill()
                 text = "had another extension to compile when the time for compilers was over"
                 raise WorkerFailed(Status.TIMED_OUT, text)
-            if message.get("event") == "compiling" and compiling_since is None:
-                compiling_since = time.monotonic()
-                self._compiling = True
-                compiler.enter_context(self._budget.compiling())
-                deadline = hard
-                continue
-            if message.get("event") == "compiled" and compiling_since is not None:
-                compiling_since = None
-                self._compiling = False
-                compiler.close()
-                deadline = min(hard, time.monotonic() + min(limit, self._budget.deadline_s()))
-                continue
-            if message.get("id") != self._sequence:
-                raise self.tampered("its answer carries another request's number")
-            break
-        self._note_facts(message)
-        if message.get("ok") is not True:
-            raise self._failed(message.get("error"))
-        if "too_small" in message:
-            return self._grown(message["too_small"], message.get("tensors"), limit)
-        return message
+        self._note_facts(answer)
+        if "error" in answer:
+            raise self._failed(answer["error"])
+        if "too_small" in answer:
+            return self._grown(answer["too_small"], answer["tensors"])
+        return answer
+
+    def _watch_reply(self) -> None:
+        self._watch()
+        if self._patience is not None and self._patience.is_over():
+            raise ipc.WireTimeout
 
     def values(self, answer: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of an answer as private copies.
@@ -244,11 +249,9 @@ class RemoteWorker:
             WorkerFailed: the protocol does not allow their description (TAMPERED).
         """
         try:
-            decoder = ipc.Decoder(self._outbox, answer.get("table", []))
-            described = answer.get("values")
-            if not isinstance(described, dict):
-                raise ipc.WireViolation("an answer without values")
-            values = {str(k): decoder.decode(v) for k, v in described.items()}
+            decoder = ipc.Decoder(self._outbox, answer["table"])
+            values = {name: decoder.decode(said) for name, said in answer["values"].items()}
+            replies.check_values(self._asked, values)
         except ipc.WireViolation as error:
             raise self.tampered(str(error)) from None
         if self._device.startswith("cuda"):
@@ -310,22 +313,27 @@ class RemoteWorker:
         self.share(which, host)
         return host
 
-    def _grown(self, needed: Any, tensors: Any, timeout_s: float) -> dict[str, Any]:
-        if type(needed) is not int or needed <= 0:
-            raise self.tampered("a malformed size")
+    def _grown(self, needed: int, tensors: int) -> dict[str, Any]:
+        """Return the answer once more, by way of an arena that can hold it."""
+        asked = self._asked
+        if self._grows:
+            raise self.tampered("its answer grew while it was read")
         if needed > self.max_outbox_bytes:
             most = self._policy.tensors_factor * self.expected_tensors + self._policy.tensors_floor
-            many = type(tensors) is int and tensors > most
+            many = tensors > most
             raise WorkerFailed(
                 Status.WRONG_STRUCTURE if many else Status.WRONG_SHAPE,
                 f"its answer takes {needed} bytes in {tensors} tensors, over the cap of "
                 f"{self.max_outbox_bytes}",
             )
         self._outbox = self._new_arena("out", needed)
-        answer = self.ask("again", timeout_s=timeout_s)
-        if "too_small" in answer:
-            raise self.tampered("its answer grew while the judge read it")
-        return answer
+        self._grows = True
+        try:
+            self.send("again")
+            self._asked = asked
+            return self.answer()
+        finally:
+            self._grows = False
 
     # --- under the clock ------------------------------------------------------------------------
 
@@ -410,32 +418,23 @@ class RemoteWorker:
     # --- failures -------------------------------------------------------------------------------
 
     def _note_facts(self, message: Mapping[str, Any]) -> None:
-        findings = message.get("findings")
-        if isinstance(findings, list):
-            self.findings += [f for f in findings if isinstance(f, dict)][:50]
-        for name, known in (
-            ("build_failures", self.build_failures),
-            ("unsupported", self.unsupported),
-        ):
-            said = message.get(name)
-            if isinstance(said, list):
-                known[:] = [str(s)[:2000] for s in said[:5]]
-        launches = message.get("launches")
-        if type(launches) is int and launches >= 0:
-            self.launches = launches
-        without = message.get("launches_without_stream")
-        if type(without) is int and without >= 0:
-            self.launches_without_stream = without
+        self.findings += message.get("findings", [])
+        self.build_failures = message.get("build_failures", self.build_failures)
+        self.unsupported = message.get("unsupported", self.unsupported)
+        self.launches = message.get("launches", self.launches)
+        without = message.get("launches_without_stream", self.launches_without_stream)
+        self.launches_without_stream = without
 
     def tampered(self, what: str) -> WorkerFailed:
-        """End a worker that broke the protocol; return its failure."""
-        self.kill()
-        return WorkerFailed(Status.TAMPERED, f"the {self.role} worker broke the protocol: {what}")
+        """End a worker that broke the protocol; return its failure.
 
-    def _failed(self, error: Any) -> WorkerFailed:
-        if not isinstance(error, dict):
-            return self.tampered("an error without description")
-        kind = error.get("kind")
+        A worker that runs no code of the solution's can only do so by the reference's code.
+        """
+        self.kill()
+        status = Status.TAMPERED if self._untrusted else Status.INVALID_REFERENCE
+        return WorkerFailed(status, f"the {self.role} worker broke the protocol: {what}")
+
+    def _failed(self, error: Mapping[str, Any]) -> WorkerFailed:
         status = {
             "build": Status.BUILD_FAILED,
             "unsupported": Status.SKIPPED,
@@ -443,37 +442,35 @@ class RemoteWorker:
             "oom": Status.OUT_OF_MEMORY,
             "memory": Status.MEMORY_FAULT,
             "exit": Status.CRASHED,
-        }.get(str(kind), Status.CRASHED)
-        place = f" at {error['place']}" if error.get("place") else ""
-        message = str(error.get("message"))
+        }.get(error["kind"], Status.CRASHED)
+        place = f" at {error['place']}" if error["place"] else ""
+        message = error["message"]
         return WorkerFailed(status, message + (place if place not in message else ""), error)
 
     def _dead(self) -> WorkerFailed:
         ours, code = self._ended_by_us, self._process.wait(5)
         self.kill()
-        self._read_last_findings()
+        left = self._read_last_findings()
         if code is None:
             return WorkerFailed(Status.CRASHED, "closed its end of the wire")
         if code < 0:
             by_memory = oom_kills() > self._oom_kills
             if -code == signal.SIGKILL and self._beside_solution and not (ours or by_memory):
                 return KilledBesideSolution(self.role)
-            name = signal.Signals(-code).name
-            return WorkerFailed(Status.CRASHED, f"died with {name}")
-        return WorkerFailed(Status.CRASHED, f"exited with code {code} in the middle of a request")
+            return WorkerFailed(Status.CRASHED, f"died with {_signal(-code)}{left}")
+        text = f"exited with code {code} in the middle of a request{left}"
+        return WorkerFailed(Status.CRASHED, text)
 
-    def _read_last_findings(self) -> None:
-        """Read the findings of a fault that ended the process: one JSON object per line."""
+    def _read_last_findings(self) -> str:
+        """Take the findings of a fault that ended the process; return what else lies there."""
         try:
-            with self.findings_path.open("rb") as lines:
-                text = lines.read(1 << 20).decode("utf-8", "replace")
-        except OSError:
-            return
-        for line in text.splitlines()[:50]:
-            with contextlib.suppress(ValueError):
-                finding = json.loads(line)
-                if isinstance(finding, dict):
-                    self.findings.append(finding)
+            text = left_files.head_of(self.findings_path, _MOST_FINDINGS_BYTES)
+            self.findings += replies.last_findings(text.decode("utf-8", "replace"))
+        except FileNotFoundError:
+            return ""
+        except (OSError, ipc.WireViolation) as error:
+            return f" (what it left as its findings cannot be read: {error})"
+        return ""
 
     def _watch(self) -> None:
         used = processes.resident_bytes(self._process.pid) - sum(self._host_arenas.values())
@@ -496,10 +493,14 @@ class RemoteWorker:
         self._children_bytes = sum(
             processes.resident_bytes(p) for p in found if p != self._process.pid
         )
-        if not self._compiling:
+        compilers = [pid for pid in found if processes.is_compiler(pid, self.uid, self.folder)]
+        patience = self._patience
+        if patience is not None:
+            patience.see(compiler=bool(compilers))
+        if not compilers or patience is None or not patience.claims_to_compile:
             self._busy_at = now
             return
-        spent = sum(found.values())
+        spent = sum(found[pid] for pid in compilers)
         if (
             spent > self._cpu_spent + self._policy.build_idle_part * (now - self._busy_at)
             or spent < self._cpu_spent
@@ -523,16 +524,29 @@ class RemoteWorker:
 
     def close(self) -> None:
         """End the worker and free everything that belongs to it."""
-        with contextlib.suppress(OSError):
-            self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
+        self.peak_bytes = max(self.peak_bytes, processes.resident_bytes(self._process.pid))
         self.kill()
-        self._channel.close()
+        arenas = [arena for arena in (self._inbox, self._outbox) if arena is not None]
+        self._inbox = self._outbox = None
+        self._drain.join(2)
+        failures = []
+        for close in (self._channel.close, self._close_memory, *(arena.close for arena in arenas)):
+            try:
+                close()
+            except (OSError, HarnessError, RuntimeError) as error:  # the verdict stands without it
+                failures.append(str(error))
+        left = left_files.remove_tree(self.folder)
+        failures += [f"{self.folder} is not removed: {left}"] if left else []
+        self._drain.note(failures)
+
+    def _close_memory(self) -> None:
         if self.memory_fd is not None:
             os.close(self.memory_fd)
             self.memory_fd = None
-        self._drain.join(2)
-        for arena in (self._inbox, self._outbox):
-            if arena is not None:
-                arena.close()
-        self._inbox = self._outbox = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of those that have numbers only
+        return f"signal {number}"

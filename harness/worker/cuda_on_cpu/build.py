@@ -10,10 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from harness.domain import BuildFailed, Unsupported
+from harness.worker import inputs
 from harness.worker.cuda_on_cpu import toolchain
+from harness.worker.cuda_on_cpu.headers import Headers
 from harness.worker.cuda_on_cpu.locate import locate
 from harness.worker.cuda_on_cpu.nvcc import describe, nvcc_check
-from harness.worker.cuda_on_cpu.rewrite import has_definitions, rewrite_cuda, rewrite_host
+from harness.worker.cuda_on_cpu.rewrite import has_definitions
 from harness.worker.cuda_on_cpu.support import Support, obtain
 from harness.worker.cuda_on_cpu.unsupported import find_unsupported
 
@@ -21,19 +23,13 @@ _CUDA_PREFIX = (
     '#include "prefix.h"\n#include <emu/torch_device.h>\n'
     "#include <cfloat>\n#include <queue>\n"  # torch's headers include them under nvcc
     "#include <cuda.h>\n#include <cuda_runtime.h>\n#include <cuda_fp16.h>\n#include <cuda_bf16.h>\n"
-    "{restrict}"
+    # at::RestrictPtrTraits exists for nvcc only.
+    "namespace at { template <typename T> struct RestrictPtrTraits "
+    "{ typedef T* __restrict__ PtrType; }; }\n"
+    "namespace torch { using at::RestrictPtrTraits; }\n"
 )
 _HOST_PREFIX = '#include "prefix.h"\n#include <emu/torch_device.h>\n#include <torch/extension.h>\n'
 _FULL_TORCH = re.compile(r"\btorch::(nn|optim|data|jit|serialize)\b")
-
-
-def _prefix_for_cuda() -> str:
-    # at::RestrictPtrTraits exists for nvcc only.
-    return _CUDA_PREFIX.format(
-        restrict="namespace at { template <typename T> struct RestrictPtrTraits "
-        "{ typedef T* __restrict__ PtrType; }; }\n"
-        "namespace torch { using at::RestrictPtrTraits; }\n"
-    )
 
 
 def _refuse_unsupported(source: str, file: str, first_line: int = 1) -> None:
@@ -70,10 +66,6 @@ def _unit_flags(sources: Sequence[str]) -> list[str]:
     return ["-DEMU_FULL_TORCH"] if any(_FULL_TORCH.search(s) for s in sources) else []
 
 
-def _host_flags(flags: Sequence[str]) -> list[str]:
-    return [part for f in flags for part in f.split()]
-
-
 def compile_inline(
     *,
     name: str,
@@ -96,9 +88,8 @@ def compile_inline(
     With architectures in ``nvcc``, nvcc compiles the CUDA source, too. ``nvcc.json`` beside the
     library then holds what each kernel uses.
 
-    If ``cpp_sources`` only declares functions, everything is one translation unit: declarations,
-    bindings, CUDA. If it defines functions (a CPU path), it is a unit of its own. The compiler then
-    gets the user's flags and no checks, as on the real tool chain.
+    ``cpp_sources`` with the bindings and ``cuda_sources`` are two translation units, as on the
+    real tool chain. The first is compiled without checks.
 
     Raises:
         BuildFailed: the compiler's first error, at the solution's own line if that is found.
@@ -114,27 +105,26 @@ def compile_inline(
         raise BuildFailed(f"load_inline(name={name!r}): Python cannot import such a name")
     support = obtain(support_dir)
     build_dir.mkdir(parents=True, exist_ok=True)
-    cpp_text = "".join(_rewritten(cpp, solution_file, f"{name} cpp_sources", host=True))
-    cuda_text = "".join(_rewritten(cuda, solution_file, f"{name} cuda_sources", host=False))
+    cuda_words = toolchain.cuda_flags(extra_cuda_cflags) if cuda else []
+    host_words = toolchain.words(extra_cflags)
+    host = _headers(build_dir, extra_include_paths, host_words, host=True)
+    device = _headers(build_dir, extra_include_paths, cuda_words, host=False)
+    cpp_text = "".join(_rewritten(cpp, solution_file, f"{name} cpp_sources", host))
+    cuda_text = "".join(_rewritten(cuda, solution_file, f"{name} cuda_sources", device))
     bindings = _bindings(functions, with_pytorch_error_handling)
     units: list[tuple[Path, bool, list[str]]] = []
-    if cuda and not any(has_definitions(s) for s in cpp):
-        unit = build_dir / "extension.cpp"
-        head = _prefix_for_cuda() + "#include <torch/extension.h>\n"
-        unit.write_text(head + cpp_text + bindings + cuda_text)
-        flags = _macros(extra_cflags) + toolchain.cuda_flags(extra_cuda_cflags)
-        units.append((unit, True, flags))
-    else:
+    if (cpp_text + bindings).strip():
         unit = build_dir / "main.cpp"
         unit.write_text(_HOST_PREFIX + cpp_text + bindings)
-        units.append((unit, False, _host_flags(extra_cflags)))
-        if cuda:
-            unit = build_dir / "cuda.cpp"
-            unit.write_text(_prefix_for_cuda() + cuda_text)
-            units.append((unit, True, toolchain.cuda_flags(extra_cuda_cflags)))
+        units.append((unit, False, _flags_of_main(cpp, host_words)))
+    if cuda:
+        unit = build_dir / "cuda.cpp"
+        unit.write_text(_CUDA_PREFIX + cuda_text)
+        units.append((unit, True, cuda_words))
     full = _unit_flags([*cpp, *cuda])
-    library = _build(name, [(u, c, [*full, *f]) for u, c, f in units], build_dir, support,
-                     extra_include_paths, extra_ldflags)  # fmt: skip
+    units = [(u, c, [*full, *f]) for u, c, f in units]
+    includes = list(extra_include_paths)
+    library = _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
     if nvcc and cuda:
         units_of_nvcc = [(cuda, solution_file, True)]
         paths = extra_include_paths
@@ -175,8 +165,17 @@ def _ask_nvcc(
     (build_dir / "nvcc.json").write_text(json.dumps(notes))
 
 
+def _headers(
+    build_dir: Path, include_paths: Sequence[str], flags: Sequence[str], *, host: bool
+) -> Headers:
+    """Return the copies of headers for units with these flags; none is made yet."""
+    paths = [*(f[2:] for f in flags if f.startswith("-I") and len(f) > 2), *include_paths]
+    kind = "host" if host else "cuda"
+    return Headers(build_dir / f"headers_{kind}", paths, host=host)
+
+
 def _rewritten(
-    sources: Sequence[str], solution_file: str | None, fallback: str, *, host: bool
+    sources: Sequence[str], solution_file: str | None, fallback: str, headers: Headers
 ) -> list[str]:
     """Rewrite each source, below a #line that points at its place in the solution's file."""
     out = []
@@ -184,14 +183,19 @@ def _rewritten(
         line = locate(source, solution_file)
         name = fallback if len(sources) == 1 else f"{fallback}[{i}]"
         file = Path(solution_file).name if line and solution_file else name
-        text = rewrite_host(source) if host else rewrite_cuda(source)
-        out.append(toolchain.line_directive(line or 1, file) + text + "\n")
+        out.append(toolchain.line_directive(line or 1, file) + headers.rewritten(source) + "\n")
     return out
 
 
-def _macros(flags: Sequence[str]) -> list[str]:
-    """Return the C++ flags that a unit of declarations needs."""
-    return [f for f in _host_flags(flags) if f.startswith(("-D", "-U", "-I"))]
+def _flags_of_main(sources: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """Return the C++ flags of load_inline's first unit.
+
+    Declarations and bindings need only what changes the text: -march=native would make the
+    precompiled header useless, and the optimiser has nothing to do.
+    """
+    if any(has_definitions(s) for s in sources):
+        return list(flags)
+    return ["-O1", *(w for w in flags if w.startswith(("-D", "-U", "-I")))]
 
 
 def compile_files(
@@ -208,8 +212,7 @@ def compile_files(
 ) -> Path:
     """Build the extension of a ``load(sources=[...])`` call from .cpp and .cu files.
 
-    The files contain their own bindings (PYBIND11_MODULE or TORCH_LIBRARY). Headers with kernels
-    (.cuh) beside them are rewritten, too.
+    The files bring their own bindings (PYBIND11_MODULE or TORCH_LIBRARY).
 
     Raises:
         BuildFailed: the compiler's first error, at the file's own line.
@@ -217,7 +220,10 @@ def compile_files(
     """
     support = obtain(support_dir)
     build_dir.mkdir(parents=True, exist_ok=True)
-    includes = _rewritten_headers(sources, extra_include_paths, build_dir)
+    cuda_words = toolchain.cuda_flags(extra_cuda_cflags)
+    host_words = toolchain.words(extra_cflags)
+    host = _headers(build_dir, extra_include_paths, host_words, host=True)
+    device = _headers(build_dir, extra_include_paths, cuda_words, host=False)
     units: list[tuple[Path, bool, list[str]]] = []
     for i, source in enumerate(sources):
         path = Path(source)
@@ -226,55 +232,27 @@ def compile_files(
         text = path.read_text(encoding="utf-8", errors="replace")
         unit = build_dir / f"{i}_{path.stem}.cpp"
         directive = toolchain.line_directive(1, str(path))
-        full = _unit_flags([text])
+        beside = path.resolve().parent
+        full = [*_unit_flags([text]), "-iquote", str(beside)]
         if path.suffix in (".cu", ".cuh"):
             _refuse_unsupported(text, str(path))
-            unit.write_text(_prefix_for_cuda() + directive + rewrite_cuda(text))
-            units.append((unit, True, [*full, *toolchain.cuda_flags(extra_cuda_cflags)]))
+            unit.write_text(_CUDA_PREFIX + directive + device.rewritten(text, beside))
+            units.append((unit, True, [*full, *cuda_words]))
         else:
             # The file sees only what it includes, as on the real tool chain. The precompiled prefix
             # holds what <torch/extension.h> would include.
             head = '#include "prefix.h"\n#include <emu/torch_device.h>\n'
-            unit.write_text(head + directive + rewrite_host(text))
-            units.append((unit, False, [*full, *_host_flags(extra_cflags)]))
-    library = _build(name, units, build_dir, support, includes, extra_ldflags)
+            unit.write_text(head + directive + host.rewritten(text, beside))
+            units.append((unit, False, [*full, *host_words]))
+    includes = list(extra_include_paths)
+    library = _build(name, units, build_dir, support, includes, extra_ldflags, [host, device])
     kernels = [Path(s) for s in sources if Path(s).suffix == ".cu"]
     if nvcc and kernels:
-        beside = list(dict.fromkeys(str(p.parent) for p in kernels))
+        own_folders = list(dict.fromkeys(str(p.parent) for p in kernels))
         texts = [([p.read_text(errors="replace")], str(p), False) for p in kernels]
-        folders = [*beside, *extra_include_paths]
+        folders = [*own_folders, *extra_include_paths]
         _ask_nvcc(texts, nvcc, build_dir, flags=extra_cuda_cflags, include_paths=folders)
     return library
-
-
-def _rewritten_headers(
-    sources: Sequence[str], include_paths: Sequence[str], build_dir: Path
-) -> list[str]:
-    """Write rewritten copies of headers with CUDA into a tree; return all include folders.
-
-    The compiler searches the copies before the originals.
-    """
-    folders = list(dict.fromkeys([*(str(Path(s).parent) for s in sources), *include_paths]))
-    includes: list[str] = []
-    for n, folder in enumerate(folders):
-        root = Path(folder)
-        if not root.is_dir():
-            continue
-        copy = build_dir / f"headers_{n}"
-        found = False
-        for path in sorted(root.rglob("*")):
-            if path.suffix not in (".cuh", ".h", ".hpp") or not path.is_file():
-                continue
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if "<<<" not in text and "__shared__" not in text and "is_cuda" not in text:
-                continue
-            _refuse_unsupported(text, str(path))
-            target = copy / path.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(toolchain.line_directive(1, str(path)) + rewrite_cuda(text))
-            found = True
-        includes += [str(copy)] * found + [str(root)]
-    return includes
 
 
 def _build(
@@ -284,6 +262,7 @@ def _build(
     support: Support,
     include_paths: Sequence[str],
     ldflags: Sequence[str],
+    headers: Sequence[Headers],
 ) -> Path:
     objects = [unit.with_suffix(".o") for unit, _, _ in units]
     logs: list[str] = []
@@ -310,8 +289,13 @@ def _build(
     output = build_dir / f"{name}.so"
     logs.append(toolchain.link(objects, output, support=support, flags=ldflags, python=True))
     (build_dir / "build.log").write_text("\n".join(logs))
+    originals = {str(copy): str(path) for h in headers for path, copy in h.copies.items()}
+    read = {name for o in objects for name in inputs.in_rule(o.with_suffix(".d").read_text())}
+    read = {name for name in read if not Path(name).is_relative_to(support.folder)}
+    inputs.note(build_dir, {originals.get(name, name) for name in read})
     for path in objects:
         path.unlink()
+        path.with_suffix(".d").unlink()
     for folder in build_dir.glob("headers_*"):
         shutil.rmtree(folder)
     return output

@@ -16,7 +16,7 @@ def locate(source: str, solution_file: str | None) -> int | None:
     path = Path(solution_file)
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
     at = text.find(source)
     if at >= 0:
         return text.count("\n", 0, at) + 1

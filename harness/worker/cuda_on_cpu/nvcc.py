@@ -21,6 +21,10 @@ from harness.worker.cuda_on_cpu.locate import locate
 from harness.worker.cuda_on_cpu.support import base_flags, torch_include_flags
 from harness.worker.cuda_on_cpu.toolchain import line_directive
 
+_BLAS = (
+    "Create", "Destroy", "SetStream", "SetMathMode", "Sgemm", "Dgemm", "SgemmStridedBatched",
+    "DgemmStridedBatched", "Sgemv", "Dgemv", "Sger", "Dger",
+)  # fmt: skip
 # Opaque handles that torch's headers name. Kernels never use them.
 _STUBS = {
     "c10/cuda/impl/cuda_cmake_macros.h": "#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n",
@@ -28,23 +32,7 @@ _STUBS = {
     "enum cublasStatus_t { CUBLAS_STATUS_SUCCESS };\n"
     "enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_OP_C };\n"
     "enum cublasMath_t { CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH = 3 };\n"
-    + "".join(
-        f"template <class... A> cublasStatus_t cublas{name}(A...);\n"
-        for name in [
-            "Create",
-            "Destroy",
-            "SetStream",
-            "SetMathMode",
-            "Sgemm",
-            "Dgemm",
-            "SgemmStridedBatched",
-            "DgemmStridedBatched",
-            "Sgemv",
-            "Dgemv",
-            "Sger",
-            "Dger",
-        ]
-    ),
+    + "".join(f"template <class... A> cublasStatus_t cublas{name}(A...);\n" for name in _BLAS),
     "cublasLt.h": "#pragma once\ntypedef struct cublasLtContext* cublasLtHandle_t;\n",
     "cusparse.h": "#pragma once\ntypedef struct cusparseContext* cusparseHandle_t;\n"
     "typedef int cusparseStatus_t;\n",

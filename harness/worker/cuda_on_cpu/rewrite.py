@@ -13,6 +13,7 @@ import re
 from harness.worker.cuda_on_cpu.tokens import (
     Token,
     angle_back,
+    blank,
     matching,
     next_solid,
     postfix_start,
@@ -79,8 +80,7 @@ def _launch(tokens: list[Token], opening: int) -> None:
     call = _without_comments(tokens[start:opening])
     breaks = "\n" * kernel.count("\n")
     tokens[start].text = f"::emu::launch(::emu::config({_quoted(name)}, __FILE__, __LINE__, "
-    for t in tokens[start + 1 : opening + 1]:
-        t.kind, t.text = "space", ""
+    blank(tokens[start + 1 : opening + 1])
     tokens[closing].text = f"), [&](auto... emu_p) {{ {' '.join(call.split())}(emu_p...); }}"
     for t in tokens[closing + 1 : left]:
         t.text = "\n" * t.text.count("\n") if t.kind == "comment" else t.text
@@ -142,10 +142,7 @@ def _shared_declaration(tokens: list[Token], index: int) -> int:
     statement = tokens[start:end]
     extern = any(t.kind == "name" and t.text == "extern" for t in statement)
     align = _drop_alignment(statement)
-    for t in statement:
-        if t.kind == "name" and t.text in _STORAGE:
-            t.text = ""
-            t.kind = "space"
+    blank([t for t in statement if t.kind == "name" and t.text in _STORAGE])
     names = _declared_names(statement)
     if not names:
         return index
@@ -185,9 +182,7 @@ def _shared_declaration(tokens: list[Token], index: int) -> int:
         text = "; ".join(parts)
     statement[0].text = text
     statement[0].kind = "punctuation"
-    for t in statement[1:]:
-        t.text = ""
-        t.kind = "space"
+    blank(statement[1:])
     return end
 
 
@@ -257,9 +252,7 @@ def _drop_alignment(statement: list[Token]) -> str:
         if right < 0:
             continue
         value = text_of(statement[left + 1 : right]).strip()
-        for t in statement[i : right + 1]:
-            t.text = ""
-            t.kind = "space"
+        blank(statement[i : right + 1])
     return value
 
 
@@ -327,40 +320,74 @@ def _in_function(tokens: list[Token], index: int) -> bool:
 # ---------------------------------------------------------------- questions for the device
 
 
+_QUESTIONS = {"is_cuda", "is_cpu", "device", "get_device"}
+
+
 def _device_questions(tokens: list[Token]) -> None:
-    for i, token in enumerate(tokens):
-        if token.kind == "name" and token.text in ("is_cuda", "is_cpu"):
-            _question(tokens, i)
+    asked: dict[int, str] = {}
+    switches = any(t.text in ("DeviceType", "kCUDA", "kCPU") for t in tokens if t.kind == "name")
+    # From the right: of x.device().is_cuda() the last question comes first in the text.
+    for i in range(len(tokens) - 1, -1, -1):
+        token = tokens[i]
+        if token.kind == "name" and token.text in _QUESTIONS:
+            _question(tokens, i, asked)
+        elif token.kind == "name" and token.text == "switch" and switches:
+            _switch(tokens, i)
         elif token.kind == "name" and token.text in ("kCUDA", "kCPU"):
             _constant(tokens, i, token.text == "kCUDA")
         elif token.kind == "name" and token.text in ("CUDA", "CPU"):
             scope = previous_solid(tokens, i - 1)
             owner = previous_solid(tokens, scope - 1)
-            if scope > 0 and tokens[scope].text == "::" and tokens[owner].text == "DeviceType":
+            scoped = scope > 0 and tokens[scope].text == "::"
+            if scoped and tokens[owner].text == "DeviceType":
                 _constant(tokens, i, token.text == "CUDA")
+            elif scoped and tokens[owner].text == "DispatchKey":
+                _dispatch_key(tokens, i, asked)
         elif token.kind == "string" and re.fullmatch(r'"cuda(:\d+)?"', token.text):
             left = previous_solid(tokens, i - 1)
             owner = previous_solid(tokens, left - 1)
             if left > 0 and tokens[left].text in ("(", "{") and tokens[owner].text == "Device":
                 token.text = "::emu::cuda_name()"
+    for start, prefix in asked.items():
+        tokens[start].text = prefix + tokens[start].text
 
 
-def _question(tokens: list[Token], index: int) -> None:
+def _question(tokens: list[Token], index: int, asked: dict[int, str]) -> None:
+    """Turn ``x.name()`` into ``::emu::name((x))``; what comes before x is left in ``asked``."""
     dot = previous_solid(tokens, index - 1)
     if dot < 0 or tokens[dot].text not in (".", "->"):
         return
     left = next_solid(tokens, index + 1)
     if left >= len(tokens) or tokens[left].text != "(":
         return
-    right = matching(tokens, left)
+    right = next_solid(tokens, left + 1)
     start = postfix_start(tokens, dot - 1)
-    if right < 0 or start < 0:
+    if right >= len(tokens) or tokens[right].text != ")" or start < 0:
         return
     star = "*" if tokens[dot].text == "->" else ""
-    question = tokens[index].text
-    tokens[start].text = f"::emu::{question}({star}({tokens[start].text}"
+    asked[start] = asked.get(start, "") + f"::emu::{tokens[index].text}({star}("
     for t in (tokens[dot], tokens[index], tokens[left]):
         t.text, t.kind = "", "space"
+    tokens[right].text = "))"
+
+
+def _dispatch_key(tokens: list[Token], index: int, asked: dict[int, str]) -> None:
+    start = postfix_start(tokens, index)
+    before = previous_solid(tokens, start - 1)
+    if before >= 0 and tokens[before].text not in ("case", "<"):  # these take constants only
+        asked[start] = asked.get(start, "") + "::emu::registered("
+        tokens[index].text += ")"
+
+
+def _switch(tokens: list[Token], index: int) -> None:
+    """Let ``switch`` over a device type meet the labels as they stand."""
+    left = next_solid(tokens, index + 1)
+    right = matching(tokens, left) if left < len(tokens) and tokens[left].text == "(" else -1
+    if right < 0:
+        return
+    before = [i for i in range(left, right) if tokens[i].text == ";"]
+    opening = before[-1] if before else left
+    tokens[opening].text += "::emu::switched("
     tokens[right].text = "))"
 
 
@@ -375,8 +402,7 @@ def _constant(tokens: list[Token], index: int, cuda: bool) -> None:
     )
     if not cuda and not compared:
         return
-    for t in tokens[start : index + 1]:
-        t.text, t.kind = "", "space"
+    blank(tokens[start : index + 1])
     tokens[index].text = "::emu::cuda_type()" if cuda else "::emu::cpu_type_compared()"
     tokens[index].kind = "name"
 
@@ -413,9 +439,7 @@ def _kernel_calls(tokens: list[Token]) -> None:
             where = f"__FILE__, __LINE__, {cooperative}, "
         breaks = "\n" * text_of(first).count("\n")
         token.text = _TAKES_KERNEL[token.text] + f"{_quoted(base)}, {where}{kernel}" + breaks
-        tokens[left].text, tokens[left].kind = "", "space"
-        for t in first:
-            t.text, t.kind = "", "space"
+        blank([tokens[left], *first])
 
 
 def _memory_functions(tokens: list[Token]) -> None:

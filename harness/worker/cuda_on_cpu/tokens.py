@@ -24,7 +24,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-OPENING = {"(": ")", "[": "]", "{": "}"}
+OPENING = {"(", "[", "{"}
 CLOSING = {")", "]", "}"}
 
 
@@ -80,30 +80,32 @@ def previous_solid(tokens: list[Token], index: int) -> int:
     return index
 
 
+def blank(tokens: list[Token]) -> None:
+    """Remove the text of tokens."""
+    for token in tokens:
+        token.text, token.kind = "", "space"
+
+
 def matching(tokens: list[Token], index: int) -> int:
     """Return the index of the bracket that closes the one at ``index``, or -1."""
-    depth = 0
-    for i in range(index, len(tokens)):
-        if tokens[i].kind != "punctuation":
-            continue
-        if tokens[i].text in OPENING:
-            depth += 1
-        elif tokens[i].text in CLOSING:
-            depth -= 1
-            if depth == 0:
-                return i
-    return -1
+    return _balanced(tokens, range(index, len(tokens)))
 
 
 def matching_back(tokens: list[Token], index: int) -> int:
     """Return the index of the bracket that opens the one at ``index``, or -1."""
+    return _balanced(tokens, range(index, -1, -1))
+
+
+def _balanced(tokens: list[Token], indices: range) -> int:
+    """Return the first index at which all brackets since the first one are balanced, or -1."""
+    inwards, outwards = (OPENING, CLOSING) if indices.step > 0 else (CLOSING, OPENING)
     depth = 0
-    for i in range(index, -1, -1):
+    for i in indices:
         if tokens[i].kind != "punctuation":
             continue
-        if tokens[i].text in CLOSING:
+        if tokens[i].text in inwards:
             depth += 1
-        elif tokens[i].text in OPENING:
+        elif tokens[i].text in outwards:
             depth -= 1
             if depth == 0:
                 return i

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.domain import BuildFailed
+from harness.domain import BuildFailed, Unsupported
+from harness.worker.cuda_on_cpu.nvcc_options import read_flags
 from harness.worker.cuda_on_cpu.support import (
     PREFIX_FLAGS,
     RUNTIME,
@@ -17,6 +20,8 @@ from harness.worker.cuda_on_cpu.support import (
     torch_include_flags,
     torch_library_folder,
 )
+from harness.worker.cuda_on_cpu.unsupported import CUDA_HEADER
+from harness.worker.inputs import of_the_tool_chain
 
 # Instrumentation without libtsan: the run-time library supplies the callbacks. The option defines a
 # macro, with which the compiler would reject the precompiled header.
@@ -59,50 +64,50 @@ _ERROR = re.compile(
 _CUDA_LIBRARY = re.compile(
     r"-l(cuda|cudart|cublas|cublasLt|cudnn|c10_cuda|torch_cuda|nvToolsExt)\b"
 )
+_FROM = re.compile(r"^(?:In file included from |\s+from )?([^\s:][^:]*):(\d+)[:,]")
+# Headers of torch that need CUDA, and those of a CUDA toolkit.
+_OF_CUDA = re.compile(
+    r"/torch/include/.*(?:cuda|cudnn|cublas)|/cuda[^/]*/(?:.*/)?include/", re.IGNORECASE
+)
 _LINK_ERROR = re.compile(r"(undefined reference to .*|multiple definition of .*)")
 
 
-def _words(flags: Sequence[str]) -> list[str]:
-    """Return flags split at blanks, as a line of a build file would be."""
-    return [word for flag in flags for word in flag.split()]
+# nvcc's options that a host compiler has too.
+_KEPT = {
+    "define-macro": "-D",
+    "undefine-macro": "-U",
+    "include-path": "-I",
+    "system-include": "-isystem",
+    "pre-include": "-include",
+}
+
+
+def words(flags: Sequence[str]) -> list[str]:
+    """Return flags as the shell splits them that runs a build file's line; "" is nothing.
+
+    Raises:
+        BuildFailed: a quote is not closed.
+    """
+    try:
+        return shlex.split(" ".join(flags))
+    except ValueError as error:
+        raise BuildFailed(f"compiler flags {flags!r}: {error}") from error
 
 
 def cuda_flags(flags: Sequence[str]) -> list[str]:
     """Return those of nvcc's flags that a host compiler can use.
 
     Raises:
-        BuildFailed: an option that nvcc does not know either.
+        BuildFailed: nvcc refuses one of them.
     """
     kept = list(_TORCH_CUDA_DEFINES)
-    takes_value = {
-        "-gencode", "-arch", "-code", "-Xptxas", "-Xcompiler", "-Xcudafe", "-Xlinker", "-Xnvlink",
-        "-maxrregcount", "--maxrregcount", "-ccbin", "--threads", "-t", "-diag-suppress",
-        "--generate-code", "--gpu-architecture", "--compiler-options", "--ptxas-options",
-    }  # fmt: skip
-    known = re.compile(
-        r"-O[0-3]|-lineinfo|--generate-line-info|-G|-g|--?use_fast_math|--?expt-\S+|--?extended-lambda"
-        r"|--?relaxed-constexpr|-w|-v|--verbose|--?fmad=\S+|--?ftz=\S+|--?prec-\S+|--?std=\S+|-rdc=\S+"
-        r"|--?restrict|--?diag-suppress=?\S*|-diag-error\S*|-W\S*|--?maxrregcount=\S+|-arch=\S+"
-        r"|--gpu-architecture=\S+|-gencode=\S+|--generate-code=\S+|-code=\S+|-Xptxas=\S+"
-        r"|-Xcompiler=\S+|--ptxas-options=\S*|--compiler-options=\S*|--threads=?\S*|-t=?\d+|-dc|-c"
-        r"|--?keep\S*|--?source-in-ptx|--?resource-usage|-res-usage|--?default-stream\S*|-Xcudafe=\S+"
-        r"|--?forward-unknown-\S+|--?Wno-\S+|-m64|-l\S+|-L\S+|-f\S+|--?allow-unsupported-compiler"
-        r"|--?split-compile\S*|--?Ofast-compile\S*|--?extra-device-vectorization|--?optimize\S*"
-    )
-    i = 0
-    flags = _words(flags)
-    while i < len(flags):
-        flag = flags[i]
-        if flag.startswith(("-D", "-U", "-I", "-isystem", "--define-macro", "-include")):
-            kept.append(flag)
-            if flag in ("-D", "-U", "-I", "-isystem", "-include") and i + 1 < len(flags):
-                i += 1
-                kept.append(flags[i])
-        elif flag in takes_value:
-            i += 1
-        elif not known.fullmatch(flag):
-            raise BuildFailed(f"nvcc does not know the option {flag!r} in extra_cuda_cflags")
-        i += 1
+    for flag in read_flags(words(flags)):
+        if flag.name == "compiler-options":
+            kept += [v for v in flag.value.split(",") if re.match(r"-[DUI].|-fopenmp$", v)]
+        elif flag.name in _KEPT:
+            spelling = _KEPT[flag.name]
+            for value in flag.value.split(","):
+                kept += [spelling + value] if len(spelling) == 2 else [spelling, value]
     return kept
 
 
@@ -127,10 +132,16 @@ def compile_object(
     command += [f"-DTORCH_EXTENSION_NAME={name}", "-w", "-fdiagnostics-color=never"]
     command += ["-I", str(support.prefix.parent), "-I", str(RUNTIME / "include")]
     command += [f"-I{p}" for p in include_paths]
-    command += [*torch_include_flags(), *flags, "-c", str(source), "-o", str(output)]
+    command += [*torch_include_flags(), *flags, "-MD", "-c", str(source), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True)
     log = " ".join(command) + "\n" + done.stdout + done.stderr
     if done.returncode != 0:
+        missing = missing_cuda_header(done.stderr, source)
+        if missing:
+            raise Unsupported(
+                f"{missing}, which the CPU runner lacks; "
+                "next: evaluate it on a GPU with --device cuda"
+            )
         raise BuildFailed(first_error(done.stderr, source), log)
     return log
 
@@ -148,7 +159,7 @@ def link(
     command += [f"-L{lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
     command += ["-ltorch_python"] if python else []
     kept = []
-    for flag in _words(flags):
+    for flag in words(flags):
         if _CUDA_LIBRARY.match(flag):
             continue  # a library of CUDA, which the run-time library replaces
         kept.append(flag)
@@ -162,27 +173,61 @@ def link(
 
 def first_error(text: str, source: Path) -> str:
     """Return the compiler's first error as ``file:line: message``."""
+    found = _first_error(text)
+    if found is None:
+        return f"{source.name}: the compiler failed: {text.strip()[:300]}"
+    file, number, message, around = found
+    # An error inside our headers: what led there is the solution's line.
+    if not _is_own(file):
+        file, number = _required_from(around) or (file, number)
+    return f"{file}:{number}: {message}"
+
+
+def missing_cuda_header(text: str, source: Path) -> str:
+    """Return which header of CUDA the first error is about, after ``file:line: ``, or "".
+
+    A header that is not found, or one of torch's or the toolkit's for CUDA that does not compile
+    without the rest of CUDA.
+    """
+    found = _first_error(text)
+    if found is None:
+        return ""
+    file, number, message, around = found
+    absent = re.match(r"(\S+): No such file or directory", message)
+    if absent and _is_own(file):
+        name = absent.group(1)
+        return f"{file}:{number}: <{name}> is a part of CUDA" * bool(CUDA_HEADER.fullmatch(name))
+    # What the solution itself includes comes last before its own line.
+    chain = [file, *(m.group(1) for line in around if (m := _FROM.match(line)))]
+    theirs = list(itertools.takewhile(lambda f: not _is_own(f), chain))
+    for header in reversed(theirs):
+        name = re.sub(r".*/include/", "", header)
+        if _OF_CUDA.search(header):
+            file, number = _required_from(around) or (source.name, "1")
+            return f"{file}:{number}: <{name}> needs a part of CUDA"
+    return ""
+
+
+def _first_error(text: str) -> tuple[str, str, str, list[str]] | None:
+    """Return file, line and message of the first error, and the lines around it."""
     lines = text.split("\n")
     for i, line in enumerate(lines):
         match = _ERROR.match(line)
-        if not match:
-            continue
-        file, number = match.group("file"), match.group("line")
-        # An error inside a header: name the line of the solution that led there.
-        if str(RUNTIME) in file or "/torch/include/" in file or "/include/c++/" in file:
-            own = _required_from(lines[max(0, i - 40) : i + 12], source)
-            if own:
-                file, number = own
-        return f"{file}:{number}: {match.group('text')}"
-    return f"{source.name}: the compiler failed: {text.strip()[:300]}"
+        if match:
+            around = lines[max(0, i - 40) : i + 12]
+            return match.group("file"), match.group("line"), match.group("text"), around
+    return None
 
 
-def _required_from(lines: list[str], source: Path) -> tuple[str, str] | None:
+def _is_own(file: str) -> bool:
+    parts = (str(RUNTIME), "/torch/include/", "/include/c++/")
+    return not any(part in file for part in parts) and not of_the_tool_chain(Path(file))
+
+
+def _required_from(lines: list[str]) -> tuple[str, str] | None:
     for line in lines:
-        match = re.match(r"^(?:In file included from |\s+from )?([^\s:][^:]*):(\d+):", line)
-        if match and not any(
-            part in match.group(1) for part in (str(RUNTIME), "/torch/include/", "/include/c++/")
-        ):
+        match = _FROM.match(line)
+        if match and _is_own(match.group(1)):
             return match.group(1), match.group(2)
     return None
 

@@ -16,9 +16,9 @@ from harness.report import (
     explain_in_full,
     explain_run,
     open_progress,
-    render_document,
     render_markdown,
     render_page,
+    render_run,
     render_table,
     summarize,
     write_document,
@@ -152,7 +152,7 @@ def test_full_explanation_has_checks_and_memory() -> None:
 
 
 def test_document_holds_every_verdict(tmp_path: Path) -> None:
-    text = render_document([PASSED, WRONG], {"cpu": "x"}, exit_code=1)
+    text = render_run(Run(verdicts=(PASSED, WRONG), environment={"cpu": "x"}, exit_code=1))
     document = json.loads(text)
     assert document["schema_version"] == 2
     assert document["environment"] == {"cpu": "x"}

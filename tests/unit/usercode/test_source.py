@@ -21,3 +21,12 @@ def test_what_is_derived_from_a_replaced_constant_follows(tmp_path: Path) -> Non
     path.write_text("features = 64 * 2\nshape = (features, 3)\n")
     module = source.execute(path, "derived_problem", {"features": 5})
     assert module.shape == (5, 3)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_read_as_python_reads_them(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "marked.py"
+    path.write_bytes(b"\xef\xbb\xbfN = 4\r\nTEXT = '''a\r\nb'''\r\n")
+    assert source.integer_constants(source.parse(path)) == {"N": 4}
+    assert source.execute(path, "marked_problem").TEXT == "a\nb"

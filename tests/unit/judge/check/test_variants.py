@@ -92,7 +92,8 @@ def test_floating_arguments_change_and_integers_do_not() -> None:
     changed = trials.varied([torch.ones(3), 3.0, 2, True, "mean", 0.0], "numbers", 1, [], {})
     assert changed.inputs[1:] == [3.75, 2, True, "mean", 0.0]
     assert changed.changed and changed.outside
-    kept = trials.varied([torch.ones(3), 0.5], "numbers", 1, ["x", "p"], {"p": {"max": 0.5}})
+    x = torch.randn(3)
+    kept = trials.varied([x, 0.5], "numbers", 1, ["x", "p"], {"p": {"max": 0.5}})
     assert not kept.changed and not kept.outside
 
 
@@ -209,3 +210,11 @@ def test_half_of_the_edits_are_pure_swaps() -> None:
         assert not torch.equal(fresh, x)
         sums.append(torch.equal(fresh.flatten().sort().values, x.flatten().sort().values))
     assert any(sums) and not all(sums)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(3, 4), torch.ones(5), torch.full((), 0.5)])
+def test_equal_elements_become_others(x: torch.Tensor) -> None:
+    """A hidden state of zeros, weights of ones, a scale in a tensor: what is given is data."""
+    fresh = variant(x, "numbers")
+    assert fresh.shape == x.shape and bool((fresh != x).all())
+    assert torch.equal(variant(torch.tensor([1, 1, 1]), "numbers"), torch.tensor([1, 1, 1]))

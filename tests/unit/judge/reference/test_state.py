@@ -32,29 +32,6 @@ WEIGHT, BIAS = entry("weight", "parameter", 3, 2), entry("bias", "parameter", 3)
 
 
 @pytest.mark.parametrize(
-    "claimed",
-    [
-        None,
-        {},
-        "weight",
-        [None],
-        [[]],
-        ["weight"],
-        [{}],
-        [{**WEIGHT, "shape": None}],
-        [{**WEIGHT, "shape": 7}],
-        [{**WEIGHT, "shape": ["x"]}],
-        [{**WEIGHT, "shape": [[3], 2]}],
-        [{**WEIGHT, "shape": [math.nan]}],
-        [{k: v for k, v in WEIGHT.items() if k != "tie"}],
-    ],
-)
-def test_a_description_that_is_none_is_refused(claimed: Any) -> None:
-    with pytest.raises(StateMismatch, match="malformed"):
-        match([WEIGHT], claimed)
-
-
-@pytest.mark.parametrize(
     ("claimed", "said"),
     [
         ([], "nothing of the candidate takes the reference's weight"),

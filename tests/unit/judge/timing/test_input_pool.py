@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,9 @@ class Problem:
     def __init__(self, draw: Callable[[], list[Any]]) -> None:
         self.draw = draw
         self.draws = 0
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def inputs(self, seed: int) -> list[Any]:
         self.draws += 1

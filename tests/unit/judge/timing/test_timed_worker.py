@@ -18,6 +18,7 @@ from harness import ipc
 from harness.domain import CANDIDATE
 from harness.ipc import mailbox
 from harness.judge.timing.timed_worker import Timed, TimedWorker
+from harness.judge.workers import replies
 
 Act = Callable[["FakeWorker", mailbox.BatchMailbox, list[int]], None]
 
@@ -86,7 +87,11 @@ class FakeWorker:
     def answer(self) -> dict[str, Any]:
         forms = [ipc.described(t) for t in self.outputs[-1:]]
         true = {"claimed_ms": 1.0, "allocations": [], "forms": forms, "state": []}
-        return true | self.lies
+        true |= {"moving": [], "moving_at": []}
+        try:
+            return replies.read("go", {"ok": True, **true, **self.lies})
+        except ipc.WireViolation as error:
+            raise MisdescribedError(str(error)) from None
 
 
 def compute(worker: FakeWorker, page: mailbox.BatchMailbox, order: list[int]) -> None:
@@ -308,11 +313,9 @@ def test_who_never_says_what_its_calls_give_is_not_left_alone(
     timed_worker = timed_workers(worker)
     true = worker.answer
 
-    def silent() -> dict[str, Any]:
-        return {"claimed_ms": 1.0, "allocations": true()["allocations"]}
-
-    worker.answer = silent  # type: ignore[method-assign]
-    with pytest.raises(MisdescribedError):
+    said = {"ok": True, "claimed_ms": 1.0, "allocations": true()["allocations"]}
+    worker.answer = lambda: replies.read("go", said)  # type: ignore[method-assign]
+    with pytest.raises(ipc.WireViolation, match="forms"):
         run(timed_worker, [0])
 
 

@@ -73,7 +73,7 @@ def test_a_system_that_shows_no_memory_is_named() -> None:
 
 def test_gpu_memory_where_there_is_no_gpu_is_refused(peer_memory: PeerMemory) -> None:
     with pytest.raises(ipc.WireViolation, match="no GPU"):
-        peer_memory.learn([{"base": 4096, "bytes": 4096, "handle": "00" * 64}])
+        peer_memory.learn([{"base": 4096, "bytes": 4096, "handle": bytes(64)}])
 
 
 @pytest.mark.gpu
@@ -102,10 +102,12 @@ sys.stdin.readline()
     assert peer.stdout is not None and peer.stdin is not None
     said = json.loads(peer.stdout.readline())
     peer_memory = PeerMemory(0, torch.device("cuda:0"), 1 << 30)
+    for one in said["allocations"]:
+        one["handle"] = bytes.fromhex(one["handle"])
     longer = [{**said["allocations"][0], "bytes": 1 << 40}]
     peer_memory.learn(longer)
     assert "not what the handle" in peer_memory.blind
-    peer_memory.learn([{"base": 1 << 40, "bytes": 4096, "handle": "ab" * 64}])
+    peer_memory.learn([{"base": 1 << 40, "bytes": 4096, "handle": b"\xab" * 64}])
     peer_memory.learn(said["allocations"])
     torch.ones(3, device="cuda").sum().item()  # no error of the driver's is left behind
     forms = [ipc.form(f) for f in said["forms"]]

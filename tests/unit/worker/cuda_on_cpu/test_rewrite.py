@@ -82,8 +82,27 @@ def test_questions_for_the_device_are_answered_by_the_runner() -> None:
         "if (!x.is_cuda() && y->device().is_cpu()) f(x.device().type() == torch::kCUDA);"
     )
     assert "!::emu::is_cuda((x))" in text
-    assert "::emu::is_cpu((y->device()))" in text
+    assert "::emu::is_cpu((::emu::device(*(y))))" in text
     assert "== ::emu::cuda_type()" in text
+
+
+def test_device_and_its_index_are_those_of_a_gpu() -> None:
+    text = rewrite_host("f((t).device().index(), o.options().device(), g(x).get_device());")
+    assert text == (
+        "f(::emu::device(((t))).index(), ::emu::device((o.options())), ::emu::get_device((g(x))));"
+    )
+    assert rewrite_host("o.device(torch::Device(d))") == "o.device(torch::Device(d))"
+
+
+def test_switch_over_a_device_type_meets_its_labels() -> None:
+    body = "{ case torch::kCUDA: break; case c10::DeviceType::CPU: f(); }"
+    assert rewrite_host(f"switch (x.device().type()) {body}") == (
+        f"switch (::emu::switched(::emu::device((x)).type())) {body}"
+    )
+    assert rewrite_host(f"switch (auto t = y.t(); t) {body}") == (
+        f"switch (auto t = y.t();::emu::switched( t)) {body}"
+    )
+    assert rewrite_host("switch (n) { case 1: f(); }") == "switch (n) { case 1: f(); }"
 
 
 def test_cpu_device_is_only_touched_in_comparisons() -> None:
