@@ -98,11 +98,16 @@ class Server:
         return {}
 
     def _fork(self, fds: list[int]) -> int:
+        ready, not_yet = os.pipe()
         pid = os.fork()
         if pid == 0:
             self._become_judge(fds)
-        for fd in fds:
+        for fd in (*fds, not_yet):
             os.close(fd)
+        # Until the judge has a session of its own, the fleet could not end its process group. The
+        # pipe ends as soon as the judge has closed what it inherited, or has died.
+        os.read(ready, 1)
+        os.close(ready)
         self._judges.add(pid)
         return pid
 
