@@ -59,7 +59,7 @@ def verdict(
     facts.peak["judge"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     warnings = [*facts.warnings, *(report.warnings if report else ())]
     if status is not Status.PASSED:
-        message, warnings = diagnose.advised(status, message), []
+        message, warnings = diagnose.advised(status, message, options.device), []
     speed = facts.speed if status is Status.PASSED else Speed()
     if speed.speedup is None and not speed.note:
         why = "emulated: correctness only" if options.device == "emulated" else "not measured"

@@ -33,8 +33,8 @@ _NEXT = {
     Status.WRONG_STATE: "update buffers in place as the reference does, and nothing else",
     Status.INPUT_MUTATED: "write into memory of your own",
     Status.NONDETERMINISTIC: "look for races and for random numbers outside torch's generator",
-    Status.MEMORY_FAULT: "--device emulated names kernel, line and thread",
-    Status.CRASHED: "--device emulated checks every access; the log has the worker's stderr",
+    Status.MEMORY_FAULT: "mend the access at that line",
+    Status.CRASHED: "the log has the worker's stderr",
     Status.OUT_OF_MEMORY: "check allocations in forward; --size small needs less",
     Status.TIMED_OUT: "look for an endless loop; --timeout raises the limit",
     Status.TAMPERED: "leave the harness's process, clock and wire alone",
@@ -45,9 +45,16 @@ _NEXT = {
 }
 
 
-def advised(status: Status, message: str) -> str:
+_NEXT_ON_GPU = {
+    Status.MEMORY_FAULT: "--device emulated names kernel, line and thread",
+    Status.CRASHED: "--device emulated checks every access; the log has the worker's stderr",
+}
+
+
+def advised(status: Status, message: str, device: str) -> str:
     """Return the message in one line, with what to do next unless it says so itself."""
-    advice = None if "Next: " in message else _NEXT.get(status)
+    steps = _NEXT | _NEXT_ON_GPU if device.startswith("cuda") else _NEXT
+    advice = None if "Next: " in message else steps.get(status)
     first = " ".join(message.split()).rstrip(".")
     if len(first) > _MAX_MESSAGE:
         first = first[:_MAX_MESSAGE] + " ..."

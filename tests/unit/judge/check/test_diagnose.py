@@ -58,15 +58,15 @@ def test_the_sign_of_an_input_is_named_where_it_decides() -> None:
 
 def test_every_status_that_blames_somebody_has_advice() -> None:
     for status in Status:
-        advised = diagnose.advised(status, "it failed")
+        advised = diagnose.advised(status, "it failed", "cpu")
         assert ("Next: " in advised) is (status is not Status.PASSED), status
 
 
 def test_advice_is_one_short_line() -> None:
     """A solution chooses the text of its own exception."""
-    message = diagnose.advised(Status.CRASHED, "a\n\n  b\t" + "x" * 10_000)
+    message = diagnose.advised(Status.CRASHED, "a\n\n  b\t" + "x" * 10_000, "cpu")
     assert "\n" not in message and message.startswith("a b x") and len(message) < 2000
-    assert diagnose.advised(Status.CRASHED, "it died. Next: call") == "it died. Next: call"
+    assert diagnose.advised(Status.CRASHED, "it died. Next: call", "cpu") == "it died. Next: call"
 
 
 def written(folder: Path, **changes: Any) -> str | None:
@@ -129,3 +129,9 @@ def test_a_signal_in_host_code_is_a_fault_only_where_it_touched_a_tensor(
     found = [finding(kernel="", detail=detail)]
     status, _ = causes.with_findings(found, Status.CRASHED, "died with SIGSEGV")
     assert status is (Status.MEMORY_FAULT if blamed else Status.CRASHED)
+
+
+@pytest.mark.parametrize("status", [Status.MEMORY_FAULT, Status.CRASHED])
+def test_advice_does_not_name_the_device_that_is_in_use(status: Status) -> None:
+    assert "--device emulated" in diagnose.advised(status, "it failed", "cuda:0")
+    assert "--device" not in diagnose.advised(status, "it failed", "emulated")
