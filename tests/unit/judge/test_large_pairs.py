@@ -28,7 +28,7 @@ def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypat
     described = {"output": encoder.encode(torch.arange(4.0))}
     encoder.finish()
     worker = object.__new__(RemoteWorker)
-    worker._outbox, worker._device = arena, "cuda:1"
+    worker._outbox, worker._device, worker._asked = arena, "cuda:1", "call"
     waited: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     values = worker.values({"values": described, "table": encoder.table})

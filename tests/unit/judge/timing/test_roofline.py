@@ -157,7 +157,8 @@ def test_throttled_block_is_told(fake: FakeNvml, reasons: int, said: str) -> Non
 def test_other_processes_are_counted_and_ours_are_not(fake: FakeNvml) -> None:
     import os
 
-    fake.users = [os.getpid(), os.getppid(), 1]
+    stranger = (1 << 22) - 1  # no process of this machine, and none of this run
+    fake.users = [os.getpid(), os.getppid(), stranger]
     watch = nvml.GpuWatch(GPU)
     watch.condition()
     assert watch.record()["other_processes"] == 1
