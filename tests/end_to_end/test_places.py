@@ -362,7 +362,7 @@ def test_run_of_a_read_only_checkout_is_in_the_history(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = users_cache / "kernel-eval" / "results"
-    assert f"{PROJECT_ROOT} is read-only: this run is kept in {folder}" in done.stderr
+    assert f"{PROJECT_ROOT} is read-only, so this run is stored in {folder}" in done.stderr
     assert len(list(folder.glob("*.json"))) == 1
 
 

@@ -25,7 +25,7 @@ def test_private_copies_are_complete_before_the_worker_may_write_again(monkeypat
     """A copy of gigabytes takes milliseconds; the next answer would go to the same memory."""
     arena = ipc.HostArena.create(1 << 12)
     encoder = ipc.Encoder(arena)
-    described = {"output": encoder.encode(torch.arange(4.0))}
+    described = {"output": encoder.encode(torch.arange(4.0)), "state": encoder.encode({})}
     encoder.finish()
     worker = object.__new__(RemoteWorker)
     worker._outbox, worker._device, worker._asked = arena, "cuda:1", "call"
