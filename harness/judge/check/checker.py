@@ -392,8 +392,7 @@ class Checker:
         kept = experiments.answers_of_another_call(self._alternatives(trial, case))
         if kept:
             said.insert(0, kept)
-        refused.mismatch = recast(mismatch, status, "; ".join(said))
-        return refused
+        return Refused(recast(mismatch, status, "; ".join(said)), trial, case)
 
     def _compared_again(
         self, trial: trials.Trial, case: Case
