@@ -128,6 +128,40 @@ def is_free_order(
     return False
 
 
+def are_free_elements(
+    got: torch.Tensor,
+    expected: torch.Tensor,
+    places: torch.Tensor,
+    orders: list[tuple[torch.Tensor, int, torch.Tensor]],
+    near: float,
+) -> bool:
+    """Return whether some indices stand for elements that are equal to those that are expected.
+
+    Args:
+        got: the candidate's indices at places, one-dimensional.
+        expected: all of the reference's.
+        places: which elements of expected, in the order of its indices.
+        orders: see FreeOrders.found.
+        near: see is_free_order.
+    """
+    want = expected.flatten()[places]
+    for keys, dim, indices in orders:
+        if indices.shape != expected.shape or not keys.dim():
+            continue
+        if int(got.min()) < 0 or int(got.max()) >= keys.shape[dim]:
+            continue
+        at, along = list(torch.unravel_index(places, expected.shape)), dim % keys.dim()
+        at[along] = got
+        mine = keys[tuple(at)]
+        at[along] = want
+        theirs = keys[tuple(at)]
+        finite = torch.where(torch.isfinite(keys), keys, 0) if keys.is_floating_point() else keys
+        bound = near * float(finite.abs().max()) if keys.is_floating_point() else 0.0
+        if bool(_are_equal(mine, theirs, bound).all()):
+            return True
+    return False
+
+
 def _are_equal(a: torch.Tensor, b: torch.Tensor, bound: float) -> torch.Tensor:
     """Return where keys are equal, or floating ones no farther apart than bound; inf equals inf."""
     if not a.is_floating_point():

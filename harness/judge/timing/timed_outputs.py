@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from harness.judge.check.fingerprint import Evidence, Looks, named
 from harness.judge.check.precision import Standard
 from harness.judge.check.structure import Mismatch, same_number
 from harness.judge.reference import state
+from harness.judge.reference.dataflow import FreeOrders, are_free_elements
 from harness.judge.reference.oracle import Oracle
 from harness.judge.reference.problem import Outcome, Problem
 from harness.judge.reference.similarity import triples
@@ -34,6 +36,8 @@ from harness.usercode.modules import (
 )
 
 _SAMPLE = 1 << 22
+_NEAR_KEYS = 1e-6
+"""Keys of a sort are equal if they differ by this part of the largest: some units of rounding."""
 _GRADIENTS_PART = 1 / 8
 _MOVED_PART, _MOVED_EPS = 0.25, 64.0
 """The state after a batch may be off by this part of what the batch changed, and by so many units
@@ -162,7 +166,9 @@ class OutputCheck:
             self._check_forms(wanted, seen.layout)
             if whole is not None:
                 self._check_rest(seen, whole)
-            self._check_elements(wanted, seen, position)
+            self._check_elements(
+                wanted, seen, position, functools.partial(self._free_orders, staged, rng)
+            )
             self._check_values(expected.output, seen.words.get(position))
             if whole is not None and self._repeats:
                 self._check_whole(wanted, whole, seen.layout, expected, oracle, evidence)
@@ -206,7 +212,13 @@ class OutputCheck:
                     f"{list(want.shape)}",
                 )
 
-    def _check_elements(self, wanted: list[torch.Tensor | None], seen: Seen, position: int) -> None:
+    def _check_elements(
+        self,
+        wanted: list[torch.Tensor | None],
+        seen: Seen,
+        position: int,
+        orders: Callable[[], list[tuple[torch.Tensor, int, torch.Tensor]]],
+    ) -> None:
         numbers = torch.from_numpy(seen.numbers[position])
         read = tensors_read(seen.numbers[position], len(wanted))
         for i, (tensor, got) in enumerate(zip(wanted, seen.elements[position], strict=True)):
@@ -228,7 +240,12 @@ class OutputCheck:
                 wrong = not bool(torch.isfinite(off).all())
                 wrong = wrong or not rms(off) <= self._bound(tensor, want)
             else:
-                wrong = not torch.equal(got.to(want.device), want)
+                got = got.to(want.device)
+                places = (numbers % tensor.numel()).to(tensor.device)
+                wrong = not torch.equal(got, want) and not (
+                    got.dtype is torch.int64
+                    and are_free_elements(got, tensor, places, orders(), _NEAR_KEYS)
+                )
             if wrong:
                 raise _wrong(
                     Status.WRONG_VALUES,
@@ -236,6 +253,17 @@ class OutputCheck:
                     "said done (late, stale, left out, or in memory that the judge cannot see"
                     + (f": {seen.blind})" if seen.blind else ")"),
                 )
+
+    def _free_orders(
+        self, staged: Values, rng: int
+    ) -> list[tuple[torch.Tensor, int, torch.Tensor]]:
+        """Return the sorts of a call that promise no order among equal elements."""
+        before = {n: t.detach().clone() for n, t in self._problem.state().items()}
+        watch = FreeOrders()
+        with watch:
+            self._problem.call(self._problem.reference, self._mode, staged[0], rng, None)
+        write_state(self._problem.reference, before)
+        return watch.found
 
     def _check_values(self, output: Any, words: Sequence[int] | None) -> None:
         """See that numbers and other values of a timed call are the reference's."""
