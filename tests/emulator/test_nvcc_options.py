@@ -54,8 +54,8 @@ REFUSED = re.split(
 
 @pytest.mark.parametrize("flags", TAKEN)
 def test_flag_that_nvcc_takes_is_taken(flags: str) -> None:
-    cuda_flags([flags])
-    cuda_flags(re.findall(r'(?:"[^"]*"|\S)+', flags))
+    words = re.findall(r'(?:"[^"]*"|\S)+', flags)
+    assert cuda_flags([flags]) == cuda_flags(words), "one string or one word each: the same flags"
 
 
 @pytest.mark.parametrize("flags", REFUSED)
