@@ -208,6 +208,11 @@ class Policy:
     tensors_factor: int = 4
     tensors_floor: int = 64
 
+    @property
+    def near_keys(self) -> float:
+        """Return by which part of the largest the equal keys of a sort may differ: by rounding."""
+        return self.eps_factor * torch.finfo(torch.float32).eps
+
     def tolerance(self, dtype: torch.dtype) -> tuple[float, float]:
         """Return (atol, rtol) for outputs of a dtype."""
         if dtype in (torch.float16, torch.bfloat16):

@@ -283,8 +283,7 @@ class Evidence:
             watch = FreeOrders()
             self._run(watch, None)
             self._orders = watch.found
-        near = self._policy.eps_factor * torch.finfo(torch.float32).eps
-        return is_free_order(got, expected, self._orders, near)
+        return is_free_order(got, expected, self._orders, self._policy.near_keys)
 
     def allowed(self, what: str, precision: str) -> torch.Tensor | None:
         """Return the largest change that a declared precision makes in a tensor, sampled."""

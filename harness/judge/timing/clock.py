@@ -112,6 +112,13 @@ class ClockPolicy:
             their tensor's spread, but at least by the second part of its size and at most by the
             first. They show work that is late, stale or left out. Precision is judged by whole
             outputs: coarse formats round by up to a hundredth of the size.
+        gradients_part: in this part of the batches, and in the first, gradients are held against
+            the oracle's. In float64 they take three times as long as outputs.
+        state_part: after this part of the blocks, and after the last, one more batch shows the
+            state that the candidate's calls leave.
+        moved_part, moved_eps: that state may be off by the first part of what the batch changed,
+            and by so many units of rounding of its size. Sums of other orders differ by less, an
+            update that is left out by all.
         plausible_times: if the reference never gives the same again, the size of outputs may differ
             by this factor.
         alike_part: two outputs of the reference are the same if they differ by no more than this,
@@ -168,6 +175,10 @@ class ClockPolicy:
     whole_part: float = 0.25
     element_part: float = 0.05
     element_size_part: float = 0.01
+    gradients_part: float = 1 / 8
+    state_part: float = 1 / 4
+    moved_part: float = 0.25
+    moved_eps: float = 64.0
     plausible_times: float = 4.0
     alike_part: float = 1e-3
 

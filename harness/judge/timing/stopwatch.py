@@ -33,8 +33,6 @@ from harness.judge.workers.remote import KilledBesideSolution, RemoteWorker, Wor
 
 _HOST_BUDGET_BYTES = 512 << 20
 _SPARE_BYTES = 2 << 30
-_STATE_PART = 1 / 4
-"""After this part of the blocks, the judge looks at the state that the candidate's calls leave."""
 _COMPILE_S = 300.0
 """Limit of a batch in which torch.compile may compile. All other batches have the usual limit."""
 
@@ -230,7 +228,7 @@ class Stopwatch:
     def _between_blocks(self) -> None:
         """Check what the last block timed, and now and then what calls make of the state."""
         self._batches.check_pending()
-        if self._probe.moving and self._secret.random() < _STATE_PART:
+        if self._probe.moving and self._secret.random() < self._policy.state_part:
             self._batches.check_state()
 
     def _enter(self, step: str) -> None:

@@ -36,12 +36,6 @@ from harness.usercode.modules import (
 )
 
 _SAMPLE = 1 << 22
-_NEAR_KEYS = 1e-6
-"""Keys of a sort are equal if they differ by this part of the largest: some units of rounding."""
-_GRADIENTS_PART = 1 / 8
-_MOVED_PART, _MOVED_EPS = 0.25, 64.0
-"""The state after a batch may be off by this part of what the batch changed, and by so many units
-of rounding of its size. Sums of other orders differ by less, an update that is left out by all."""
 _PART = 1 << 20
 """Elements of an input that are read; all of it if it has no more."""
 
@@ -105,6 +99,7 @@ class OutputCheck:
         self._large = large
         self._secret = secret
         self._moving = moving
+        self._near_keys = standard.policy.near_keys
         self._batches = 0
         self._looks = Looks()
 
@@ -244,7 +239,7 @@ class OutputCheck:
                 places = (numbers % tensor.numel()).to(tensor.device)
                 wrong = not torch.equal(got, want) and not (
                     got.dtype is torch.int64
-                    and are_free_elements(got, tensor, places, orders(), _NEAR_KEYS)
+                    and are_free_elements(got, tensor, places, orders(), self._near_keys)
                 )
             if wrong:
                 raise _wrong(
@@ -317,7 +312,9 @@ class OutputCheck:
             want = right[self._match.source[name]]
             if first is None or got is None or first.shape != want.shape:
                 continue  # not in sight before: its next batch shows where it lies
-            if got.shape != want.shape or not _moved_alike(first.to(want), got.to(want), want):
+            if got.shape != want.shape or not _moved_alike(
+                first.to(want), got.to(want), want, self._policy
+            ):
                 raise _wrong(
                     Status.WRONG_STATE,
                     f"after {len(timed.order)} timed calls state {name} is not the reference's: "
@@ -414,7 +411,9 @@ class OutputCheck:
         oracle = None
         if whole and not self._oracle.is_reference and not self._large:
             # Gradients in float64 take three times as long: seldom, but nobody knows when.
-            differentiated = self._batches == 1 or self._secret.random() < _GRADIENTS_PART
+            differentiated = (
+                self._batches == 1 or self._secret.random() < self._policy.gradients_part
+            )
             oracle = self._oracle.call(mode, inputs, rng, grads if differentiated else None)
         versions = [t._version for t in tensors_of(inputs)]
         outcome = problem.call(problem.reference, mode, inputs, rng, grads, private=True)
@@ -440,14 +439,17 @@ class OutputCheck:
         return outcome, exact, evidence
 
 
-def _moved_alike(first: torch.Tensor, got: torch.Tensor, want: torch.Tensor) -> bool:
+def _moved_alike(
+    first: torch.Tensor, got: torch.Tensor, want: torch.Tensor, policy: ClockPolicy
+) -> bool:
     """Return whether a state has moved from the first value to that which the reference has now."""
     if not differentiable(want):
         return torch.equal(got, want)
-    rounding = _MOVED_EPS * torch.finfo(want.dtype).eps * rms(want)
+    rounding = policy.moved_eps * torch.finfo(want.dtype).eps * rms(want)
     off = torch.where(torch.isfinite(want), (got - want).abs(), 0.0)
     return (
-        bool(torch.isfinite(off).all()) and rms(off) <= _MOVED_PART * rms(want - first) + rounding
+        bool(torch.isfinite(off).all())
+        and rms(off) <= policy.moved_part * rms(want - first) + rounding
     )
 
 
